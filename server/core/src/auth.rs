@@ -1,0 +1,310 @@
+//! Who is calling, and what that key may do. Tenant, product and scopes come from the credential.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use hub_proto::policy::MethodPolicy;
+use tonic::Code;
+
+use crate::error::{CORE, Error, Result};
+use crate::journal::{NewEvent, TenantRef};
+use crate::storage::Tx;
+use crate::tenancy::Tenancy;
+
+/// Metadata by which a key without tenant names the tenant of a call.
+pub const TENANT_HEADER: &str = "x-hub-tenant";
+
+/// The scope of an administrator: every action of the hub, and giving scopes of any product.
+pub const ADMINISTRATOR: &str = "hub:*";
+
+/// The rights of a key, e.g. `psa:tickets.read`, `psa:*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scopes(Arc<[String]>);
+
+impl Scopes {
+    /// Takes scopes as they are; see [`is_scope`] for the form.
+    pub fn new(scopes: impl IntoIterator<Item = String>) -> Self {
+        Scopes(scopes.into_iter().collect())
+    }
+
+    /// The scopes as given.
+    pub fn list(&self) -> &[String] {
+        &self.0
+    }
+
+    /// True if one of them covers `scope`, by whole segments; a last `*` covers all that follow.
+    pub fn allow(&self, scope: &str) -> bool {
+        self.0.iter().any(|held| covers(held, scope))
+    }
+
+    /// True for `hub:*`.
+    pub fn is_administrator(&self) -> bool {
+        self.0.iter().any(|held| held == ADMINISTRATOR)
+    }
+}
+
+/// Whether `held` covers everything that `asked` covers. `asked` may have a `*` itself.
+pub fn covers(held: &str, asked: &str) -> bool {
+    let (Some((held_product, held)), Some((product, asked))) =
+        (held.split_once(':'), asked.split_once(':'))
+    else {
+        return false;
+    };
+    if held_product != product && held_product != "*" {
+        return false;
+    }
+    let (mut held, mut asked) = (held.split('.').peekable(), asked.split('.'));
+    while let Some(segment) = held.next() {
+        let Some(wanted) = asked.next() else {
+            return false;
+        };
+        if segment == "*" && held.peek().is_none() {
+            return true;
+        }
+        if segment != "*" && segment != wanted {
+            return false;
+        }
+    }
+    asked.next().is_none()
+}
+
+/// Whether `scope` is `<product>:<action>` with whole segments or `*`.
+pub fn is_scope(scope: &str) -> bool {
+    let segment = |text: &str| {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
+        text == "*" || (!text.is_empty() && text.bytes().all(plain))
+    };
+    let Some((product, action)) = scope.split_once(':') else {
+        return false;
+    };
+    scope.len() <= 200 && product != "*" && segment(product) && action.split('.').all(segment)
+}
+
+/// The caller of an RPC; in the request's extensions once it was admitted.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Id of the key, `key_…`.
+    pub key_id: Arc<str>,
+    /// Tenant of the key, or the one named by the call; none = all tenants.
+    pub tenant: Option<TenantRef>,
+    /// Product that the key speaks for.
+    pub product: Option<Arc<str>>,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// The key itself belongs to no tenant.
+    pub all_tenants: bool,
+}
+
+impl Caller {
+    /// A key with no tenant, no product and `hub:*`.
+    pub fn is_operator(&self) -> bool {
+        self.all_tenants && self.product.is_none() && self.scopes.is_administrator()
+    }
+
+    /// Errors with `SCOPE_MISSING` unless the key has the scope.
+    pub fn require(&self, scope: &str) -> Result<()> {
+        if self.scopes.allow(scope) {
+            Ok(())
+        } else {
+            Err(scope_missing(self, scope))
+        }
+    }
+
+    /// The tenant, or `TENANT_REQUIRED`.
+    pub fn tenant(&self) -> Result<&TenantRef> {
+        self.tenant.as_ref().ok_or_else(tenant_required)
+    }
+
+    /// The product, or `PRODUCT_REQUIRED`.
+    pub fn product(&self) -> Result<&Arc<str>> {
+        self.product.as_ref().ok_or_else(product_required)
+    }
+}
+
+/// What a request presents.
+#[derive(Debug, Clone, Copy)]
+pub struct Credential<'a> {
+    /// All `authorization` headers.
+    pub headers: &'a HeaderMap,
+    /// Address of the peer, if known.
+    pub peer: Option<IpAddr>,
+}
+
+/// A future of [`Authenticator`].
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// Turns a credential into a caller; the domain of keys plugs in here.
+pub trait Authenticator: Send + Sync {
+    /// The caller, or why not (reasons of `hub.api_keys`).
+    fn authenticate<'a>(&'a self, credential: Credential<'a>) -> Answer<'a, Caller>;
+
+    /// Whether the key still works: long streams ask again while they run.
+    fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()>;
+}
+
+/// A key made within a domain's transaction; it works once that transaction is committed.
+pub struct IssuedKey {
+    /// Id, `key_…`.
+    pub key_id: String,
+    /// The secret, to be shown once and never logged.
+    pub plaintext: String,
+    /// Tells of the key; goes into the system log in the same commit.
+    pub event: NewEvent,
+}
+
+impl std::fmt::Debug for IssuedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IssuedKey")
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes keys for other domains; the domain of keys plugs in here.
+pub trait KeyIssuer: Send + Sync {
+    /// The first key of a tenant, with scope [`ADMINISTRATOR`], as part of `tx`.
+    fn issue_administrator<'a>(
+        &'a self,
+        tx: &'a mut Tx,
+        tenant: &'a TenantRef,
+        created_by: &'a str,
+    ) -> Answer<'a, IssuedKey>;
+
+    /// Keeps the secret of a committed key in memory for 10 minutes, so that a retry of the call
+    /// that made it can show it again.
+    fn keep_plaintext(&self, issued: &IssuedKey);
+
+    /// The secret, if it is still kept.
+    fn kept_plaintext(&self, key_id: &str) -> Option<String>;
+}
+
+/// Decides whether a caller may call a method, and for which tenant.
+///
+/// Errors: those of the authenticator, `SCOPE_MISSING`, `OPERATOR_ONLY`, `TENANT_REQUIRED`,
+/// `TENANT_NOT_FOUND`, `PRODUCT_REQUIRED`.
+pub async fn admit(
+    policy: &MethodPolicy,
+    credential: Credential<'_>,
+    authenticator: &dyn Authenticator,
+    tenancy: &Tenancy,
+) -> Result<Caller> {
+    let mut caller = authenticator.authenticate(credential).await?;
+    if policy.operator_only && !caller.is_operator() {
+        return Err(operator_only(policy.method));
+    }
+    if !policy.scope.is_empty() {
+        caller.require(policy.scope)?;
+    }
+    name_tenant(&mut caller, credential.headers, tenancy).await?;
+    if caller.tenant.is_none() && !policy.all_tenants && !policy.operator_only {
+        return Err(tenant_required());
+    }
+    if policy.product_required && caller.product.is_none() {
+        return Err(product_required());
+    }
+    Ok(caller)
+}
+
+/// A key of a tenant stays within it: naming another one is as if that one did not exist.
+async fn name_tenant(caller: &mut Caller, headers: &HeaderMap, tenancy: &Tenancy) -> Result<()> {
+    let Some(named) = headers.get(TENANT_HEADER) else {
+        return Ok(());
+    };
+    let named = named.to_str().unwrap_or_default();
+    match &caller.tenant {
+        Some(own) if own.id() == named => Ok(()),
+        Some(_) => Err(crate::tenancy::not_found(named)),
+        None => {
+            caller.tenant = Some(tenancy.find(named).await?);
+            Ok(())
+        }
+    }
+}
+
+fn scope_missing(caller: &Caller, scope: &str) -> Error {
+    let held = if caller.scopes.list().is_empty() {
+        "no scope".to_owned()
+    } else {
+        caller.scopes.list().join(" ")
+    };
+    let message = format!(
+        "Key {} lacks the scope {scope}; it holds {held}. Add the scope or use another key.",
+        caller.key_id
+    );
+    Error::new(
+        Code::PermissionDenied,
+        "hub.api_keys",
+        "SCOPE_MISSING",
+        message,
+    )
+    .with("keyId", &caller.key_id)
+    .with("missingScope", scope)
+    .with("heldScopes", held)
+}
+
+/// `OPERATOR_ONLY`; `method` is what only operators may do, e.g. `hub.platform.v1.Platform/…`.
+pub fn operator_only(method: &str) -> Error {
+    let message = format!(
+        "{method} is for operators: keys of no tenant and no product with scope {ADMINISTRATOR}. \
+         Use an operator key."
+    );
+    Error::new(Code::PermissionDenied, CORE, "OPERATOR_ONLY", message).with("method", method)
+}
+
+fn tenant_required() -> Error {
+    let message = format!(
+        "The key belongs to no tenant. Name the tenant of the call in the metadata {TENANT_HEADER}."
+    );
+    Error::new(Code::InvalidArgument, CORE, "TENANT_REQUIRED", message)
+        .with("header", TENANT_HEADER)
+}
+
+fn product_required() -> Error {
+    let message = "The key speaks for no product. Use a product's key for this call.";
+    Error::new(Code::InvalidArgument, CORE, "PRODUCT_REQUIRED", message)
+}
+
+/// The admitted caller of a request.
+pub fn caller<T>(request: &tonic::Request<T>) -> Result<Caller> {
+    let found = request.extensions().get::<Caller>().cloned();
+    found.ok_or_else(|| Error::internal("a request passed without being admitted"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_match_by_whole_segments() {
+        for (held, asked, covered) in [
+            ("psa:tickets.read", "psa:tickets.read", true),
+            ("psa:tickets.*", "psa:tickets.read", true),
+            ("psa:*", "psa:tickets.read", true),
+            ("psa:*.read", "psa:tickets.read", true),
+            ("psa:*.read", "psa:tickets.write", false),
+            ("psa:tick*", "psa:tickets.read", false),
+            ("psa:tickets", "psa:tickets.read", false),
+            ("psa:tickets.read", "psa:tickets", false),
+            ("psa:tickets.read", "psa:*", false),
+            ("psa:*", "psa:*", true),
+            ("hub:*", "psa:tickets.read", false),
+        ] {
+            assert_eq!(covers(held, asked), covered, "{held} {asked}");
+        }
+    }
+
+    #[test]
+    fn a_scope_has_a_product_and_whole_segments() {
+        for good in ["psa:tickets.read", "psa:*", "hub:events.*", "cmdb:a-b.c_d"] {
+            assert!(is_scope(good), "{good}");
+        }
+        for bad in [
+            "", "psa", "psa:", ":read", "*:read", "psa:ti*", "psa:a..b", "PSA:read",
+        ] {
+            assert!(!is_scope(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Time as an argument: the system's, or one that a test moves by hand.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+/// Microseconds since 1970-01-01T00:00:00Z.
+pub type Micros = i64;
+
+/// Where the time comes from; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Clock {
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    System,
+    Manual(Arc<watch::Sender<Micros>>),
+}
+
+impl Clock {
+    /// The machine's clock.
+    pub fn system() -> Self {
+        Clock {
+            source: Source::System,
+        }
+    }
+
+    /// A clock that stands still until [`Clock::advance`].
+    pub fn manual(start: Micros) -> Self {
+        Clock {
+            source: Source::Manual(Arc::new(watch::Sender::new(start))),
+        }
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Micros {
+        match &self.source {
+            Source::System => {
+                let since = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default();
+                i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+            }
+            Source::Manual(now) => *now.borrow(),
+        }
+    }
+
+    /// Moves a manual clock forward and wakes who sleeps on it; does nothing to the system's.
+    pub fn advance(&self, by: Duration) {
+        if let Source::Manual(now) = &self.source {
+            now.send_modify(|now| *now += micros(by));
+        }
+    }
+
+    /// Sleeps for `wait` of this clock.
+    pub async fn sleep(&self, wait: Duration) {
+        match &self.source {
+            Source::System => tokio::time::sleep(wait).await,
+            Source::Manual(now) => {
+                let mut seen = now.subscribe();
+                let until = now.borrow().saturating_add(micros(wait));
+                // The sender lives in `self`, so the wait cannot fail.
+                let _ = seen.wait_for(|now| *now >= until).await.map(|_| ());
+            }
+        }
+    }
+}
+
+/// A length of time in microseconds.
+pub fn micros(length: Duration) -> Micros {
+    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// As a protobuf timestamp.
+pub fn timestamp(at: Micros) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: at.div_euclid(1_000_000),
+        nanos: i32::try_from(at.rem_euclid(1_000_000) * 1000).unwrap_or(0),
+    }
+}
+
+/// From a protobuf timestamp; finer than a microsecond is cut.
+pub fn from_timestamp(at: &prost_types::Timestamp) -> Micros {
+    at.seconds
+        .saturating_mul(1_000_000)
+        .saturating_add(i64::from(at.nanos) / 1000)
+}

@@ -1,0 +1,336 @@
+//! The append-only log of each tenant: everything that happens is an event in it.
+//!
+//! Invariants:
+//! - An append that was answered is on disk.
+//! - Sequences are dense per tenant, in commit order, never used twice.
+//! - An identity is stored once; a retry is told where the first one is.
+//! - A domain's change and its events are one commit ([`Journal::commit`]).
+//! - Readers see committed events only, in order, without a hole.
+
+#[cfg(test)]
+mod crash_tests;
+mod filter;
+mod heads;
+mod identities;
+mod index;
+mod ledger;
+mod postgres;
+mod read;
+mod segment;
+mod sequencer;
+mod sqlite;
+mod tail;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+pub use heads::{STATEMENTS as HEAD_STATEMENTS, lock as lock_head};
+pub use read::{Page, STATEMENTS as READ_STATEMENTS};
+pub use segment::{Damaged, Entry, Kind, NewEvent, Run, Segment};
+pub use tail::{Log, Position};
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::storage::{Db, Failure, Migrations, Tx};
+use segment::SEQ_BITS;
+use tail::Budget;
+
+/// Tables of the journal and of the tenants.
+pub fn migrations() -> Migrations {
+    Migrations {
+        domain: "core",
+        sqlite: sqlx::migrate!("../../migrations/core/sqlite"),
+        postgres: sqlx::migrate!("../../migrations/core/postgres"),
+    }
+}
+
+/// Statements that only PostgreSQL runs, for the test that prepares them.
+pub fn postgres_statements() -> &'static [&'static str] {
+    postgres::STATEMENTS
+}
+
+/// A tenant by number and id; cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantRef {
+    number: i64,
+    id: Arc<str>,
+}
+
+impl TenantRef {
+    /// A tenant that exists.
+    pub fn new(number: i64, id: &str) -> Self {
+        TenantRef {
+            number,
+            id: id.into(),
+        }
+    }
+
+    /// The hub itself: its log holds operators' changes and the epochs of keys.
+    pub fn system() -> Self {
+        TenantRef::new(0, "")
+    }
+
+    /// Its number, part of every key of its log.
+    pub fn number(&self) -> i64 {
+        self.number
+    }
+
+    /// Its id, `tnt_…`.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Tenant and sequence in one number.
+    pub fn key(&self, seq: u64) -> i64 {
+        (self.number << SEQ_BITS) + seq as i64
+    }
+
+    /// The sequence in a key of this tenant.
+    pub fn seq(&self, key: i64) -> u64 {
+        (key & ((1 << SEQ_BITS) - 1)) as u64
+    }
+}
+
+/// Events to be stored together.
+#[derive(Debug)]
+pub struct Append {
+    /// The log, from [`Journal::log`].
+    pub log: Arc<Log>,
+    /// The events, in order.
+    pub events: Vec<NewEvent>,
+    /// Each event on its own merit; otherwise all or none.
+    pub independent: bool,
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is new.
+    Stored {
+        /// Its sequence.
+        seq: u64,
+    },
+    /// It was stored before with the same content, there.
+    Duplicate(Position),
+    /// Its identity was used before with other content; it was not stored.
+    Reused {
+        /// Sequence of the first one.
+        seq: u64,
+    },
+    /// Not stored, because another event of its batch was not.
+    NotStored,
+}
+
+/// What became of an append.
+#[derive(Debug, Clone)]
+pub struct Appended {
+    /// One for each event.
+    pub outcomes: Vec<Outcome>,
+    /// Position after the last of its events.
+    pub position: Position,
+}
+
+impl Appended {
+    fn new(append: &Append, outcomes: Vec<Outcome>, head: Position) -> Self {
+        let place = |(at, outcome): (usize, &Outcome)| match outcome {
+            Outcome::Stored { seq } => {
+                let event = &append.events[at];
+                let fingerprint = segment::fingerprint(*seq, event.identity, event.content);
+                Some(Position {
+                    seq: *seq,
+                    fingerprint,
+                })
+            }
+            Outcome::Duplicate(position) => Some(*position),
+            _ => None,
+        };
+        let places = outcomes.iter().enumerate().filter_map(place);
+        let position = places.max_by_key(|position| position.seq).unwrap_or(head);
+        Appended { outcomes, position }
+    }
+}
+
+/// Appends of one tenant that go into one segment.
+pub(crate) struct Work<'a> {
+    log: &'a Arc<Log>,
+    appends: Vec<&'a Append>,
+}
+
+impl Work<'_> {
+    fn events(&self) -> usize {
+        self.appends.iter().map(|append| append.events.len()).sum()
+    }
+
+    fn bytes(&self) -> usize {
+        self.appends
+            .iter()
+            .flat_map(|append| &append.events)
+            .map(NewEvent::size)
+            .sum()
+    }
+}
+
+/// What a commit stored of a [`Work`].
+pub(crate) struct Written {
+    /// For each append, for each event.
+    outcomes: Vec<Vec<Outcome>>,
+    /// Absent if nothing was new.
+    segment: Option<Arc<Segment>>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
+enum Store {
+    Sqlite(sqlite::SqliteJournal),
+    Postgres(postgres::PostgresJournal),
+}
+
+impl Store {
+    async fn write(&self, works: &[Work<'_>]) -> Result<Vec<Written>, Failure> {
+        match self {
+            Store::Sqlite(store) => store.write(works).await,
+            Store::Postgres(store) => store.write(works).await,
+        }
+    }
+}
+
+/// The logs of all tenants.
+pub struct Journal {
+    db: Db,
+    store: Store,
+    logs: RwLock<HashMap<i64, Arc<Log>>>,
+    budget: Budget,
+    queue: sequencer::Queue,
+    limits: Arc<Limits>,
+    stopped: CancellationToken,
+}
+
+impl Journal {
+    /// Opens the journal of a migrated database and starts its sequencer.
+    pub async fn open(db: &Db, clock: Clock, limits: Arc<Limits>) -> Result<Arc<Self>, String> {
+        Self::open_with(db, clock, limits, None).await
+    }
+
+    async fn open_with(
+        db: &Db,
+        clock: Clock,
+        limits: Arc<Limits>,
+        steps: Option<index::Steps>,
+    ) -> Result<Arc<Self>, String> {
+        let store = match db.is_postgres() {
+            true => Store::Postgres(postgres::PostgresJournal::open(db, clock)?),
+            false => Store::Sqlite(sqlite::SqliteJournal::open(db, clock, &limits, steps).await?),
+        };
+        let journal = Arc::new(Journal {
+            db: db.clone(),
+            store,
+            logs: RwLock::default(),
+            budget: Budget::new(limits.tail_bytes_max),
+            queue: sequencer::Queue::new(limits.clone()),
+            limits,
+            stopped: CancellationToken::new(),
+        });
+        tokio::spawn(sequencer::run(journal.clone(), journal.stopped.clone()));
+        Ok(journal)
+    }
+
+    /// The log of a tenant, at its present head.
+    pub async fn log(&self, tenant: &TenantRef) -> Result<Arc<Log>> {
+        let number = tenant.number();
+        let known = |logs: &HashMap<i64, Arc<Log>>| logs.get(&number).cloned();
+        if let Some(log) = known(&self.logs.read().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(log);
+        }
+        let head = self.load_head(tenant).await?;
+        let mut logs = self.logs.write().unwrap_or_else(PoisonError::into_inner);
+        let log = logs
+            .entry(number)
+            .or_insert_with(|| Arc::new(Log::new(tenant.clone(), head)));
+        Ok(log.clone())
+    }
+
+    /// Stores events; returns once they are on disk. Errors: `STORE_BUSY`, `SERVER_DRAINING`.
+    pub async fn append(&self, append: Append) -> Result<Appended> {
+        self.submit(append).await?.wait().await
+    }
+
+    /// Puts events into the queue, behind those of the same tenant that were submitted before.
+    pub async fn submit(&self, append: Append) -> Result<Pending> {
+        Ok(Pending {
+            answer: self.queue.push(append).await?,
+        })
+    }
+
+    /// Ends a domain's transaction together with the events that tell of it: one commit.
+    ///
+    /// It runs to its end even if the caller is gone.
+    pub async fn commit(self: &Arc<Self>, tx: Tx, appends: Vec<Append>) -> Result<Vec<Appended>> {
+        let journal = self.clone();
+        let task = tokio::spawn(async move { journal.commit_now(tx, appends).await });
+        task.await
+            .map_err(|error| Error::internal(format!("a commit panicked: {error}")))?
+    }
+
+    async fn commit_now(&self, tx: Tx, appends: Vec<Append>) -> Result<Vec<Appended>> {
+        let works: Vec<Work<'_>> = appends
+            .iter()
+            .map(|one| Work {
+                log: &one.log,
+                appends: vec![one],
+            })
+            .collect();
+        let written = match (&self.store, tx.into_parts()) {
+            (Store::Sqlite(store), crate::storage::TxParts::Sqlite(writer)) => {
+                store.commit(writer, &works).await?
+            }
+            (Store::Postgres(store), crate::storage::TxParts::Postgres(tx)) => {
+                store.commit(tx, &works).await?
+            }
+            _ => return Err(Error::internal("a transaction of another database")),
+        };
+        let mut appended = Vec::with_capacity(appends.len());
+        for (append, mut written) in appends.iter().zip(written) {
+            if let Some(segment) = written.segment.take() {
+                self.publish(&append.log, segment).await;
+            }
+            let outcomes = written.outcomes.pop().unwrap_or_default();
+            appended.push(Appended::new(append, outcomes, append.log.head()));
+        }
+        Ok(appended)
+    }
+
+    /// Shows a committed segment to readers; a hole before it is read from the database.
+    async fn publish(&self, log: &Arc<Log>, segment: Arc<Segment>) {
+        if log.offer(segment, &self.budget) {
+            metrics::counter!("hub_journal_tail_holes_total").increment(1);
+            if let Err(error) = self.fill(log).await {
+                tracing::warn!("a hole in the tail stays until the next commit: {error}");
+            }
+        }
+        metrics::gauge!("hub_journal_tail_bytes").set(self.budget.bytes() as f64);
+    }
+
+    /// Commits what waits, takes nothing more.
+    pub async fn close(&self) {
+        self.queue.close();
+        self.stopped.cancelled().await;
+        if let Store::Sqlite(store) = &self.store {
+            store.close().await;
+        }
+    }
+}
+
+/// An append in the queue.
+pub struct Pending {
+    answer: oneshot::Receiver<Result<Appended>>,
+}
+
+impl Pending {
+    /// Waits until it is on disk. Dropping this does not take the append back.
+    pub async fn wait(self) -> Result<Appended> {
+        self.answer.await.unwrap_or_else(|_| Err(Error::draining()))
+    }
+}

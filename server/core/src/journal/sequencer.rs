@@ -1,0 +1,264 @@
+//! Group commit: whatever waits when the last commit returns goes into the next one.
+//!
+//! Each tenant has its own queue; they are drained round robin with a cap, so that a flooding
+//! tenant delays itself only. A database error is tried again member by member, so that one
+//! poisoned append never fails its neighbours.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::tail::Log;
+use super::{Append, Appended, Journal, Work, Written};
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::storage::Failure;
+
+/// An append that waits for its commit.
+pub(super) struct Member {
+    append: Append,
+    bytes: usize,
+    reply: oneshot::Sender<Result<Appended>>,
+    _room: [OwnedSemaphorePermit; 2],
+}
+
+/// What waits, by tenant.
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    ready: Notify,
+    room: Arc<Semaphore>,
+    tenant_bytes_max: usize,
+    limits: Arc<Limits>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    tenants: HashMap<i64, VecDeque<Member>>,
+    /// Tenants with members, in turn.
+    turns: VecDeque<i64>,
+    /// Room of each tenant that ever waited; small, and as many as tenants that publish.
+    rooms: HashMap<i64, Arc<Semaphore>>,
+    closed: bool,
+}
+
+/// The members of one tenant in a group.
+struct Batch {
+    log: Arc<Log>,
+    members: Vec<Member>,
+}
+
+impl Queue {
+    pub(super) fn new(limits: Arc<Limits>) -> Self {
+        Queue {
+            waiting: Mutex::default(),
+            ready: Notify::new(),
+            room: Arc::new(Semaphore::new(limits.append_bytes_max)),
+            tenant_bytes_max: limits.append_tenant_bytes_max,
+            limits,
+        }
+    }
+
+    /// Waits for room, then for its turn. The order of calls of one tenant is kept.
+    pub(super) async fn push(&self, append: Append) -> Result<oneshot::Receiver<Result<Appended>>> {
+        let bytes = append
+            .events
+            .iter()
+            .map(|event| event.size())
+            .sum::<usize>()
+            .max(1);
+        let room = self.acquire(append.log.tenant().number(), bytes);
+        let room = tokio::time::timeout(self.limits.append_wait_max, room)
+            .await
+            .map_err(|_| Error::store_busy("Too many events wait for the disk", "queue_full"))??;
+        let (reply, answer) = oneshot::channel();
+        let tenant_no = append.log.tenant().number();
+        let member = Member {
+            append,
+            bytes,
+            reply,
+            _room: room,
+        };
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return Err(Error::draining());
+        }
+        let queue = waiting.tenants.entry(tenant_no).or_default();
+        queue.push_back(member);
+        if queue.len() == 1 {
+            waiting.turns.push_back(tenant_no);
+        }
+        drop(waiting);
+        self.ready.notify_one();
+        Ok(answer)
+    }
+
+    async fn acquire(&self, tenant_no: i64, bytes: usize) -> Result<[OwnedSemaphorePermit; 2]> {
+        let own = {
+            let mut waiting = self.lock();
+            let room = || Arc::new(Semaphore::new(self.tenant_bytes_max));
+            waiting.rooms.entry(tenant_no).or_insert_with(room).clone()
+        };
+        let permits = |max: usize| u32::try_from(bytes.min(max)).unwrap_or(u32::MAX);
+        let own = own.acquire_many_owned(permits(self.tenant_bytes_max)).await;
+        let all = self
+            .room
+            .clone()
+            .acquire_many_owned(permits(self.limits.append_bytes_max))
+            .await;
+        match (own, all) {
+            (Ok(own), Ok(all)) => Ok([own, all]),
+            _ => Err(Error::draining()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next group: each tenant in its turn, up to its cap.
+    fn take(&self) -> Vec<Batch> {
+        let mut waiting = self.lock();
+        let mut group = Vec::new();
+        while group.len() < self.limits.group_tenants_max {
+            let Some(tenant_no) = waiting.turns.pop_front() else {
+                break;
+            };
+            let Some(queue) = waiting.tenants.get_mut(&tenant_no) else {
+                continue;
+            };
+            let mut bytes = 0;
+            let mut members = Vec::new();
+            while let Some(next) = queue.front() {
+                if !members.is_empty() && bytes + next.bytes > self.limits.group_tenant_bytes_max {
+                    break;
+                }
+                bytes += next.bytes;
+                members.extend(queue.pop_front());
+            }
+            if queue.is_empty() {
+                waiting.tenants.remove(&tenant_no);
+            }
+            if let Some(first) = members.first() {
+                group.push((
+                    tenant_no,
+                    Batch {
+                        log: first.append.log.clone(),
+                        members,
+                    },
+                ));
+            }
+        }
+        // Who still waits goes to the end of the line.
+        for (tenant_no, _) in &group {
+            if waiting.tenants.contains_key(tenant_no) {
+                waiting.turns.push_back(*tenant_no);
+            }
+        }
+        group.into_iter().map(|(_, batch)| batch).collect()
+    }
+
+    /// Takes no more; what waits is still committed.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.ready.notify_one();
+    }
+
+    fn is_done(&self) -> bool {
+        let waiting = self.lock();
+        waiting.closed && waiting.turns.is_empty()
+    }
+}
+
+/// Commits groups until the queue is closed and empty.
+pub(super) async fn run(journal: Arc<Journal>, done: CancellationToken) {
+    let linger = journal.limits.group_linger;
+    while !journal.queue.is_done() {
+        let group = journal.queue.take();
+        if group.is_empty() {
+            journal.queue.ready.notified().await;
+            if !linger.is_zero() {
+                tokio::time::sleep(linger).await;
+            }
+            continue;
+        }
+        commit(&journal, group).await;
+    }
+    done.cancel();
+}
+
+async fn commit(journal: &Journal, group: Vec<Batch>) {
+    let started = std::time::Instant::now();
+    let written = {
+        let works: Vec<Work<'_>> = group.iter().map(Batch::work).collect();
+        journal.store.write(&works).await
+    };
+    match written {
+        Ok(written) => {
+            metrics::histogram!("hub_journal_commit_seconds").record(started.elapsed());
+            for (batch, written) in group.into_iter().zip(written) {
+                batch.answer(journal, written).await;
+            }
+        }
+        Err(failure) => commit_one_by_one(journal, group, failure).await,
+    }
+}
+
+/// After an error that a member may have caused, each is tried alone; after any other, all are
+/// told. The outcome of a lost connection is unknown: a client that sends again is told of the
+/// first by the identities.
+async fn commit_one_by_one(journal: &Journal, group: Vec<Batch>, failure: Failure) {
+    let members = group.iter().map(|batch| batch.members.len()).sum::<usize>();
+    tracing::warn!(members, "a commit of the journal failed: {failure}");
+    metrics::counter!("hub_journal_commit_failures_total").increment(1);
+    let retry = members > 1 && failure.may_be_poisoned();
+    let error = Error::from(failure);
+    for batch in group {
+        for member in batch.members {
+            if !retry {
+                // The caller may be gone.
+                let _ = member.reply.send(Err(error.clone()));
+                continue;
+            }
+            let batch = Batch {
+                log: batch.log.clone(),
+                members: vec![member],
+            };
+            let written = journal.store.write(&[batch.work()]).await;
+            match written.map(|mut written| written.pop()) {
+                Ok(Some(written)) => batch.answer(journal, written).await,
+                Ok(None) => batch.refuse(&Error::internal("a commit without result")),
+                Err(failure) => batch.refuse(&failure.into()),
+            }
+        }
+    }
+}
+
+impl Batch {
+    fn work(&self) -> Work<'_> {
+        Work {
+            log: &self.log,
+            appends: self.members.iter().map(|member| &member.append).collect(),
+        }
+    }
+
+    /// Readers see the events before their publisher is answered.
+    async fn answer(self, journal: &Journal, written: Written) {
+        if let Some(segment) = written.segment {
+            metrics::counter!("hub_journal_events_total").increment(segment.count() as u64);
+            journal.publish(&self.log, segment).await;
+        }
+        let head = self.log.head();
+        for (member, outcomes) in self.members.into_iter().zip(written.outcomes) {
+            let appended = Appended::new(&member.append, outcomes, head);
+            let _ = member.reply.send(Ok(appended));
+        }
+    }
+
+    fn refuse(self, error: &Error) {
+        for member in self.members {
+            let _ = member.reply.send(Err(error.clone()));
+        }
+    }
+}

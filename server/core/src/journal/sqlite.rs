@@ -1,0 +1,258 @@
+//! The journal's store on SQLite: one process, so sequences and identities are decided in memory
+//! under the writer's lock, and a commit is one statement.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sqlx::{AssertSqlSafe, SqliteConnection};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::identities::Identities;
+use super::index::Steps;
+use super::ledger::{Ledger, Seen, decide};
+use super::segment::{Builder, Segment};
+use super::{Work, Written};
+use crate::clock::{Clock, Micros};
+use crate::limits::Limits;
+use crate::storage::{Db, Failure, Writer};
+
+/// Name of the derived file beside the database.
+const INDEX_FILE: &str = "hub-index.db";
+
+pub(super) struct SqliteJournal {
+    sqlite: Arc<crate::storage::Sqlite>,
+    state: Mutex<State>,
+    /// One text for each number of segments in a commit.
+    inserts: Vec<Arc<str>>,
+    clock: Clock,
+}
+
+/// Only touched while the writer's lock is held.
+struct State {
+    heads: HashMap<i64, Head>,
+    identities: Identities,
+}
+
+#[derive(Clone, Copy)]
+struct Head {
+    seq: u64,
+    record_time: Micros,
+}
+
+struct Row {
+    segment: Segment,
+    tenant_no: i64,
+}
+
+impl SqliteJournal {
+    pub(super) async fn open(
+        db: &Db,
+        clock: Clock,
+        limits: &Limits,
+        steps: Option<Steps>,
+    ) -> Result<Self, String> {
+        let sqlite = db.sqlite().ok_or("not an SQLite database")?.clone();
+        let path = sqlite.beside(INDEX_FILE);
+        let identities = Identities::load(&sqlite.read, path, limits, clock.clone(), steps)
+            .await
+            .map_err(|error| format!("cannot read the journal: {error}"))?;
+        let inserts = (1..=limits.group_tenants_max.max(1))
+            .map(|rows| {
+                let values = vec!["(?,?,?,?,?,?)"; rows].join(",");
+                format!("insert into journal_segments values {values}").into()
+            })
+            .collect();
+        let state = Mutex::new(State {
+            heads: HashMap::new(),
+            identities,
+        });
+        Ok(SqliteJournal {
+            sqlite,
+            state,
+            inserts,
+            clock,
+        })
+    }
+
+    /// Commits a group: all of its segments in one statement, which is its own transaction.
+    pub(super) async fn write(&self, works: &[Work<'_>]) -> Result<Vec<Written>, Failure> {
+        let mut writer = self.sqlite.writer().await?;
+        let mut state = self.state.lock().await;
+        // Memory stays bounded while the derived index cannot be written.
+        if state.identities.overfull() {
+            state.identities.tend().await;
+            return Err(sqlx::Error::Io(std::io::Error::other("the index falls behind")).into());
+        }
+        let plan = self.plan(&mut writer, &mut state, works).await?;
+        writer.set_dirty(true);
+        let done = self.insert(writer.connection(), &plan.rows).await;
+        match done {
+            Ok(()) => {
+                writer.set_dirty(false);
+                Ok(self.finish(state, plan).await)
+            }
+            Err(error) => {
+                writer.rollback().await;
+                undo(&mut state, &plan);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Ends a domain's transaction with its events.
+    pub(super) async fn commit(
+        &self,
+        mut writer: tokio::sync::OwnedMutexGuard<Writer>,
+        works: &[Work<'_>],
+    ) -> Result<Vec<Written>, Failure> {
+        let mut state = self.state.lock().await;
+        let plan = self.plan(&mut writer, &mut state, works).await?;
+        let done = match self.insert(writer.connection(), &plan.rows).await {
+            Ok(()) => writer.commit().await,
+            Err(error) => {
+                writer.rollback().await;
+                Err(error.into())
+            }
+        };
+        match done {
+            Ok(()) => Ok(self.finish(state, plan).await),
+            Err(failure) => {
+                undo(&mut state, &plan);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn plan(
+        &self,
+        writer: &mut Writer,
+        state: &mut State,
+        works: &[Work<'_>],
+    ) -> Result<Plan, Failure> {
+        let older = find_older(&state.identities, works).await?;
+        let mut plan = Plan::default();
+        for work in works {
+            let tenant_no = work.log.tenant().number();
+            let head = match state.heads.get(&tenant_no) {
+                Some(head) => *head,
+                None => load_head(writer.connection(), tenant_no).await?,
+            };
+            state.heads.insert(tenant_no, head);
+            let record_time = head.record_time.max(self.clock.now());
+            let mut ledger = Ledger {
+                seen: &mut state.identities.recent,
+                older: &older,
+                claimed: Vec::with_capacity(work.events()),
+            };
+            let mut builder = Builder::with_capacity(work.events(), work.bytes());
+            let mut next = head.seq + 1;
+            let outcomes = work
+                .appends
+                .iter()
+                .map(|append| decide(append, &mut ledger, &mut next, &mut builder))
+                .collect();
+            plan.claimed.append(&mut ledger.claimed);
+            plan.outcomes.push(outcomes);
+            if builder.count > 0 {
+                let tenant = work.log.tenant().clone();
+                let first = head.seq + 1;
+                let segment = Segment::new(tenant, first, record_time, builder.ids, builder.data);
+                plan.rows.push(Row { segment, tenant_no });
+                plan.with_segment.push(true);
+            } else {
+                plan.with_segment.push(false);
+            }
+        }
+        Ok(plan)
+    }
+
+    async fn insert(&self, connection: &mut SqliteConnection, rows: &[Row]) -> sqlx::Result<()> {
+        for rows in rows.chunks(self.inserts.len()) {
+            let text = self.inserts[rows.len() - 1].clone();
+            let mut query = sqlx::query(AssertSqlSafe(text));
+            for Row { segment, tenant_no } in rows {
+                query = query
+                    .bind((tenant_no << super::segment::SEQ_BITS) + segment.first() as i64)
+                    .bind(*tenant_no)
+                    .bind(segment.count())
+                    .bind(segment.record_time())
+                    .bind(segment.ids().to_vec())
+                    .bind(segment.data().to_vec());
+            }
+            query.execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&self, mut state: MutexGuard<'_, State>, plan: Plan) -> Vec<Written> {
+        for row in &plan.rows {
+            let head = Head {
+                seq: row.segment.last(),
+                record_time: row.segment.record_time(),
+            };
+            state.heads.insert(row.tenant_no, head);
+        }
+        state.identities.tend().await;
+        let mut rows = plan.rows.into_iter();
+        plan.outcomes
+            .into_iter()
+            .zip(plan.with_segment)
+            .map(|(outcomes, has)| {
+                let row = if has { rows.next() } else { None };
+                Written {
+                    outcomes,
+                    segment: row.map(|row| Arc::new(row.segment)),
+                }
+            })
+            .collect()
+    }
+
+    pub(super) async fn close(&self) {
+        self.state.lock().await.identities.close().await;
+    }
+}
+
+/// What a commit will store; undone if it fails.
+#[derive(Default)]
+struct Plan {
+    rows: Vec<Row>,
+    with_segment: Vec<bool>,
+    outcomes: Vec<Vec<Vec<super::Outcome>>>,
+    claimed: Vec<u128>,
+}
+
+/// Heads are read again from the file: after an error only it knows them.
+fn undo(state: &mut State, plan: &Plan) {
+    for identity in &plan.claimed {
+        state.identities.recent.remove(identity);
+    }
+    state.heads.clear();
+}
+
+async fn find_older(identities: &Identities, works: &[Work<'_>]) -> Result<Seen, Failure> {
+    let mut older = Seen::default();
+    let events = works
+        .iter()
+        .flat_map(|work| &work.appends)
+        .flat_map(|append| &append.events);
+    for event in events {
+        if identities.may_be_older(event.identity)
+            && let Some(known) = identities.find_older(event.identity).await?
+        {
+            older.insert(event.identity, known);
+        }
+    }
+    Ok(older)
+}
+
+async fn load_head(connection: &mut SqliteConnection, tenant_no: i64) -> Result<Head, Failure> {
+    let (seq, record_time): (i64, i64) =
+        sqlx::query_as("select head, record_time from journal_heads where tenant_no = ?")
+            .bind(tenant_no)
+            .fetch_one(connection)
+            .await?;
+    Ok(Head {
+        seq: seq as u64,
+        record_time,
+    })
+}

@@ -1,0 +1,242 @@
+//! The newest events of a tenant in memory, so that a reader at the end never asks the database.
+//!
+//! Segments may be offered in any order; the tail releases only what continues it without a hole.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::watch;
+
+use super::TenantRef;
+use super::segment::Segment;
+
+/// A place in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Sequence; 0 = before the first event.
+    pub seq: u64,
+    /// Fingerprint of the event there.
+    pub fingerprint: u64,
+}
+
+/// A tenant's log as this process sees it.
+#[derive(Debug)]
+pub struct Log {
+    tenant: TenantRef,
+    head: watch::Sender<Position>,
+    tail: Mutex<Tail>,
+}
+
+#[derive(Debug, Default)]
+struct Tail {
+    segments: VecDeque<Arc<Segment>>,
+    /// Offered, but something between is missing.
+    waiting: BTreeMap<u64, Arc<Segment>>,
+}
+
+/// What the tail has for a reader.
+pub(crate) enum Look {
+    /// In order, beginning with the segment that holds the next event.
+    Segments(Vec<Arc<Segment>>),
+    /// Nothing newer.
+    AtEnd,
+    /// The next event is only in the database.
+    Behind,
+}
+
+impl Log {
+    pub(crate) fn new(tenant: TenantRef, head: Position) -> Self {
+        Log {
+            tenant,
+            head: watch::Sender::new(head),
+            tail: Mutex::default(),
+        }
+    }
+
+    /// Whose log it is.
+    pub fn tenant(&self) -> &TenantRef {
+        &self.tenant
+    }
+
+    /// The newest position that readers may see.
+    pub fn head(&self) -> Position {
+        *self.head.borrow()
+    }
+
+    /// Tells of every new head; several may be told as one.
+    pub fn watch(&self) -> watch::Receiver<Position> {
+        self.head.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a committed segment. Returns true if it has to wait for one that is missing.
+    pub(crate) fn offer(self: &Arc<Self>, segment: Arc<Segment>, budget: &Budget) -> bool {
+        let mut tail = self.lock();
+        let mut head = self.head();
+        if segment.last() <= head.seq {
+            return false;
+        }
+        tail.waiting.insert(segment.first(), segment);
+        while let Some(next) = tail.waiting.first_entry() {
+            if *next.key() > head.seq + 1 {
+                break;
+            }
+            let segment = next.remove();
+            if segment.last() <= head.seq {
+                continue;
+            }
+            head = Position {
+                seq: segment.last(),
+                fingerprint: segment.fingerprint(segment.last()).unwrap_or_default(),
+            };
+            budget.charge(self, &segment);
+            tail.segments.push_back(segment);
+        }
+        let incomplete = !tail.waiting.is_empty();
+        drop(tail);
+        budget.evict();
+        self.head.send_replace(head);
+        incomplete
+    }
+
+    /// Segments with events after `after`, about `bytes_max` of them, at least one.
+    pub(crate) fn look(&self, after: u64, bytes_max: usize) -> Look {
+        let tail = self.lock();
+        if after >= self.head().seq {
+            return Look::AtEnd;
+        }
+        match tail.segments.front() {
+            Some(front) if front.first() <= after + 1 => {}
+            _ => return Look::Behind,
+        }
+        let start = tail
+            .segments
+            .partition_point(|segment| segment.last() <= after);
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for segment in tail.segments.range(start..) {
+            found.push(segment.clone());
+            bytes += segment.memory() / 2;
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        Look::Segments(found)
+    }
+
+    /// Something was offered that does not continue the tail.
+    pub(crate) fn has_hole(&self) -> bool {
+        !self.lock().waiting.is_empty()
+    }
+
+    fn drop_oldest(&self) -> usize {
+        self.lock()
+            .segments
+            .pop_front()
+            .map_or(0, |segment| segment.memory())
+    }
+}
+
+/// Memory of all tails together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    /// Who holds the oldest segment, in order of commit.
+    oldest: Mutex<VecDeque<Weak<Log>>>,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Budget {
+            bytes: AtomicUsize::new(0),
+            bytes_max,
+            oldest: Mutex::default(),
+        }
+    }
+
+    fn charge(&self, log: &Arc<Log>, segment: &Segment) {
+        self.bytes.fetch_add(segment.memory(), Ordering::Relaxed);
+        self.queue().push_back(Arc::downgrade(log));
+    }
+
+    fn evict(&self) {
+        while self.bytes.load(Ordering::Relaxed) > self.bytes_max {
+            let Some(log) = self.queue().pop_front() else {
+                return;
+            };
+            let freed = log.upgrade().map_or(0, |log| log.drop_oldest());
+            self.bytes.fetch_sub(freed, Ordering::Relaxed);
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Weak<Log>>> {
+        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes held now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(first: u64, count: usize) -> Arc<Segment> {
+        let ids = vec![1; 32 * count];
+        Arc::new(Segment::new(
+            TenantRef::new(1, "t"),
+            first,
+            0,
+            ids,
+            vec![0; 100],
+        ))
+    }
+
+    fn log() -> Arc<Log> {
+        Arc::new(Log::new(TenantRef::new(1, "t"), Position::default()))
+    }
+
+    #[test]
+    fn only_the_contiguous_prefix_is_released() {
+        let (log, budget) = (log(), Budget::new(1 << 20));
+        assert!(log.offer(segment(4, 2), &budget));
+        assert_eq!(log.head().seq, 0);
+        assert!(matches!(log.look(0, 1000), Look::AtEnd));
+        assert!(!log.offer(segment(1, 3), &budget));
+        assert_eq!(log.head().seq, 5);
+        let Look::Segments(found) = log.look(2, 1 << 20) else {
+            panic!("behind")
+        };
+        assert_eq!(found.iter().map(|s| s.first()).collect::<Vec<_>>(), [1, 4]);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_oldest_leaves_first() {
+        let (log, budget) = (log(), Budget::new(2000));
+        for first in 1..100 {
+            log.offer(segment(first, 1), &budget);
+        }
+        assert!(budget.bytes() <= 2000);
+        assert!(matches!(log.look(0, 1000), Look::Behind));
+        assert!(matches!(log.look(98, 1000), Look::Segments(_)));
+        assert!(matches!(log.look(99, 1000), Look::AtEnd));
+    }
+
+    #[test]
+    fn a_segment_offered_twice_is_released_once() {
+        let (log, budget) = (log(), Budget::new(1 << 20));
+        log.offer(segment(1, 2), &budget);
+        assert!(!log.offer(segment(1, 2), &budget));
+        let Look::Segments(found) = log.look(0, 1 << 20) else {
+            panic!("behind")
+        };
+        assert_eq!(found.len(), 1);
+    }
+}

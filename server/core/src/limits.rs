@@ -1,0 +1,83 @@
+//! Every bound of the hub, with its name and default. Each is a flag of `hub serve` and a
+//! variable `HUB_…` of the environment.
+
+use std::time::Duration;
+
+/// The bounds. A size is in bytes.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Largest message that an RPC reads. A Publish batch of 4 MiB fits with its framing.
+    pub message_bytes_max: usize,
+    /// Streams at once on one connection.
+    pub connection_streams_max: u32,
+    /// Requests at work at once on one connection.
+    pub connection_requests_max: usize,
+    /// Size of all request headers together.
+    pub header_bytes_max: u32,
+    /// Largest JSON body.
+    pub json_bytes_max: usize,
+    /// Longest unary call.
+    pub request_timeout: Duration,
+    /// Longest silence of a stream.
+    pub heartbeat_interval: Duration,
+    /// A reader that takes no frame for so long loses its stream.
+    pub slow_reader_timeout: Duration,
+    /// A stream is asked to reconnect after so long, plus up to as much again.
+    pub stream_age_max: Duration,
+    /// How long a stopping server waits for open calls.
+    pub drain_timeout: Duration,
+    /// Events that wait for their commit, per tenant.
+    pub append_tenant_bytes_max: usize,
+    /// Events that wait for their commit, of all tenants.
+    pub append_bytes_max: usize,
+    /// What one tenant may put into one commit; a larger batch goes alone.
+    pub group_tenant_bytes_max: usize,
+    /// Tenants in one commit.
+    pub group_tenants_max: usize,
+    /// How long an append may wait for room before it is refused.
+    pub append_wait_max: Duration,
+    /// How long a commit waits for more events; 0 = not at all.
+    pub group_linger: Duration,
+    /// Newest events kept in memory, of all tenants.
+    pub tail_bytes_max: usize,
+    /// What a reader takes from the database or the tail at once, and aims at in a frame.
+    pub page_bytes_max: usize,
+    /// Identities in memory before they are written to the index (SQLite).
+    pub identities_recent_max: usize,
+    /// How long identities of events are remembered; at least 7 days.
+    pub identities_window: Duration,
+    /// How long a key that was looked up is believed.
+    pub key_cache_ttl: Duration,
+    /// Keys kept in memory.
+    pub key_cache_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const MIB: usize = 1 << 20;
+        Limits {
+            message_bytes_max: 5 * MIB,
+            connection_streams_max: 1000,
+            connection_requests_max: 1000,
+            header_bytes_max: 16 << 10,
+            json_bytes_max: 8 * MIB,
+            request_timeout: Duration::from_secs(30),
+            heartbeat_interval: Duration::from_secs(10),
+            slow_reader_timeout: Duration::from_secs(60),
+            stream_age_max: Duration::from_secs(30 * 60),
+            drain_timeout: Duration::from_secs(10),
+            append_tenant_bytes_max: 16 * MIB,
+            append_bytes_max: 64 * MIB,
+            group_tenant_bytes_max: MIB,
+            group_tenants_max: 16,
+            append_wait_max: Duration::from_secs(10),
+            group_linger: Duration::ZERO,
+            tail_bytes_max: 64 * MIB,
+            page_bytes_max: MIB,
+            identities_recent_max: 60_000,
+            identities_window: Duration::from_secs(8 * 24 * 3600),
+            key_cache_ttl: Duration::from_secs(5),
+            key_cache_max: 100_000,
+        }
+    }
+}

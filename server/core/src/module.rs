@@ -1,0 +1,39 @@
+//! What a domain gets from the server, and what it hands back.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::cursor::Cursors;
+use crate::journal::Journal;
+use crate::limits::Limits;
+use crate::storage::Db;
+use crate::tenancy::Tenancy;
+
+/// What every domain works with; cheap to clone.
+#[derive(Clone)]
+pub struct Core {
+    /// The database.
+    pub db: Db,
+    /// The log of each tenant.
+    pub journal: Arc<Journal>,
+    /// The time.
+    pub clock: Clock,
+    /// The bounds.
+    pub limits: Arc<Limits>,
+    /// Makes and checks cursors.
+    pub cursors: Arc<Cursors>,
+    /// The tenants.
+    pub tenancy: Tenancy,
+    /// Set once the server is being stopped: streams say Closing and end.
+    pub draining: CancellationToken,
+}
+
+/// A domain, ready to be served.
+pub struct Module {
+    /// Name of the domain and of its feature.
+    pub name: &'static str,
+    /// Its gRPC services.
+    pub router: axum::Router,
+}

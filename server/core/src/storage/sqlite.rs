@@ -1,0 +1,181 @@
+//! SQLite: one writer, many readers, one process.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::Options;
+use super::failure::Done;
+
+/// 8 KiB pages: fewer of them per segment; 5 to 16 % more events a second than 4 KiB.
+const PAGE_BYTES: u32 = 8192;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// A read page of the journal may wait for others; longer than this the caller is told.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) struct Sqlite {
+    pub(super) path: PathBuf,
+    pub(crate) read: SqlitePool,
+    writer: Arc<Mutex<Writer>>,
+    _lock: File,
+}
+
+/// The only connection of the process that writes.
+pub(crate) struct Writer {
+    pub(super) connection: SqliteConnection,
+    /// A transaction began and its end was not seen: its caller was cancelled half-way.
+    dirty: bool,
+    /// Counts transactions that ended unseen: what was derived from the file may be old.
+    pub(crate) unseen_ends: u64,
+}
+
+impl Sqlite {
+    pub(super) async fn open(path: PathBuf, options: &Options) -> Result<Self, String> {
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        }
+        let lock = lock(&path)?;
+        let connect = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .page_size(PAGE_BYTES)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .optimize_on_close(false, None);
+        let failed = |error| format!("cannot open {}: {error}", path.display());
+        let mut connection = SqliteConnection::connect_with(&connect)
+            .await
+            .map_err(failed)?;
+        if options.size_bytes_max > 0 {
+            let pages = options.size_bytes_max.div_ceil(u64::from(PAGE_BYTES));
+            let text = format!("pragma max_page_count = {pages}");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(text))
+                .execute(&mut connection)
+                .await
+                .map_err(failed)?;
+        }
+        assert_durable(&mut connection).await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(options.connections_max)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(connect.read_only(true));
+        let writer = Writer {
+            connection,
+            dirty: false,
+            unseen_ends: 0,
+        };
+        Ok(Sqlite {
+            path,
+            read,
+            writer: Arc::new(Mutex::new(writer)),
+            _lock: lock,
+        })
+    }
+
+    /// Waits for the writer, and cleans up after a holder that was cancelled.
+    pub(crate) async fn writer(&self) -> Done<OwnedMutexGuard<Writer>> {
+        let mut writer = self.writer.clone().lock_owned().await;
+        if writer.dirty {
+            writer.rollback().await;
+        }
+        Ok(writer)
+    }
+
+    /// Path of a further file of the same store.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new(".")).join(name)
+    }
+
+    pub(super) async fn close(&self) {
+        self.read.close().await;
+        let writer = self.writer.clone().lock_owned().await;
+        drop(writer);
+    }
+}
+
+impl Writer {
+    /// Begins a transaction that writes; a deferred one could fail half-way with SQLITE_BUSY.
+    pub(crate) async fn begin(&mut self) -> Done<()> {
+        self.dirty = true;
+        sqlx::raw_sql("begin immediate")
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends it durably. After an error the outcome is settled by a rollback.
+    pub(crate) async fn commit(&mut self) -> Done<()> {
+        let done = sqlx::raw_sql("commit").execute(&mut self.connection).await;
+        match done {
+            Ok(_) => self.dirty = false,
+            Err(_) => self.rollback().await,
+        }
+        Ok(done.map(|_| ())?)
+    }
+
+    /// Marks the connection while a statement that commits by itself runs.
+    pub(crate) fn set_dirty(&mut self, dirty: bool) {
+        self.dirty = dirty;
+    }
+
+    /// Ends whatever is open. An error means that nothing was.
+    pub(crate) async fn rollback(&mut self) {
+        let _ = sqlx::raw_sql("rollback")
+            .execute(&mut self.connection)
+            .await;
+        self.dirty = false;
+        self.unseen_ends += 1;
+    }
+}
+
+/// Two processes on one file would give out the same sequences.
+fn lock(path: &Path) -> Result<File, String> {
+    let lock_path = path.with_extension("lock");
+    let file = File::create(&lock_path)
+        .map_err(|error| format!("cannot make {}: {error}", lock_path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(format!(
+            "another hub process uses {}: stop it, or give this one its own --data-dir",
+            path.display()
+        )),
+        Err(TryLockError::Error(error)) => {
+            Err(format!("cannot lock {}: {error}", lock_path.display()))
+        }
+    }
+}
+
+async fn assert_durable(connection: &mut SqliteConnection) -> Result<(), String> {
+    let failed = |error: sqlx::Error| format!("cannot read the settings of SQLite: {error}");
+    let (mode,): (String,) = sqlx::query_as("pragma journal_mode")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed)?;
+    let (synchronous,): (i64,) = sqlx::query_as("pragma synchronous")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed)?;
+    if mode != "wal" || synchronous != 2 {
+        return Err(format!(
+            "SQLite must run with journal_mode=wal and synchronous=2 (FULL), but has {mode} and \
+             {synchronous}: is the file on a file system without shared memory?"
+        ));
+    }
+    tracing::info!(
+        journal_mode = mode,
+        synchronous,
+        "SQLite syncs before it acknowledges"
+    );
+    Ok(())
+}

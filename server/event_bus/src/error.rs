@@ -1,0 +1,124 @@
+//! The reasons of the event bus: what happened, and what the caller can do.
+
+use hub_core::error::Error;
+use tonic::Code;
+
+const DOMAIN: &str = "hub.event_bus";
+
+/// An attribute of an event is missing or malformed (`EVENT_INVALID`).
+pub(crate) fn event_invalid(index: usize, attribute: &str, problem: &str) -> Error {
+    let message = format!("Event {index}: {attribute} {problem}. Fix the event.");
+    Error::new(Code::InvalidArgument, DOMAIN, "EVENT_INVALID", message)
+        .with("index", index)
+        .with("attribute", attribute)
+}
+
+/// One event is larger than the bus takes (`EVENT_TOO_LARGE`).
+pub(crate) fn event_too_large(index: usize, size: usize, limit: usize) -> Error {
+    let message = format!(
+        "Event {index} has {size} bytes; {limit} are allowed. Store the data elsewhere and send \
+         its address in the attribute dataref."
+    );
+    Error::new(Code::InvalidArgument, DOMAIN, "EVENT_TOO_LARGE", message)
+        .with("index", index)
+        .with("size", size)
+        .with("limit", limit)
+}
+
+/// Too many events, or too many bytes, in one batch (`BATCH_TOO_LARGE`).
+pub(crate) fn batch_too_large(count: usize, size: usize, limit: &str) -> Error {
+    let message = format!("The batch has {count} events and {size} bytes; {limit}. Split it.");
+    Error::new(Code::InvalidArgument, DOMAIN, "BATCH_TOO_LARGE", message)
+        .with("count", count)
+        .with("size", size)
+        .with("limit", limit)
+}
+
+/// The catalogue does not let the product publish this type (`EVENT_SOURCE_NOT_ALLOWED`).
+pub(crate) fn source_not_allowed(index: usize, kind: &str, product: &str, sources: &str) -> Error {
+    let message = format!(
+        "Event {index}: {product} may not publish {kind}; {sources} may. Use a key of such a \
+         product, or another type."
+    );
+    Error::new(
+        Code::PermissionDenied,
+        DOMAIN,
+        "EVENT_SOURCE_NOT_ALLOWED",
+        message,
+    )
+    .with("index", index)
+    .with("type", kind)
+    .with("product", product)
+    .with("sources", sources)
+}
+
+/// The identity was used for another event (`EVENT_ID_REUSED`).
+pub(crate) fn event_id_reused(index: usize, event_id: &str) -> Error {
+    let message = format!(
+        "Event {index}: its source and id were published before with other content, as \
+         {event_id}. Give the new event an id of its own."
+    );
+    Error::new(Code::AlreadyExists, DOMAIN, "EVENT_ID_REUSED", message)
+        .with("index", index)
+        .with("eventId", event_id)
+}
+
+/// A pattern or condition of a filter is malformed (`FILTER_INVALID`).
+pub(crate) fn filter_invalid(pattern: &str, position: usize, problem: &str) -> Error {
+    let message = format!("The filter's pattern \"{pattern}\" {problem}. Fix the pattern.");
+    Error::new(Code::InvalidArgument, DOMAIN, "FILTER_INVALID", message)
+        .with("pattern", pattern)
+        .with("position", position)
+}
+
+/// The cursor comes from a stream with another filter (`CURSOR_FILTER_MISMATCH`).
+pub(crate) fn cursor_filter_mismatch() -> Error {
+    let message = "The cursor was made with another filter and could skip events. Use the same \
+                   filter, or start by time.";
+    Error::new(
+        Code::FailedPrecondition,
+        DOMAIN,
+        "CURSOR_FILTER_MISMATCH",
+        message,
+    )
+}
+
+/// The position does not exist yet (`SEQUENCE_AHEAD`).
+pub(crate) fn sequence_ahead(asked: u64, head: u64) -> Error {
+    let message = format!(
+        "The log ends at {head}; sequence {asked} does not exist yet. Start at {head} or before."
+    );
+    Error::new(Code::OutOfRange, DOMAIN, "SEQUENCE_AHEAD", message)
+        .with("headSequence", head)
+        .with("sequence", asked)
+}
+
+/// The log no longer reaches back to the start (`CURSOR_EXPIRED`).
+pub(crate) fn cursor_expired(from: u64, to: u64, earliest_cursor: &str) -> Error {
+    let message = format!(
+        "The log no longer has the events {from} to {to}. Go on at earliestCursor, and do a full \
+         sync for what is missing."
+    );
+    Error::new(
+        Code::OutOfRange,
+        hub_core::error::CORE,
+        "CURSOR_EXPIRED",
+        message,
+    )
+    .with("earliestCursor", earliest_cursor)
+    .with("missedFrom", from)
+    .with("missedTo", to)
+}
+
+/// The log is not the one that the cursor was made with (`LOG_REWOUND`).
+pub(crate) fn log_rewound(restored_at: &str) -> Error {
+    let message = "The log was restored from a backup older than the cursor. Do a full sync, then \
+                   start without the cursor.";
+    Error::new(
+        Code::DataLoss,
+        hub_core::error::CORE,
+        "LOG_REWOUND",
+        message,
+    )
+    .with("restoredAt", restored_at)
+}

@@ -1,0 +1,206 @@
+//! A CloudEvent on its way in: checked without a copy, hashed, and stored as it came.
+//!
+//! Rules are those of CloudEvents 1.0.2
+//! (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md>) and the contract's.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hub_core::error::Result;
+use hub_core::journal::{NewEvent, TenantRef};
+use hub_proto::wire::{CloudEventView, attribute_value::Attr, cloud_event_view::Data};
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use crate::error;
+
+/// Largest encoded event.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+const TEXT_BYTES_MAX: usize = 1024;
+const TYPE_BYTES_MAX: usize = 255;
+const ATTRIBUTES_MAX: usize = 64;
+const ATTRIBUTE_NAME_BYTES_MAX: usize = 64;
+/// Attributes with a field of their own; they cannot come in the map too.
+const OWN_FIELDS: [&[u8]; 5] = [b"id", b"source", b"specversion", b"type", b"data"];
+
+/// Checks an event and makes it ready to be stored. `index` is its place in the request.
+/// Errors: `EVENT_INVALID`, `EVENT_TOO_LARGE`.
+pub fn check(
+    index: usize,
+    bytes: Bytes,
+    tenant: &TenantRef,
+    product: &Arc<str>,
+) -> Result<NewEvent> {
+    if bytes.len() > EVENT_BYTES_MAX {
+        return Err(error::event_too_large(index, bytes.len(), EVENT_BYTES_MAX));
+    }
+    let invalid = |attribute: &str, problem: &str| error::event_invalid(index, attribute, problem);
+    let view = CloudEventView::decode(bytes.clone())
+        .map_err(|_| invalid("event", "is not an encoded CloudEvent"))?;
+    for (name, value, limit) in [
+        ("id", &view.id, TEXT_BYTES_MAX),
+        ("source", &view.source, TEXT_BYTES_MAX),
+        ("type", &view.r#type, TYPE_BYTES_MAX),
+    ] {
+        required(value, limit).map_err(|problem| invalid(name, problem))?;
+    }
+    if view.spec_version != "1.0" {
+        return Err(invalid("specversion", "must be \"1.0\""));
+    }
+    is_uri_reference(&view.source).map_err(|problem| invalid("source", problem))?;
+    is_type(&view.r#type).map_err(|problem| invalid("type", problem))?;
+    if view.attributes.len() > ATTRIBUTES_MAX {
+        return Err(invalid("attributes", "are more than 64"));
+    }
+    for entry in &view.attributes {
+        let value = entry.value.as_ref().and_then(|value| value.attr.as_ref());
+        attribute(&entry.key, value)
+            .map_err(|problem| invalid(&String::from_utf8_lossy(&entry.key), problem))?;
+    }
+    if let Some(Data::TextData(data)) = &view.data {
+        text(data).map_err(|problem| invalid("text_data", problem))?;
+    }
+    Ok(NewEvent {
+        identity: identity(tenant, product, &view.source, &view.id),
+        content: content(&view),
+        product: product.clone(),
+        kind: view.r#type,
+        event: bytes,
+    })
+}
+
+fn required(value: &[u8], limit: usize) -> Result<(), &'static str> {
+    if value.is_empty() {
+        return Err("is required");
+    }
+    if value.len() > limit {
+        return Err("is too long");
+    }
+    text(value)
+}
+
+fn text(value: &[u8]) -> Result<(), &'static str> {
+    if std::str::from_utf8(value).is_err() {
+        return Err("is not UTF-8");
+    }
+    if value.contains(&0) {
+        return Err("contains NUL");
+    }
+    Ok(())
+}
+
+/// Characters that RFC 3986 allows in a URI-reference; the rest must be percent-encoded.
+fn is_uri_reference(value: &[u8]) -> Result<(), &'static str> {
+    let allowed =
+        |b: &u8| b.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(b) || *b >= 0x80;
+    match value.iter().all(allowed) {
+        true => Ok(()),
+        false => Err("is not a URI-reference"),
+    }
+}
+
+/// Filters work by segments, so a type has whole ones and no wildcard.
+fn is_type(value: &[u8]) -> Result<(), &'static str> {
+    if value.split(|b| *b == b'.').any(<[u8]>::is_empty) {
+        return Err("has an empty segment");
+    }
+    if value
+        .iter()
+        .any(|b| *b == b'*' || b.is_ascii_whitespace() || b.is_ascii_control())
+    {
+        return Err("has a space or a *");
+    }
+    Ok(())
+}
+
+fn attribute(name: &[u8], value: Option<&Attr>) -> Result<(), &'static str> {
+    let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    if name.is_empty() || name.len() > ATTRIBUTE_NAME_BYTES_MAX || !name.iter().all(plain) {
+        return Err("is not a name of lower-case letters and digits");
+    }
+    if OWN_FIELDS.contains(&name) {
+        return Err("has a field of its own");
+    }
+    let value = value.ok_or("has no value")?;
+    match value {
+        Attr::CeString(value) | Attr::CeUri(value) | Attr::CeUriRef(value) => {
+            if value.len() > TEXT_BYTES_MAX {
+                return Err("is too long");
+            }
+            text(value)?;
+        }
+        Attr::CeBytes(value) if value.len() > TEXT_BYTES_MAX => return Err("is too long"),
+        Attr::CeTimestamp(time) if !(0..1_000_000_000).contains(&time.nanos) => {
+            return Err("is not a time");
+        }
+        _ => {}
+    }
+    match (name, value) {
+        (b"subject" | b"partitionkey" | b"datacontenttype", Attr::CeString(value)) => {
+            if value.is_empty() {
+                Err("is empty")
+            } else {
+                Ok(())
+            }
+        }
+        (b"subject" | b"partitionkey" | b"datacontenttype", _) => Err("must be a string"),
+        (b"time", Attr::CeTimestamp(_)) => Ok(()),
+        (b"time", _) => Err("must be a timestamp"),
+        (b"dataschema", Attr::CeUri(_) | Attr::CeString(_)) => Ok(()),
+        (b"dataschema", _) => Err("must be a URI"),
+        _ => Ok(()),
+    }
+}
+
+/// Who says that it is the same event: tenant, product, source, id.
+pub fn identity(tenant: &TenantRef, product: &str, source: &[u8], id: &[u8]) -> u128 {
+    let mut hash = Sha256::new();
+    hash.update(tenant.number().to_be_bytes());
+    for part in [product.as_bytes(), source, id] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    first_half(hash)
+}
+
+/// Over decoded, sorted fields: a retry may write the map in another order.
+fn content(view: &CloudEventView) -> u128 {
+    let mut hash = Sha256::new();
+    let mut part = |tag: u8, bytes: &[u8]| {
+        hash.update([tag]);
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    part(0, &view.r#type);
+    let mut entries: Vec<_> = view.attributes.iter().enumerate().collect();
+    // Of entries with the same name the last one counts.
+    entries.sort_by(|(at, a), (bt, b)| a.key.cmp(&b.key).then(bt.cmp(at)));
+    entries.dedup_by(|(_, later), (_, first)| later.key == first.key);
+    for (_, entry) in entries {
+        part(1, &entry.key);
+        match entry.value.as_ref().and_then(|value| value.attr.as_ref()) {
+            Some(Attr::CeBoolean(value)) => part(2, &[u8::from(*value)]),
+            Some(Attr::CeInteger(value)) => part(3, &value.to_be_bytes()),
+            Some(Attr::CeString(value)) => part(4, value),
+            Some(Attr::CeBytes(value)) => part(5, value),
+            Some(Attr::CeUri(value)) => part(6, value),
+            Some(Attr::CeUriRef(value)) => part(7, value),
+            Some(Attr::CeTimestamp(value)) => part(8, &value.encode_to_vec()),
+            None => part(9, &[]),
+        }
+    }
+    match &view.data {
+        Some(Data::BinaryData(data)) => part(10, data),
+        Some(Data::TextData(data)) => part(11, data),
+        Some(Data::ProtoData(data)) => part(12, data),
+        None => part(13, &[]),
+    }
+    first_half(hash)
+}
+
+fn first_half(hash: Sha256) -> u128 {
+    let digest = hash.finalize();
+    digest[..16]
+        .iter()
+        .fold(0, |value, b| value << 8 | u128::from(*b))
+}

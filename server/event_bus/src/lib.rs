@@ -1,0 +1,61 @@
+//! The event bus: one durable, ordered log of CloudEvents per tenant, with routing between
+//! products. The log itself is the journal of `hub-core`; this is the service around it.
+//!
+//! Invariants:
+//! - Everything that can be refused is refused before the journal's queue.
+//! - Whether an event flows to a product is decided in `routing`, nowhere else.
+//! - A stream is never silent for longer than the heartbeat interval, and never skips silently.
+//! - Events are encoded once; all readers share the bytes.
+
+mod batch;
+mod error;
+pub mod event;
+pub mod event_types;
+pub mod filter;
+mod grpc;
+pub mod publish;
+mod publish_stream;
+pub mod routing;
+mod subscribe;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hub_core::auth::Authenticator;
+use hub_core::module::{Core, Module};
+use hub_proto::server::event_bus_server::EventBusServer;
+
+/// The service, ready to be served. `authenticator` is asked again while streams run.
+pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
+    let service = grpc::Service {
+        core: core.clone(),
+        authenticator,
+    };
+    let server = EventBusServer::new(service)
+        .max_decoding_message_size(core.limits.message_bytes_max)
+        .max_encoding_message_size(usize::MAX);
+    let router = tonic::service::Routes::new(server).into_axum_router();
+    Module {
+        name: "event_bus",
+        router,
+    }
+}
+
+/// A stream speaks a little before the promised time, so that a slow network does not break it.
+fn beat(core: &Core) -> Duration {
+    core.limits.heartbeat_interval * 8 / 10
+}
+
+/// How long a stream lives: the limit, and up to as much again, so that streams which began
+/// together do not end together.
+fn stream_age(core: &Core) -> Duration {
+    let age = core.limits.stream_age_max;
+    let random = random_fraction();
+    age + age.mul_f64(random)
+}
+
+/// A number from 0 to 1.
+fn random_fraction() -> f64 {
+    let spread = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
+    spread as f64 / u64::MAX as f64
+}

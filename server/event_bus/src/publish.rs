@@ -1,0 +1,270 @@
+//! Publish: a batch is checked whole, then stored whole, or event by event.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hub_core::cursor::{Cursor, Stream};
+use hub_core::error::{Error, Result};
+use hub_core::id;
+use hub_core::journal::{Append, Appended, Log, NewEvent, Outcome, Pending, TenantRef};
+use hub_core::module::Core;
+use hub_proto::hub::event_bus::v1::{PublishResponse, PublishResult, PublishWarning};
+use hub_proto::wire::PublishRequest;
+
+use crate::event_types;
+use crate::{error, event, routing};
+
+/// Most events in one batch.
+pub const BATCH_EVENTS_MAX: usize = 1000;
+/// Most bytes of encoded events in one batch.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Who publishes, and where to.
+#[derive(Clone)]
+pub struct Publisher {
+    /// The product of the key.
+    pub product: Arc<str>,
+    /// The tenant's log.
+    pub log: Arc<Log>,
+}
+
+/// A batch that was checked: what is to be stored, and the answer to each event.
+pub struct Checked {
+    events: Vec<NewEvent>,
+    results: Vec<Slot>,
+    independent: bool,
+}
+
+/// The answer to one event, before its sequence is known.
+enum Slot {
+    /// Refused by itself, in an independent batch.
+    Refused(Error),
+    /// To be stored.
+    Accepted {
+        destinations: u32,
+        warnings: Vec<i32>,
+    },
+}
+
+/// Checks a batch. Errors of single events are kept in an independent batch, else returned.
+///
+/// Errors: `BATCH_TOO_LARGE`, `EVENT_INVALID`, `EVENT_TOO_LARGE`, `EVENT_SOURCE_NOT_ALLOWED`.
+pub fn check(publisher: &Publisher, events: Vec<Bytes>, independent: bool) -> Result<Checked> {
+    let size = events.iter().map(Bytes::len).sum();
+    if events.len() > BATCH_EVENTS_MAX {
+        return Err(error::batch_too_large(
+            events.len(),
+            size,
+            "1000 events are allowed",
+        ));
+    }
+    if size > BATCH_BYTES_MAX {
+        return Err(error::batch_too_large(
+            events.len(),
+            size,
+            "4194304 bytes are allowed",
+        ));
+    }
+    let mut checked = Checked {
+        events: Vec::with_capacity(events.len()),
+        results: Vec::with_capacity(events.len()),
+        independent,
+    };
+    for (index, bytes) in events.into_iter().enumerate() {
+        match check_event(publisher, index, bytes) {
+            Ok((event, slot)) => {
+                checked.events.push(event);
+                checked.results.push(slot);
+            }
+            Err(problem) if independent => checked.results.push(Slot::Refused(problem)),
+            Err(problem) => return Err(problem),
+        }
+    }
+    Ok(checked)
+}
+
+fn check_event(publisher: &Publisher, index: usize, bytes: Bytes) -> Result<(NewEvent, Slot)> {
+    let event = event::check(index, bytes, publisher.log.tenant(), &publisher.product)?;
+    let kind = String::from_utf8_lossy(&event.kind);
+    let entry = event_types::find(&kind);
+    if let Some(entry) = entry.filter(|entry| !entry.may_publish(&publisher.product)) {
+        let sources = entry.sources.join(", ");
+        return Err(error::source_not_allowed(
+            index,
+            &kind,
+            &publisher.product,
+            &sources,
+        ));
+    }
+    let destinations = routing::destinations(entry, &publisher.product);
+    let mut warnings = Vec::new();
+    if entry.is_none() {
+        warnings.push(PublishWarning::TypeUnknown as i32);
+    }
+    if destinations == 0 {
+        warnings.push(PublishWarning::NoRoute as i32);
+    }
+    Ok((
+        event,
+        Slot::Accepted {
+            destinations,
+            warnings,
+        },
+    ))
+}
+
+impl Checked {
+    /// Hands the batch to the journal; the answer comes when it is on disk.
+    pub async fn submit(self, core: &Core, publisher: &Publisher) -> Result<Submitted> {
+        let Checked {
+            events,
+            results,
+            independent,
+        } = self;
+        let tenant = publisher.log.tenant().clone();
+        let pending = match events.is_empty() {
+            true => None,
+            false => {
+                let append = Append {
+                    log: publisher.log.clone(),
+                    events,
+                    independent,
+                };
+                Some(core.journal.submit(append).await?)
+            }
+        };
+        Ok(Submitted {
+            pending,
+            results,
+            tenant,
+            independent,
+        })
+    }
+
+    /// The answer if it had been stored: without sequences.
+    fn preview(self) -> Vec<PublishResult> {
+        self.results
+            .into_iter()
+            .map(|slot| slot.answer(0, String::new(), false))
+            .collect()
+    }
+}
+
+/// A batch in the journal's queue.
+pub struct Submitted {
+    pending: Option<Pending>,
+    results: Vec<Slot>,
+    tenant: TenantRef,
+    independent: bool,
+}
+
+/// A batch that is on disk.
+pub struct Stored {
+    /// One for each event, in the order of the request.
+    pub results: Vec<PublishResult>,
+    /// What the journal says; absent if nothing was to be stored.
+    pub appended: Option<Appended>,
+}
+
+impl Submitted {
+    /// Waits for the disk. Errors: `EVENT_ID_REUSED` (whole batch), `STORE_BUSY`.
+    pub async fn stored(self) -> Result<Stored> {
+        let Submitted {
+            pending,
+            results,
+            tenant,
+            independent,
+        } = self;
+        let appended = match pending {
+            Some(pending) => Some(pending.wait().await?),
+            None => None,
+        };
+        let mut outcomes = appended.iter().flat_map(|appended| &appended.outcomes);
+        let mut answers = Vec::with_capacity(results.len());
+        for (index, slot) in results.into_iter().enumerate() {
+            if let Slot::Refused(_) = slot {
+                answers.push(slot.answer(0, String::new(), false));
+                continue;
+            }
+            let (seq, duplicate) = match outcomes.next() {
+                Some(Outcome::Stored { seq }) => (*seq, false),
+                Some(Outcome::Duplicate(position)) => (position.seq, true),
+                Some(Outcome::Reused { seq }) => {
+                    let first = id::event(tenant.key(*seq));
+                    let problem = error::event_id_reused(index, &first);
+                    // Stored whole or not at all: the first reused identity is the batch's error.
+                    if !independent {
+                        return Err(problem);
+                    }
+                    answers.push(Slot::Refused(problem).answer(0, String::new(), false));
+                    continue;
+                }
+                Some(Outcome::NotStored) => continue,
+                None => return Err(Error::internal("the journal answered too few events")),
+            };
+            answers.push(slot.answer(seq, id::event(tenant.key(seq)), duplicate));
+        }
+        Ok(Stored {
+            results: answers,
+            appended,
+        })
+    }
+}
+
+impl Slot {
+    fn answer(self, sequence: u64, event_id: String, duplicate: bool) -> PublishResult {
+        match self {
+            Slot::Refused(problem) => PublishResult {
+                error: Some(problem.to_problem()),
+                ..Default::default()
+            },
+            Slot::Accepted {
+                destinations,
+                warnings,
+            } => PublishResult {
+                sequence,
+                event_id,
+                duplicate,
+                destinations,
+                warnings,
+                error: None,
+            },
+        }
+    }
+}
+
+/// The unary call.
+pub async fn publish(
+    core: &Core,
+    publisher: &Publisher,
+    request: PublishRequest,
+) -> Result<PublishResponse> {
+    let checked = check(publisher, request.events, request.independent)?;
+    if request.validate_only {
+        let cursor = cursor(core, publisher, publisher.log.head());
+        return Ok(PublishResponse {
+            results: checked.preview(),
+            cursor,
+        });
+    }
+    let stored = checked.submit(core, publisher).await?.stored().await?;
+    let position = stored
+        .appended
+        .map_or(publisher.log.head(), |appended| appended.position);
+    Ok(PublishResponse {
+        results: stored.results,
+        cursor: cursor(core, publisher, position),
+    })
+}
+
+/// A cursor that any filter may go on from.
+pub fn cursor(core: &Core, publisher: &Publisher, position: hub_core::journal::Position) -> String {
+    core.cursors.write(
+        publisher.log.tenant(),
+        Stream::Events,
+        Cursor {
+            position,
+            filter: 0,
+        },
+    )
+}
