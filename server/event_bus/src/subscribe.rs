@@ -218,9 +218,11 @@ impl Reader {
 
     /// How long the transport took for the last frame tells how fast the client reads.
     fn look_at_pace(&mut self) {
+        if self.over {
+            return;
+        }
         let taken = (self.core.clock.now() - self.spoke_at).max(0);
         if taken >= micros(self.core.limits.slow_reader_timeout) {
-            self.ready.clear();
             self.close(ClosingReason::TooSlow, Duration::from_secs(1));
         } else if taken < micros(QUICK) {
             self.frame_bytes = (self.frame_bytes * 2).min(self.core.limits.page_bytes_max);

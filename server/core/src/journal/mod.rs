@@ -23,6 +23,7 @@ mod tail;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -35,9 +36,12 @@ pub use tail::{Log, Position};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
-use crate::storage::{Db, Failure, Migrations, Tx};
+use crate::storage::{Db, Failure, Migrations, Tx, TxParts};
 use segment::SEQ_BITS;
 use tail::Budget;
+
+/// Pause between attempts to read what a lost connection may have committed.
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(500);
 
 /// Tables of the journal and of the tenants.
 pub fn migrations() -> Migrations {
@@ -189,9 +193,10 @@ enum Store {
 }
 
 impl Store {
-    async fn write(&self, works: &[Work<'_>]) -> Result<Vec<Written>, Failure> {
+    /// `None` for a log whose head another process holds: it waits for the next group.
+    async fn write(&self, works: &[Work<'_>]) -> Result<Vec<Option<Written>>, Failure> {
         match self {
-            Store::Sqlite(store) => store.write(works).await,
+            Store::Sqlite(store) => Ok(store.write(works).await?.into_iter().map(Some).collect()),
             Store::Postgres(store) => store.write(works).await,
         }
     }
@@ -233,7 +238,14 @@ impl Journal {
             limits,
             stopped: CancellationToken::new(),
         });
-        tokio::spawn(sequencer::run(journal.clone(), journal.stopped.clone()));
+        let sequencer = tokio::spawn(sequencer::run(journal.clone(), journal.stopped.clone()));
+        tokio::spawn(async move {
+            // A panic half-way leaves memory that cannot be trusted; a restart reads the log again.
+            if sequencer.await.is_err_and(|error| error.is_panic()) {
+                tracing::error!("the journal's sequencer panicked: the process ends");
+                std::process::abort();
+            }
+        });
         Ok(journal)
     }
 
@@ -274,43 +286,53 @@ impl Journal {
             .map_err(|error| Error::internal(format!("a commit panicked: {error}")))?
     }
 
-    async fn commit_now(&self, tx: Tx, appends: Vec<Append>) -> Result<Vec<Appended>> {
-        let works: Vec<Work<'_>> = appends
-            .iter()
-            .map(|one| Work {
-                log: &one.log,
-                appends: vec![one],
-            })
-            .collect();
+    async fn commit_now(self: &Arc<Self>, tx: Tx, appends: Vec<Append>) -> Result<Vec<Appended>> {
+        let works = by_log(&appends);
         let written = match (&self.store, tx.into_parts()) {
-            (Store::Sqlite(store), crate::storage::TxParts::Sqlite(writer)) => {
-                store.commit(writer, &works).await?
-            }
-            (Store::Postgres(store), crate::storage::TxParts::Postgres(tx)) => {
-                store.commit(tx, &works).await?
-            }
+            (Store::Sqlite(store), TxParts::Sqlite(writer)) => store.commit(writer, &works).await?,
+            (Store::Postgres(store), TxParts::Postgres(tx)) => store.commit(tx, &works).await?,
             _ => return Err(Error::internal("a transaction of another database")),
         };
-        let mut appended = Vec::with_capacity(appends.len());
-        for (append, mut written) in appends.iter().zip(written) {
-            if let Some(segment) = written.segment.take() {
-                self.publish(&append.log, segment).await;
+        let mut outcomes = HashMap::new();
+        for (work, written) in works.iter().zip(written) {
+            if let Some(segment) = written.segment {
+                self.publish(work.log, segment).await;
             }
-            let outcomes = written.outcomes.pop().unwrap_or_default();
-            appended.push(Appended::new(append, outcomes, append.log.head()));
+            let number = work.log.tenant().number();
+            outcomes.insert(number, written.outcomes.into_iter());
         }
-        Ok(appended)
+        let answer = |append: &Append| {
+            let mine = outcomes
+                .get_mut(&append.log.tenant().number())
+                .and_then(Iterator::next);
+            Appended::new(append, mine.unwrap_or_default(), append.log.head())
+        };
+        Ok(appends.iter().map(answer).collect())
     }
 
     /// Shows a committed segment to readers; a hole before it is read from the database.
-    async fn publish(&self, log: &Arc<Log>, segment: Arc<Segment>) {
+    async fn publish(self: &Arc<Self>, log: &Arc<Log>, segment: Arc<Segment>) {
         if log.offer(segment, &self.budget) {
             metrics::counter!("hub_journal_tail_holes_total").increment(1);
-            if let Err(error) = self.fill(log).await {
-                tracing::warn!("a hole in the tail stays until the next commit: {error}");
+            if self.catch_up(log).await.is_err() {
+                self.catch_up_later(log);
             }
         }
         metrics::gauge!("hub_journal_tail_bytes").set(self.budget.bytes() as f64);
+    }
+
+    /// Catches up as soon as the database answers again.
+    fn catch_up_later(self: &Arc<Self>, log: &Arc<Log>) {
+        let (journal, log) = (self.clone(), log.clone());
+        tokio::spawn(async move {
+            while let Err(error) = journal.catch_up(&log).await {
+                tracing::warn!("the newest events are not readable yet: {error}");
+                tokio::select! {
+                    () = tokio::time::sleep(CATCH_UP_PAUSE) => {}
+                    () = journal.stopped.cancelled() => return,
+                }
+            }
+        });
     }
 
     /// Commits what waits, takes nothing more.
@@ -321,6 +343,26 @@ impl Journal {
             store.close().await;
         }
     }
+}
+
+/// Appends of one log go into one segment, in order of the logs' numbers.
+fn by_log(appends: &[Append]) -> Vec<Work<'_>> {
+    let mut works: Vec<Work<'_>> = Vec::new();
+    for append in appends {
+        let number = append.log.tenant().number();
+        match works
+            .iter_mut()
+            .find(|work| work.log.tenant().number() == number)
+        {
+            Some(work) => work.appends.push(append),
+            None => works.push(Work {
+                log: &append.log,
+                appends: vec![append],
+            }),
+        }
+    }
+    works.sort_by_key(|work| work.log.tenant().number());
+    works
 }
 
 /// An append in the queue.

@@ -29,6 +29,10 @@ returning key & ((1::bigint << 40) - 1), record_time";
 const LOCK: &str = "select tenant_no, head, record_time from journal_heads
 where tenant_no = any($1) order by tenant_no for update";
 
+/// A tenant that is busy in another process does not hold up the others.
+const LOCK_FREE: &str = "select tenant_no, head, record_time from journal_heads
+where tenant_no = any($1) order by tenant_no for update skip locked";
+
 const KNOWN: &str =
     "select identity, key, content from journal_identities where identity = any($1)";
 
@@ -45,7 +49,7 @@ select * from unnest($7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $1
     $12::bytea[])";
 
 /// Statements of this file, for the test that prepares them.
-pub(super) const STATEMENTS: &[&str] = &[APPEND, LOCK, KNOWN, STORE];
+pub(super) const STATEMENTS: &[&str] = &[APPEND, LOCK, LOCK_FREE, KNOWN, STORE];
 
 pub(super) struct PostgresJournal {
     pool: PgPool,
@@ -58,15 +62,17 @@ impl PostgresJournal {
         Ok(PostgresJournal { pool, clock })
     }
 
-    pub(super) async fn write(&self, works: &[Work<'_>]) -> Result<Vec<Written>, Failure> {
+    /// Commits a group; `None` for a log whose head another process holds.
+    pub(super) async fn write(&self, works: &[Work<'_>]) -> Result<Vec<Option<Written>>, Failure> {
         if let [work] = works {
             match self.append(work).await {
                 Err(failure) if failure.is_unique_violation() => {}
-                done => return done.map(|written| vec![written]),
+                done => return done.map(|written| vec![Some(written)]),
             }
         }
+        let lock = if works.len() > 1 { LOCK_FREE } else { LOCK };
         let mut tx = self.pool.begin().await?;
-        let written = self.write_in(&mut tx, works).await?;
+        let written = self.write_in(&mut tx, works, lock).await?;
         tx.commit().await?;
         Ok(written)
     }
@@ -77,9 +83,9 @@ impl PostgresJournal {
         mut tx: Transaction<'static, Postgres>,
         works: &[Work<'_>],
     ) -> Result<Vec<Written>, Failure> {
-        let written = self.write_in(&mut tx, works).await?;
+        let written = self.write_in(&mut tx, works, LOCK).await?;
         tx.commit().await?;
-        Ok(written)
+        Ok(written.into_iter().flatten().collect())
     }
 
     /// One statement, one round trip: everything is assumed to be new.
@@ -125,7 +131,8 @@ impl PostgresJournal {
         &self,
         connection: &mut PgConnection,
         works: &[Work<'_>],
-    ) -> Result<Vec<Written>, Failure> {
+        lock: &'static str,
+    ) -> Result<Vec<Option<Written>>, Failure> {
         let tenants: Vec<i64> = works
             .iter()
             .map(|work| work.log.tenant().number())
@@ -139,10 +146,15 @@ impl PostgresJournal {
         let mut written = Vec::with_capacity(works.len());
         for work in works {
             let tenant_no = work.log.tenant().number();
-            let head = heads.iter().find(|head| head.0 == tenant_no);
-            let (_, head, last_time) = *head.ok_or(Failure::from(sqlx::Error::RowNotFound))?;
-            let record_time = last_time.max(self.clock.now());
-            written.push(plan(work, &older, head as u64, record_time, &mut rows));
+            match heads.iter().find(|head| head.0 == tenant_no) {
+                Some((_, head, last_time)) => {
+                    let record_time = (*last_time).max(self.clock.now());
+                    let planned = plan(work, &older, *head as u64, record_time, &mut rows);
+                    written.push(Some(planned));
+                }
+                None if lock == LOCK_FREE => written.push(None),
+                None => return Err(sqlx::Error::RowNotFound.into()),
+            }
         }
         if !rows.keys.is_empty() {
             rows.store(connection).await?;

@@ -190,15 +190,14 @@ impl Journal {
         Ok(low)
     }
 
+    async fn stored_head(&self, tenant: &TenantRef) -> Result<u64> {
+        let row: Option<(i64,)> = self.db.query(HEAD).bind(tenant.number()).optional().await?;
+        let (head,) = row.ok_or_else(|| crate::tenancy::not_found(tenant.id()))?;
+        Ok(head as u64)
+    }
+
     pub(super) async fn load_head(&self, tenant: &TenantRef) -> Result<Position> {
-        let (head,): (i64,) = self
-            .db
-            .query(HEAD)
-            .bind(tenant.number())
-            .optional()
-            .await?
-            .ok_or_else(|| crate::tenancy::not_found(tenant.id()))?;
-        let seq = head as u64;
+        let seq = self.stored_head(tenant).await?;
         let segment = match seq {
             0 => None,
             _ => self.stored_segment(tenant, seq).await?,
@@ -209,17 +208,17 @@ impl Journal {
         Ok(Position { seq, fingerprint })
     }
 
-    /// Fills a hole in the tail from the database: another process committed in between.
-    pub(super) async fn fill(&self, log: &Arc<Log>) -> Result<()> {
-        while log.has_hole() {
+    /// Brings the tail up to what the database has: another process committed in between, or a
+    /// commit succeeded whose answer was lost.
+    pub(super) async fn catch_up(&self, log: &Arc<Log>) -> Result<()> {
+        let stored = self.stored_head(log.tenant()).await?;
+        while log.head().seq < stored {
             let after = log.head().seq;
-            match self.read_stored(log, after).await? {
-                Page::Segments(segments) => {
-                    for segment in segments {
-                        log.offer(segment, &self.budget);
-                    }
-                }
-                Page::Gap { .. } | Page::AtEnd => break,
+            let Page::Segments(segments) = self.read_stored(log, after).await? else {
+                break;
+            };
+            for segment in segments {
+                log.offer(segment, &self.budget);
             }
             if log.head().seq == after {
                 break;

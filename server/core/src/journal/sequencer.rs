@@ -11,7 +11,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::tail::Log;
-use super::{Append, Appended, Journal, Work, Written};
+use super::{Append, Appended, Journal, Outcome, Work, Written};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::storage::Failure;
@@ -159,6 +159,20 @@ impl Queue {
         group.into_iter().map(|(_, batch)| batch).collect()
     }
 
+    /// Puts a batch back before what came later: its head is locked by another process.
+    fn put_back(&self, batch: Batch) {
+        let tenant_no = batch.log.tenant().number();
+        let mut waiting = self.lock();
+        let queue = waiting.tenants.entry(tenant_no).or_default();
+        let had_turn = !queue.is_empty();
+        for member in batch.members.into_iter().rev() {
+            queue.push_front(member);
+        }
+        if !had_turn {
+            waiting.turns.push_back(tenant_no);
+        }
+    }
+
     /// Takes no more; what waits is still committed.
     pub(super) fn close(&self) {
         self.lock().closed = true;
@@ -188,7 +202,7 @@ pub(super) async fn run(journal: Arc<Journal>, done: CancellationToken) {
     done.cancel();
 }
 
-async fn commit(journal: &Journal, group: Vec<Batch>) {
+async fn commit(journal: &Arc<Journal>, group: Vec<Batch>) {
     let started = std::time::Instant::now();
     let written = {
         let works: Vec<Work<'_>> = group.iter().map(Batch::work).collect();
@@ -198,7 +212,10 @@ async fn commit(journal: &Journal, group: Vec<Batch>) {
         Ok(written) => {
             metrics::histogram!("hub_journal_commit_seconds").record(started.elapsed());
             for (batch, written) in group.into_iter().zip(written) {
-                batch.answer(journal, written).await;
+                match written {
+                    Some(written) => batch.answer(journal, written).await,
+                    None => journal.queue.put_back(batch),
+                }
             }
         }
         Err(failure) => commit_one_by_one(journal, group, failure).await,
@@ -208,11 +225,17 @@ async fn commit(journal: &Journal, group: Vec<Batch>) {
 /// After an error that a member may have caused, each is tried alone; after any other, all are
 /// told. The outcome of a lost connection is unknown: a client that sends again is told of the
 /// first by the identities.
-async fn commit_one_by_one(journal: &Journal, group: Vec<Batch>, failure: Failure) {
+async fn commit_one_by_one(journal: &Arc<Journal>, group: Vec<Batch>, failure: Failure) {
     let members = group.iter().map(|batch| batch.members.len()).sum::<usize>();
     tracing::warn!(members, "a commit of the journal failed: {failure}");
     metrics::counter!("hub_journal_commit_failures_total").increment(1);
     let retry = members > 1 && failure.may_be_poisoned();
+    if !failure.is_definite() {
+        // It may have been committed all the same: readers shall see it.
+        group
+            .iter()
+            .for_each(|batch| journal.catch_up_later(&batch.log));
+    }
     let error = Error::from(failure);
     for batch in group {
         for member in batch.members {
@@ -226,9 +249,9 @@ async fn commit_one_by_one(journal: &Journal, group: Vec<Batch>, failure: Failur
                 members: vec![member],
             };
             let written = journal.store.write(&[batch.work()]).await;
-            match written.map(|mut written| written.pop()) {
+            match written.map(|mut written| written.pop().flatten()) {
                 Ok(Some(written)) => batch.answer(journal, written).await,
-                Ok(None) => batch.refuse(&Error::internal("a commit without result")),
+                Ok(None) => journal.queue.put_back(batch),
                 Err(failure) => batch.refuse(&failure.into()),
             }
         }
@@ -244,12 +267,17 @@ impl Batch {
     }
 
     /// Readers see the events before their publisher is answered.
-    async fn answer(self, journal: &Journal, written: Written) {
+    async fn answer(self, journal: &Arc<Journal>, written: Written) {
         if let Some(segment) = written.segment {
             metrics::counter!("hub_journal_events_total").increment(segment.count() as u64);
             journal.publish(&self.log, segment).await;
         }
         let head = self.log.head();
+        let ahead = |outcome: &Outcome| matches!(outcome, Outcome::Duplicate(position) if position.seq > head.seq);
+        // The first one was committed, but its commit was not seen to succeed.
+        if written.outcomes.iter().flatten().any(ahead) {
+            journal.catch_up_later(&self.log);
+        }
         for (member, outcomes) in self.members.into_iter().zip(written.outcomes) {
             let appended = Appended::new(&member.append, outcomes, head);
             let _ = member.reply.send(Ok(appended));

@@ -128,11 +128,6 @@ impl Log {
         Look::Segments(found)
     }
 
-    /// Something was offered that does not continue the tail.
-    pub(crate) fn has_hole(&self) -> bool {
-        !self.lock().waiting.is_empty()
-    }
-
     fn drop_oldest(&self) -> usize {
         self.lock()
             .segments
