@@ -69,19 +69,25 @@ fn nearest(text: &str) -> Option<&'static str> {
         .map(|d| d.1)
 }
 
-/// Levenshtein distance.
+/// Edits from one text to the other; two neighbours that were swapped are one edit.
 fn edits(from: &[char], to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=from.len()).collect();
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=from.len()).collect();
+    let mut previous = None;
     for (above, wanted) in to.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = above + 1;
+        let mut row = vec![above + 1];
         for (at, have) in from.iter().enumerate() {
-            let replaced = diagonal + usize::from(*have != wanted);
-            diagonal = row[at + 1];
-            row[at + 1] = replaced.min(row[at] + 1).min(diagonal + 1);
+            let replaced = last[at] + usize::from(*have != wanted);
+            let mut least = replaced.min(last[at + 1] + 1).min(row[at] + 1);
+            if at > 0 && Some(*have) == previous && from[at - 1] == wanted {
+                least = least.min(before[at - 1] + 1);
+            }
+            row.push(least);
         }
+        before = std::mem::replace(&mut last, row);
+        previous = Some(wanted);
     }
-    row[from.len()]
+    last[from.len()]
 }
 
 #[cfg(test)]
@@ -94,6 +100,7 @@ mod tests {
             ("PSA", Some("psa")),
             ("on-call", Some("oncall")),
             ("potral", Some("portal")),
+            ("pas", Some("psa")),
             ("backup", Some("backups")),
             ("book", Some("books")),
             ("", None),

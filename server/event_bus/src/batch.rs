@@ -96,15 +96,12 @@ impl Batcher {
                     break;
                 }
             }
-            if position.seq >= segment.first() {
-                position.fingerprint = segment.fingerprint(position.seq).unwrap_or_default();
-            }
             if remaining.is_some_and(|remaining| frame.count >= remaining) {
                 break;
             }
         }
-        if position.seq > after.seq && position.fingerprint == after.fingerprint {
-            position = refresh(segments, position);
+        if position.seq > after.seq {
+            position.fingerprint = fingerprint_at(segments, position.seq);
         }
         self.finish(frame, position)
     }
@@ -165,15 +162,13 @@ impl Batcher {
     }
 }
 
-/// The fingerprint of a position whose segment was left half-way.
-fn refresh(segments: &[Arc<Segment>], mut position: Position) -> Position {
-    let holds = |s: &&Arc<Segment>| s.first() <= position.seq && position.seq <= s.last();
-    let found = segments
-        .iter()
-        .find(holds)
-        .and_then(|s| s.fingerprint(position.seq));
-    position.fingerprint = found.unwrap_or(position.fingerprint);
-    position
+/// The fingerprint of the last event taken, whose segment may have been left half-way.
+fn fingerprint_at(segments: &[Arc<Segment>], seq: u64) -> u64 {
+    let at = segments.partition_point(|segment| segment.last() < seq);
+    let found = segments.get(at);
+    found
+        .and_then(|segment| segment.fingerprint(seq))
+        .unwrap_or_default()
 }
 
 impl Frame {

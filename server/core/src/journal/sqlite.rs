@@ -129,15 +129,13 @@ impl SqliteJournal {
         state: &mut State,
         works: &[Work<'_>],
     ) -> Result<Plan, Failure> {
+        // All that can fail comes before the first claim: a claim that nothing takes back would
+        // answer the next try of the event with a place where it is not.
         let older = find_older(&state.identities, works).await?;
+        let heads = load_heads(writer, state, works).await?;
         let mut plan = Plan::default();
-        for work in works {
+        for (work, head) in works.iter().zip(heads) {
             let tenant_no = work.log.tenant().number();
-            let head = match state.heads.get(&tenant_no) {
-                Some(head) => *head,
-                None => load_head(writer.connection(), tenant_no).await?,
-            };
-            state.heads.insert(tenant_no, head);
             let record_time = head.record_time.max(self.clock.now());
             let mut ledger = Ledger {
                 seen: &mut state.identities.recent,
@@ -243,6 +241,25 @@ async fn find_older(identities: &Identities, works: &[Work<'_>]) -> Result<Seen,
         }
     }
     Ok(older)
+}
+
+/// One for each work, in its order.
+async fn load_heads(
+    writer: &mut Writer,
+    state: &mut State,
+    works: &[Work<'_>],
+) -> Result<Vec<Head>, Failure> {
+    let mut heads = Vec::with_capacity(works.len());
+    for work in works {
+        let tenant_no = work.log.tenant().number();
+        let head = match state.heads.get(&tenant_no) {
+            Some(head) => *head,
+            None => load_head(writer.connection(), tenant_no).await?,
+        };
+        state.heads.insert(tenant_no, head);
+        heads.push(head);
+    }
+    Ok(heads)
 }
 
 async fn load_head(connection: &mut SqliteConnection, tenant_no: i64) -> Result<Head, Failure> {

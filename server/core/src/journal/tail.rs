@@ -97,9 +97,10 @@ impl Log {
             tail.segments.push_back(segment);
         }
         let incomplete = !tail.waiting.is_empty();
+        // Under the lock: who offers next must see this head, or it would go back.
+        self.head.send_replace(head);
         drop(tail);
         budget.evict();
-        self.head.send_replace(head);
         incomplete
     }
 

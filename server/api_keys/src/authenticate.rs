@@ -1,0 +1,153 @@
+//! Who is calling: from the `authorization` header to a caller, mostly from memory.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use hub_core::auth::{Answer, Authenticator, Caller, Credential};
+use hub_core::error::{Error, Result};
+use subtle::ConstantTimeEq;
+
+use crate::error;
+use crate::key::{Key, Record};
+use crate::keys::Keys;
+use crate::secret::Plaintext;
+use crate::secret::plaintext::Hash;
+use crate::store;
+
+const SCHEME: &str = "bearer";
+
+impl Authenticator for Keys {
+    fn authenticate<'a>(&'a self, credential: Credential<'a>) -> Answer<'a, Caller> {
+        Box::pin(async move {
+            let plaintext = presented(credential.headers)?;
+            let record = self.record_by_hash(&plaintext.hash()).await?;
+            let record = record.ok_or_else(error::not_recognized)?;
+            record.check_works(self.core.clock.now())?;
+            record.check_address(credential.peer)?;
+            Ok(record.caller.clone())
+        })
+    }
+
+    fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let record = self.record_by_id(&caller.key_id).await?;
+            let record = record.ok_or_else(error::not_recognized)?;
+            record.check_works(self.core.clock.now())
+        })
+    }
+}
+
+impl Keys {
+    /// The key with this hash; unknown ones are asked of the database each time.
+    async fn record_by_hash(&self, hash: &Hash) -> Result<Option<Arc<Record>>> {
+        let now = self.core.clock.now();
+        if let Some(known) = self.cache.by_hash(hash, now) {
+            return Ok(Some(known));
+        }
+        let fill = self.cache.begin(now);
+        let Some((key, stored)) = store::by_hash(&self.core.db, hash).await? else {
+            return Ok(None);
+        };
+        if !bool::from(stored.ct_eq(hash)) {
+            return Ok(None);
+        }
+        let record = record(&key)?;
+        self.cache.finish(fill, stored, record.clone());
+        Ok(Some(record))
+    }
+
+    async fn record_by_id(&self, key_id: &str) -> Result<Option<Arc<Record>>> {
+        let now = self.core.clock.now();
+        if let Some(known) = self.cache.by_id(key_id, now) {
+            return Ok(Some(known));
+        }
+        let fill = self.cache.begin(now);
+        let Some((key, hash)) = store::by_id(&self.core.db, key_id).await? else {
+            return Ok(None);
+        };
+        let record = record(&key)?;
+        self.cache.finish(fill, hash, record.clone());
+        Ok(Some(record))
+    }
+}
+
+fn record(key: &Key) -> Result<Arc<Record>> {
+    Record::new(key).map(Arc::new).map_err(|problem| {
+        Error::internal(format!("a stored block of addresses of {}: {problem}", key.key_id))
+    })
+}
+
+/// The one key that the call presents. Never the first of several: whoever adds a header must not
+/// be able to choose who is calling.
+fn presented(headers: &HeaderMap) -> Result<Plaintext> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next().ok_or_else(error::missing)?;
+    if values.next().is_some() {
+        return Err(error::malformed("The call carries two authorization headers"));
+    }
+    let text = value.to_str().map_err(|_| error::malformed("The key is not plain text"))?;
+    let (scheme, key) = text.split_once(' ').unwrap_or((text, ""));
+    let key = key.trim_start_matches(' ');
+    if scheme.is_empty() || (scheme.eq_ignore_ascii_case(SCHEME) && key.is_empty()) {
+        return Err(error::missing());
+    }
+    if !scheme.eq_ignore_ascii_case(SCHEME) {
+        return Err(error::malformed("The authorization header is not of scheme Bearer"));
+    }
+    Plaintext::parse(key).ok_or_else(|| {
+        error::malformed("The key is not whole: its length, alphabet or checksum is wrong")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn answer(values: &[&str]) -> Result<String, &'static str> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        let plaintext = presented(&headers).map_err(|error| error.reason())?;
+        Ok(plaintext.expose().to_owned())
+    }
+
+    #[test]
+    fn exactly_one_bearer_key_is_read() {
+        let key = Plaintext::generate().unwrap().expose().to_owned();
+        for good in [format!("Bearer {key}"), format!("bearer {key}"), format!("BEARER  {key}")] {
+            assert_eq!(answer(&[&good]), Ok(key.clone()), "{good}");
+        }
+        for missing in ["", "Bearer", "Bearer ", "bearer   "] {
+            assert_eq!(answer(&[missing]), Err("KEY_MISSING"), "{missing:?}");
+        }
+        assert_eq!(answer(&[]), Err("KEY_MISSING"));
+        let bearer = format!("Bearer {key}");
+        for bad in [
+            format!("Bearer {key}, Bearer {key}"),
+            format!("Bearer {key},{key}"),
+            format!("Bearer {key} "),
+            format!("Bearer\t{key}"),
+            format!("Basic {key}"),
+            key.clone(),
+            format!("Bearer {}", &key[1..]),
+            format!("Bearer {key}é"),
+        ] {
+            assert_eq!(answer(&[&bad]), Err("KEY_MALFORMED"), "{bad:?}");
+        }
+        assert_eq!(answer(&[&bearer, &bearer]), Err("KEY_MALFORMED"));
+        assert_eq!(answer(&[&bearer, ""]), Err("KEY_MALFORMED"));
+    }
+
+    #[test]
+    fn a_refused_header_is_not_repeated_in_the_error() {
+        let key = Plaintext::generate().unwrap().expose().to_owned();
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}x")).unwrap());
+        let error = presented(&headers).unwrap_err();
+        assert!(!format!("{error:?}").contains(&key[4..30]));
+    }
+}

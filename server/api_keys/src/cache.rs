@@ -1,0 +1,200 @@
+//! Keys that were looked up lately, so that a call costs no query.
+//!
+//! Invariants:
+//! - A look-up that began before a revocation never puts the key back: [`Fill`] carries the epoch
+//!   at which it began, and is dropped if there was a revocation since.
+//! - Nothing is believed for longer than the time to live; there is no "stale while revalidate".
+//! - Two generations bound the memory: when the young one is half of the limit, it becomes the old
+//!   one, and what was old is forgotten.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use hub_core::clock::{Micros, micros};
+use subtle::ConstantTimeEq;
+
+use crate::key::Record;
+use crate::secret::plaintext::Hash;
+
+/// The keys.
+pub(crate) struct Cache {
+    state: RwLock<State>,
+    generation_max: usize,
+    ttl: Micros,
+}
+
+#[derive(Default)]
+struct State {
+    epoch: u64,
+    young: Generation,
+    old: Generation,
+}
+
+#[derive(Default)]
+struct Generation {
+    by_hash: HashMap<Hash, Arc<Cached>>,
+    by_id: HashMap<String, Arc<Cached>>,
+}
+
+struct Cached {
+    hash: Hash,
+    record: Arc<Record>,
+    /// When its look-up began.
+    since: Micros,
+}
+
+/// A look-up that is under way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fill {
+    epoch: u64,
+    began: Micros,
+}
+
+impl Cache {
+    /// Holds at most `keys_max` keys, each for `ttl`.
+    pub fn new(keys_max: usize, ttl: Duration) -> Self {
+        let generation_max = (keys_max / 2).max(1);
+        Cache { state: RwLock::default(), generation_max, ttl: micros(ttl) }
+    }
+
+    /// The key with this hash, if it is known and fresh.
+    pub fn by_hash(&self, hash: &Hash, now: Micros) -> Option<Arc<Record>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let find = |generation: &Generation| generation.by_hash.get(hash).cloned();
+        let cached = find(&state.young).or_else(|| find(&state.old))?;
+        let same = bool::from(cached.hash.ct_eq(hash));
+        (same && self.is_fresh(&cached, now)).then(|| cached.record.clone())
+    }
+
+    /// The key with this id, if it is known and fresh.
+    pub fn by_id(&self, key_id: &str, now: Micros) -> Option<Arc<Record>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let find = |generation: &Generation| generation.by_id.get(key_id).cloned();
+        let cached = find(&state.young).or_else(|| find(&state.old))?;
+        self.is_fresh(&cached, now).then(|| cached.record.clone())
+    }
+
+    /// A clock that was set back makes everything stale, not eternal.
+    fn is_fresh(&self, cached: &Cached, now: Micros) -> bool {
+        (0..self.ttl).contains(&(now - cached.since))
+    }
+
+    /// Begins a look-up: call it before the query.
+    pub fn begin(&self, now: Micros) -> Fill {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        Fill { epoch: state.epoch, began: now }
+    }
+
+    /// Ends a look-up. The record is not kept if any key was revoked since it began.
+    pub fn finish(&self, fill: Fill, hash: Hash, record: Arc<Record>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.epoch != fill.epoch {
+            return;
+        }
+        if state.young.by_hash.len() >= self.generation_max {
+            state.old = std::mem::take(&mut state.young);
+        }
+        let key_id = record.caller.key_id.to_string();
+        let cached = Arc::new(Cached { hash, record, since: fill.began });
+        state.young.by_hash.insert(hash, cached.clone());
+        state.young.by_id.insert(key_id, cached);
+    }
+
+    /// Forgets a key, and refuses what look-ups under way will find: call it after the commit.
+    pub fn forget(&self, key_id: &str) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.epoch += 1;
+        state.young.remove(key_id);
+        state.old.remove(key_id);
+    }
+}
+
+impl Generation {
+    fn remove(&mut self, key_id: &str) {
+        if let Some(cached) = self.by_id.remove(key_id) {
+            self.by_hash.remove(&cached.hash);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hub_core::auth::{Caller, Scopes};
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(5);
+
+    fn record(key_id: &str) -> Arc<Record> {
+        let caller = Caller {
+            key_id: key_id.into(),
+            tenant: None,
+            product: None,
+            scopes: Scopes::default(),
+            all_tenants: true,
+        };
+        Arc::new(Record { caller, cidrs: Vec::new(), end: None, successor_id: None })
+    }
+
+    fn known(cache: &Cache, hash: u8, now: Micros) -> bool {
+        cache.by_hash(&[hash; 32], now).is_some()
+    }
+
+    #[test]
+    fn a_key_is_believed_for_its_time_to_live_and_not_a_moment_longer() {
+        let cache = Cache::new(10, TTL);
+        cache.finish(cache.begin(100), [1; 32], record("key_1"));
+        assert!(known(&cache, 1, 100) && known(&cache, 1, 100 + micros(TTL) - 1));
+        assert!(cache.by_id("key_1", 100).is_some());
+        assert!(!known(&cache, 1, 100 + micros(TTL)));
+        assert!(!known(&cache, 1, 99), "the clock was set back");
+        assert!(cache.by_id("key_1", 100 + micros(TTL)).is_none());
+    }
+
+    #[test]
+    fn a_look_up_that_began_before_a_revocation_does_not_put_the_key_back() {
+        let cache = Cache::new(10, TTL);
+        let early = cache.begin(0);
+        cache.forget("key_1");
+        cache.finish(early, [1; 32], record("key_1"));
+        assert!(!known(&cache, 1, 0));
+        cache.finish(cache.begin(0), [1; 32], record("key_1"));
+        assert!(known(&cache, 1, 0));
+    }
+
+    #[test]
+    fn a_forgotten_key_is_gone_from_both_generations() {
+        let cache = Cache::new(2, TTL);
+        cache.finish(cache.begin(0), [1; 32], record("key_1"));
+        cache.finish(cache.begin(0), [2; 32], record("key_2"));
+        assert!(known(&cache, 1, 0) && known(&cache, 2, 0));
+        cache.forget("key_1");
+        assert!(!known(&cache, 1, 0) && known(&cache, 2, 0));
+        cache.forget("key_2");
+        assert!(!known(&cache, 2, 0) && cache.by_id("key_2", 0).is_none());
+    }
+
+    #[test]
+    fn a_key_that_is_looked_up_again_is_forgotten_in_both_places() {
+        let cache = Cache::new(2, TTL);
+        cache.finish(cache.begin(0), [1; 32], record("key_1"));
+        cache.finish(cache.begin(0), [2; 32], record("key_2"));
+        cache.finish(cache.begin(1), [1; 32], record("key_1"));
+        cache.forget("key_1");
+        assert!(!known(&cache, 1, 1) && cache.by_id("key_1", 1).is_none());
+    }
+
+    #[test]
+    fn no_more_keys_are_held_than_allowed() {
+        let cache = Cache::new(100, TTL);
+        for number in 0..10_000u32 {
+            let mut hash = [0; 32];
+            hash[..4].copy_from_slice(&number.to_be_bytes());
+            cache.finish(cache.begin(0), hash, record(&format!("key_{number}")));
+        }
+        let state = cache.state.read().unwrap();
+        assert!(state.young.by_hash.len() + state.old.by_hash.len() <= 100);
+        assert!(state.young.by_id.len() + state.old.by_id.len() <= 100);
+    }
+}

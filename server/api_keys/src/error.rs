@@ -1,0 +1,95 @@
+//! The reasons of this domain, as `hub.api_keys.v1.ErrorReason` declares them.
+
+use std::net::IpAddr;
+
+use hub_core::auth::ADMINISTRATOR;
+use hub_core::clock::{Micros, timestamp};
+use hub_core::error::Error;
+use tonic::Code;
+
+const DOMAIN: &str = "hub.api_keys";
+
+/// What a caller has to send.
+const EXPECTED: &str = "authorization: Bearer tos_…";
+
+/// `KEY_MISSING`.
+pub(crate) fn missing() -> Error {
+    let message = format!("The call carries no key. Send `{EXPECTED}`.");
+    Error::new(Code::Unauthenticated, DOMAIN, "KEY_MISSING", message)
+        .with("expectedHeader", EXPECTED)
+}
+
+/// `KEY_MALFORMED`. `problem` says what is wrong with the header, and nothing of its content.
+pub(crate) fn malformed(problem: &str) -> Error {
+    let message = format!("{problem}. Send one `{EXPECTED}`, copied whole.");
+    Error::new(Code::Unauthenticated, DOMAIN, "KEY_MALFORMED", message).with("problem", problem)
+}
+
+/// `KEY_NOT_RECOGNIZED`: nothing more is told.
+pub(crate) fn not_recognized() -> Error {
+    let message = "There is no such key. Check which hub and which tenant it was made for.";
+    Error::new(Code::Unauthenticated, DOMAIN, "KEY_NOT_RECOGNIZED", message)
+}
+
+/// `KEY_REVOKED`.
+pub(crate) fn revoked(key_id: &str, at: Micros, successor_id: Option<&str>) -> Error {
+    let at = timestamp(at);
+    let message = format!("Key {key_id} was revoked at {at}. {}", instead(successor_id));
+    Error::new(Code::PermissionDenied, DOMAIN, "KEY_REVOKED", message)
+        .with("keyId", key_id)
+        .with("revokedAt", at)
+        .with("successorId", successor_id.unwrap_or_default())
+}
+
+/// `KEY_EXPIRED`.
+pub(crate) fn expired(key_id: &str, at: Micros, successor_id: Option<&str>) -> Error {
+    let at = timestamp(at);
+    let message = format!("Key {key_id} expired at {at}. {}", instead(successor_id));
+    Error::new(Code::PermissionDenied, DOMAIN, "KEY_EXPIRED", message)
+        .with("keyId", key_id)
+        .with("expiredAt", at)
+        .with("successorId", successor_id.unwrap_or_default())
+}
+
+fn instead(successor_id: Option<&str>) -> String {
+    match successor_id {
+        Some(successor) => format!("Use its successor {successor}."),
+        None => "Create a new key.".to_owned(),
+    }
+}
+
+/// `IP_NOT_ALLOWED`.
+pub(crate) fn ip_not_allowed(key_id: &str, client: Option<IpAddr>) -> Error {
+    let client = client.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+    let message = format!(
+        "Key {key_id} may not be used from {client}. Call from an address in its allowed_cidrs, \
+         or use another key."
+    );
+    Error::new(Code::PermissionDenied, DOMAIN, "IP_NOT_ALLOWED", message)
+        .with("keyId", key_id)
+        .with("clientIp", client)
+}
+
+/// `KEY_NOT_FOUND`.
+pub(crate) fn not_found(key_id: &str) -> Error {
+    let message = format!("There is no key {key_id} here. See ListApiKeys for the ids.");
+    Error::new(Code::NotFound, DOMAIN, "KEY_NOT_FOUND", message).with("keyId", key_id)
+}
+
+/// `SCOPE_INVALID`.
+pub(crate) fn scope_invalid(scope: &str) -> Error {
+    let message = format!(
+        "{scope:?} is not a scope. Write <product>:<action> with whole segments or *, such as \
+         psa:tickets.read or psa:*."
+    );
+    Error::new(Code::InvalidArgument, DOMAIN, "SCOPE_INVALID", message).with("scope", scope)
+}
+
+/// `SCOPE_ESCALATION`. `scope` is the right that the caller lacks itself.
+pub(crate) fn escalation(scope: &str) -> Error {
+    let message = format!(
+        "The calling key does not have {scope} itself, so it cannot give or end it. Use a key \
+         that has it, or one with {ADMINISTRATOR}."
+    );
+    Error::new(Code::PermissionDenied, DOMAIN, "SCOPE_ESCALATION", message).with("scope", scope)
+}

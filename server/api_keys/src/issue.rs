@@ -1,0 +1,75 @@
+//! Keys that the hub makes by itself: the operator's, and the first one of a tenant.
+
+use std::collections::BTreeMap;
+
+use hub_core::auth::{ADMINISTRATOR, Answer, IssuedKey, KeyIssuer};
+use hub_core::error::Result;
+use hub_core::journal::TenantRef;
+use hub_core::storage::Tx;
+
+use crate::keys::{Keys, NewKey};
+use crate::secret::Plaintext;
+use crate::store;
+
+/// Who made the first operator key.
+const HUB: &str = "hub";
+
+impl Keys {
+    /// At the first start: makes the operator's key and returns its secret, which nobody can show
+    /// again. `None` if one was ever made, also if it was revoked since.
+    pub async fn ensure_operator(&self) -> Result<Option<String>> {
+        let log = self.system_log().await?;
+        let mut tx = self.core.db.begin().await?;
+        if store::lock_operators(&mut tx).await? {
+            return Ok(None);
+        }
+        let new = NewKey { all_tenants: true, ..administrator("operator") };
+        let now = self.core.clock.now();
+        let made = self.insert(&mut tx, &TenantRef::system(), new, HUB, now).await?;
+        self.commit(tx, log, made.event).await?;
+        Ok(Some(made.plaintext.expose().to_owned()))
+    }
+}
+
+impl KeyIssuer for Keys {
+    fn issue_administrator<'a>(
+        &'a self,
+        tx: &'a mut Tx,
+        tenant: &'a TenantRef,
+        created_by: &'a str,
+    ) -> Answer<'a, IssuedKey> {
+        Box::pin(async move {
+            let now = self.core.clock.now();
+            let new = administrator("administrator");
+            let made = self.insert(tx, tenant, new, created_by, now).await?;
+            Ok(IssuedKey {
+                key_id: made.key.key_id,
+                plaintext: made.plaintext.expose().to_owned(),
+                event: made.event,
+            })
+        })
+    }
+
+    fn keep_plaintext(&self, issued: &IssuedKey) {
+        if let Some(plaintext) = Plaintext::parse(&issued.plaintext) {
+            self.kept.put(&issued.key_id, plaintext, self.core.clock.now());
+        }
+    }
+
+    fn kept_plaintext(&self, key_id: &str) -> Option<String> {
+        let kept = self.kept.get(key_id, self.core.clock.now());
+        kept.map(|plaintext| plaintext.expose().to_owned())
+    }
+}
+
+fn administrator(name: &str) -> NewKey {
+    NewKey {
+        name: name.to_owned(),
+        scopes: vec![ADMINISTRATOR.to_owned()],
+        product: String::new(),
+        cidrs: Vec::new(),
+        expire_time: None,
+        labels: BTreeMap::new(),
+        all_tenants: false,
+    }
+}

@@ -1,0 +1,327 @@
+//! The rules by which keys are made and shown.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hub_core::auth::{self, Caller};
+use hub_core::clock::Micros;
+use hub_core::error::{Error, Result};
+use hub_core::hub_event::HubEvent;
+use hub_core::journal::{Append, Log, NewEvent, Outcome, TenantRef};
+use hub_core::module::Core;
+use hub_core::page::{self, List};
+use hub_core::replay::{Begun, Call};
+use hub_core::storage::Tx;
+use hub_core::{id, products};
+
+use crate::addresses::Cidr;
+use crate::cache::Cache;
+use crate::key::Key;
+use crate::scopes::{self, Rights};
+use crate::secret::Plaintext;
+use crate::secret::kept::Kept;
+use crate::store::{self, Filter};
+use crate::error;
+
+/// Where the events about keys come from.
+const SOURCE: &str = "/hub/api-keys";
+
+/// The last moment that a protobuf timestamp can say: the end of the year 9999.
+const TIME_MAX: Micros = 253_402_300_799_999_999;
+
+/// The RPC that makes keys, as its policy names it.
+pub(crate) const CREATE: &str = "hub.api_keys.v1.ApiKeys/CreateApiKey";
+
+/// The keys of a database.
+pub struct Keys {
+    pub(crate) core: Core,
+    pub(crate) cache: Cache,
+    pub(crate) kept: Kept,
+}
+
+/// What a caller says of a key to be made.
+#[derive(Debug, Clone, Default)]
+pub struct NewKey {
+    /// Display name.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// Slug of the product that it speaks for; empty = none.
+    pub product: String,
+    /// Blocks of addresses that it may be used from; empty = any.
+    pub cidrs: Vec<String>,
+    /// End of validity.
+    pub expire_time: Option<Micros>,
+    /// The owner's own marks.
+    pub labels: BTreeMap<String, String>,
+    /// It serves all tenants.
+    pub all_tenants: bool,
+}
+
+/// A key that was made, by this call or by the one of which it is a retry.
+#[derive(Debug)]
+pub struct Created {
+    /// The key.
+    pub key: Key,
+    /// Its secret; none if a retry comes later than 10 minutes, or reaches another process.
+    pub plaintext: Option<Plaintext>,
+}
+
+/// A page of keys.
+#[derive(Debug)]
+pub struct Page {
+    /// The keys, newest first.
+    pub keys: Vec<Key>,
+    /// Empty on the last page.
+    pub next_page_token: String,
+}
+
+impl Keys {
+    pub(crate) fn new(core: &Core) -> Self {
+        let cache = Cache::new(core.limits.key_cache_max, core.limits.key_cache_ttl);
+        Keys { core: core.clone(), cache, kept: Kept::default() }
+    }
+
+    /// Makes a key.
+    ///
+    /// Errors: `SCOPE_INVALID`, `SCOPE_ESCALATION`, `PRODUCT_NOT_FOUND`, `FIELD_INVALID`,
+    /// `OPERATOR_ONLY`, `TENANT_REQUIRED`, `REQUEST_ID_REUSED`.
+    pub async fn create(
+        &self,
+        caller: &Caller,
+        new: NewKey,
+        call: Option<Call>,
+    ) -> Result<Created> {
+        let now = self.core.clock.now();
+        let tenant = tenant_of_new(caller, new.all_tenants)?;
+        scopes::check_form(&new.scopes)?;
+        let product = (!new.product.is_empty()).then_some(new.product.as_str());
+        product.map_or(Ok(()), products::require)?;
+        let rights = Rights { scopes: &new.scopes, product, all_tenants: new.all_tenants };
+        scopes::check_within(caller, rights)?;
+        check_fields(&new, now)?;
+        let log = self.system_log().await?;
+        let mut tx = self.core.db.begin().await?;
+        if let Some(call) = &call
+            && let Begun::Again(key_id) = call.begin(&mut tx, now).await?
+        {
+            drop(tx);
+            return self.created_before(&tenant, &key_id, now).await;
+        }
+        let made = self.insert(&mut tx, &tenant, new, &caller.key_id, now).await?;
+        if let Some(call) = &call {
+            call.finish(&mut tx, &made.key.key_id).await?;
+            // Before the commit, which runs on even if the caller is gone and calls again.
+            self.kept.put(&made.key.key_id, made.plaintext.clone(), now);
+        }
+        self.commit(tx, log, made.event).await?;
+        Ok(Created { key: made.key, plaintext: Some(made.plaintext) })
+    }
+
+    async fn created_before(
+        &self,
+        tenant: &TenantRef,
+        key_id: &str,
+        now: Micros,
+    ) -> Result<Created> {
+        let key = store::find(&self.core.db, tenant, key_id).await?;
+        let key = key.ok_or_else(|| Error::internal("a retry names a key that is not there"))?;
+        Ok(Created { key, plaintext: self.kept.get(key_id, now) })
+    }
+
+    /// Makes a key as part of `tx`; nothing about it is checked any more.
+    pub(crate) async fn insert(
+        &self,
+        tx: &mut Tx,
+        tenant: &TenantRef,
+        new: NewKey,
+        created_by: &str,
+        now: Micros,
+    ) -> Result<Made> {
+        let plaintext = Plaintext::generate()?;
+        let serves_one = *tenant != TenantRef::system();
+        let key = Key {
+            key_id: id::new("key"),
+            tenant: serves_one.then(|| tenant.clone()),
+            product: (!new.product.is_empty()).then_some(new.product),
+            hint: plaintext.hint(),
+            name: new.name,
+            scopes: distinct(new.scopes),
+            cidrs: distinct(new.cidrs),
+            labels: new.labels,
+            requests_per_minute: 0,
+            expire_time: new.expire_time,
+            create_time: now,
+            created_by: created_by.to_owned(),
+            revocation: None,
+            successor_id: None,
+            version: 1,
+        };
+        store::insert(tx, tenant, &key, &plaintext.hash()).await?;
+        let event = key_event(&key, "key.created", created_by, now, "");
+        Ok(Made { key, plaintext, event })
+    }
+
+    /// The log of the hub itself. Asked for before a transaction begins: to look it up may take a
+    /// connection, and one that holds a connection must not wait for another.
+    pub(crate) async fn system_log(&self) -> Result<Arc<Log>> {
+        self.core.journal.log(&TenantRef::system()).await
+    }
+
+    /// Ends `tx` with an event in the system log, and returns its sequence.
+    pub(crate) async fn commit(&self, tx: Tx, log: Arc<Log>, event: NewEvent) -> Result<u64> {
+        let append = Append { log, events: vec![event], independent: false };
+        let appended = self.core.journal.commit(tx, vec![append]).await?;
+        match appended.first().and_then(|one| one.outcomes.first()) {
+            Some(Outcome::Stored { seq }) => Ok(*seq),
+            other => Err(Error::internal(format!("the event of a key was not new: {other:?}"))),
+        }
+    }
+
+    /// A key of the caller's tenant; without tenant, one of those that serve all tenants.
+    ///
+    /// Errors: `KEY_NOT_FOUND`.
+    pub async fn get(&self, caller: &Caller, key_id: &str) -> Result<Key> {
+        let key = store::find(&self.core.db, &tenant_of(caller), key_id).await?;
+        key.ok_or_else(|| error::not_found(key_id))
+    }
+
+    /// The calling key itself.
+    pub async fn own(&self, caller: &Caller) -> Result<Key> {
+        let key = store::by_id(&self.core.db, &caller.key_id).await?;
+        key.map(|(key, _)| key).ok_or_else(error::not_recognized)
+    }
+
+    /// Keys of the caller's tenant, newest first; without tenant, those that serve all tenants.
+    ///
+    /// Errors: `PAGE_TOKEN_INVALID`, `FIELD_INVALID`.
+    pub async fn list(
+        &self,
+        caller: &Caller,
+        filter: Filter,
+        page_size: i32,
+        page_token: &str,
+        encoded_len: impl Fn(&Key) -> usize,
+    ) -> Result<Page> {
+        let (now, tenant) = (self.core.clock.now(), tenant_of(caller));
+        let size = page::size(page_size)?;
+        let states = [filter.active, filter.rotating, filter.expired, filter.revoked];
+        let bound = format!("{}\n{states:?}", filter.product);
+        let list = List { name: "ListApiKeys", tenant: &tenant, filter: bound.as_bytes() };
+        let after = self.core.cursors.read_page(list, now, page_token)?;
+        let (db, after) = (&self.core.db, after.as_deref());
+        // One more than asked for, to know whether there is a next page.
+        let mut keys = store::list(db, &tenant, &filter, after, now, size + 1).await?;
+        let fitting = fitting(&keys, self.core.limits.page_bytes_max, encoded_len).min(size);
+        let more = keys.len() > fitting;
+        keys.truncate(fitting);
+        let next_page_token = match keys.last().filter(|_| more) {
+            Some(last) => self.core.cursors.write_page(list, now, &last.key_id),
+            None => String::new(),
+        };
+        Ok(Page { keys, next_page_token })
+    }
+}
+
+/// A key that `tx` made, with its secret and the event that tells of it.
+pub(crate) struct Made {
+    pub key: Key,
+    pub plaintext: Plaintext,
+    pub event: NewEvent,
+}
+
+/// How many keys fit into a page of `bytes_max`; at least one, or a list would never end.
+fn fitting(keys: &[Key], bytes_max: usize, encoded_len: impl Fn(&Key) -> usize) -> usize {
+    let mut bytes = 0;
+    let fit = keys.iter().take_while(|key| {
+        bytes += encoded_len(key);
+        bytes <= bytes_max
+    });
+    fit.count().max(1)
+}
+
+/// Whose keys a call is about. The hub itself owns those that serve all tenants.
+pub(crate) fn tenant_of(caller: &Caller) -> TenantRef {
+    caller.tenant.clone().unwrap_or_else(TenantRef::system)
+}
+
+fn tenant_of_new(caller: &Caller, all_tenants: bool) -> Result<TenantRef> {
+    if !all_tenants {
+        return caller.tenant().cloned();
+    }
+    if !caller.is_operator() {
+        return Err(auth::operator_only(&format!("{CREATE} with all_tenants")));
+    }
+    if caller.tenant.is_some() {
+        let problem = "contradicts the tenant that the call names; leave one of them out";
+        return Err(Error::field("api_key.all_tenants", problem));
+    }
+    Ok(TenantRef::system())
+}
+
+fn check_fields(new: &NewKey, now: Micros) -> Result<()> {
+    if new.expire_time.is_some_and(|at| at <= now) {
+        return Err(Error::field("api_key.expire_time", "must lie in the future"));
+    }
+    if new.expire_time.is_some_and(|at| at > TIME_MAX) {
+        return Err(Error::field("api_key.expire_time", "must lie before the year 10000"));
+    }
+    for (at, block) in new.cidrs.iter().enumerate() {
+        if let Err(problem) = Cidr::parse(block) {
+            return Err(Error::field(format!("api_key.allowed_cidrs[{at}]"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// Each once, in the order given.
+fn distinct(mut texts: Vec<String>) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    texts.retain(|text| seen.insert(text.clone()));
+    texts
+}
+
+/// What the system log tells of a key. The version makes each change an event of its own.
+pub(crate) fn key_event(
+    key: &Key,
+    kind: &'static str,
+    actor: &str,
+    time: Micros,
+    reason: &str,
+) -> NewEvent {
+    let tenant_id = key.tenant.as_ref().map_or("", TenantRef::id);
+    let json = serde_json::json!({
+        "keyId": key.key_id,
+        "tenantId": tenant_id,
+        "product": key.product.as_deref().unwrap_or_default(),
+        "name": key.name,
+        "scopes": key.scopes,
+        "reason": reason,
+    });
+    HubEvent {
+        log: &TenantRef::system(),
+        source: SOURCE,
+        kind,
+        id: format!("{}.{}", key.key_id, key.version),
+        subject: &key.key_id,
+        tenant_id,
+        actor,
+        time,
+        json: json.to_string(),
+    }
+    .encode()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::tests::key;
+
+    #[test]
+    fn a_page_is_cut_at_its_bytes_but_never_empty() {
+        let keys = vec![key(); 5];
+        assert_eq!(fitting(&keys, 100, |_| 30), 3);
+        assert_eq!(fitting(&keys, 100, |_| 101), 1);
+        assert_eq!(fitting(&keys, 1000, |_| 30), 5);
+    }
+}

@@ -1,0 +1,59 @@
+//! The keys of the hub: create, show, revoke, and who is calling.
+//!
+//! Invariants:
+//! - The plaintext of a key is in the answer that made it, and nowhere else: stored is its SHA-256,
+//!   and no log, error or `Debug` shows it. For a safe retry it stays in memory for 10 minutes.
+//! - A key that was revoked is refused by the next call on the same process, and by every process
+//!   once `Limits::key_cache_ttl` has passed.
+//! - No key gives, or ends, rights that it does not have itself.
+//! - A call sees the keys of its tenant; one without tenant sees those that serve all tenants.
+//! - A key and the event that tells of it are one commit.
+
+mod addresses;
+mod authenticate;
+mod cache;
+mod error;
+mod grpc;
+mod issue;
+mod key;
+mod keys;
+mod revoke;
+mod scopes;
+mod secret;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use hub_core::auth::Authenticator;
+use hub_core::module::{Core, Module};
+use hub_proto::server::api_keys_server::ApiKeysServer;
+use tonic::service::Routes;
+
+pub use key::{Key, Revocation};
+pub use keys::{Created, Keys, NewKey, Page};
+pub use secret::Plaintext;
+pub use store::{Filter, STATEMENTS, migrations};
+
+/// This domain, ready to be served.
+pub struct Plugged {
+    /// Its service.
+    pub module: Module,
+    /// Says who is calling.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Makes keys for the first start, and for other domains.
+    pub keys: Arc<Keys>,
+}
+
+/// Plugs the domain in; its tables must be migrated.
+pub fn module(core: &Core) -> Result<Plugged, String> {
+    let keys = Arc::new(Keys::new(core));
+    let service = grpc::Service { keys: keys.clone(), clock: core.clock.clone() };
+    let server =
+        ApiKeysServer::new(service).max_decoding_message_size(core.limits.message_bytes_max);
+    // Unknown methods are answered by the server, once for all domains.
+    let router = Routes::new(server).into_axum_router().reset_fallback();
+    let module = Module { name: "api_keys", router };
+    Ok(Plugged { module, authenticator: keys.clone(), keys })
+}

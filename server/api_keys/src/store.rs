@@ -1,0 +1,260 @@
+//! All statements about keys. Tenant 0, the hub itself, owns the keys that serve all tenants.
+
+use std::collections::BTreeMap;
+
+use hub_core::clock::Micros;
+use hub_core::error::{Error, Result};
+use hub_core::journal::TenantRef;
+use hub_core::storage::{Db, Migrations, Sql, Tx};
+
+use crate::key::{Key, Revocation};
+use crate::secret::plaintext::Hash;
+
+/// Greater than every id.
+const AFTER_ALL_IDS: &str = "key~";
+
+/// The columns of [`Row`].
+macro_rules! columns {
+    () => {
+        "key_id, tenant_no, tenant_id, product, hash, hint, name, scopes, cidrs, labels, \
+         requests_per_minute, expire_time, create_time, created_by, revoke_time, revoked_by, \
+         revoke_reason, revoke_epoch, successor_id, version"
+    };
+}
+
+const INSERT: Sql = Sql::same(concat!(
+    "insert into api_keys (",
+    columns!(),
+    ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, null, null, null,
+       null, null, 1)"
+));
+const BY_HASH: Sql =
+    Sql::same(concat!("select ", columns!(), " from api_keys where hash = $1"));
+const BY_ID: Sql = Sql::same(concat!("select ", columns!(), " from api_keys where key_id = $1"));
+const FIND: Sql = Sql::same(concat!(
+    "select ",
+    columns!(),
+    " from api_keys where tenant_no = $1 and key_id = $2"
+));
+// A scope of a product is found by its JSON text, `"psa:`; slugs have no character that JSON
+// escapes. The states are those of `Key::state`.
+const LIST: Sql = Sql::same(concat!(
+    "select ",
+    columns!(),
+    " from api_keys where tenant_no = $1 and key_id < $2
+       and ($3 = '' or replace(scopes, $3, '') <> scopes)
+       and (($4 and revoke_time is null and (expire_time is null or expire_time > $8)
+             and successor_id is null)
+         or ($5 and revoke_time is null and (expire_time is null or expire_time > $8)
+             and successor_id is not null)
+         or ($6 and expire_time is not null
+             and ((revoke_time is null and expire_time <= $8) or revoke_time >= expire_time))
+         or ($7 and revoke_time is not null
+             and (expire_time is null or revoke_time < expire_time)))
+     order by key_id desc limit $9"
+));
+const REVOKE: Sql = Sql::same(concat!(
+    "update api_keys set revoke_time = $3, revoked_by = $4, revoke_reason = $5, revoke_epoch = $6,
+       version = version + 1
+     where tenant_no = $1 and key_id = $2 and revoke_time is null returning ",
+    columns!()
+));
+// On SQLite the transaction itself is the only writer.
+const LOCK_OPERATOR: Sql = Sql::each(
+    "select 1",
+    "select 1 from (select pg_advisory_xact_lock(hashtext('hub operator key'))) l",
+);
+const ANY_OPERATOR: Sql = Sql::same(
+    "select count(*) from api_keys where tenant_no = 0 and product is null
+       and replace(scopes, '\"hub:*\"', '') <> scopes",
+);
+
+/// Every statement of this file, for the test that prepares them.
+pub const STATEMENTS: &[Sql] =
+    &[INSERT, BY_HASH, BY_ID, FIND, LIST, REVOKE, LOCK_OPERATOR, ANY_OPERATOR];
+
+/// Tables of this domain.
+pub fn migrations() -> Migrations {
+    Migrations {
+        domain: "api_keys",
+        sqlite: sqlx::migrate!("../../migrations/api_keys/sqlite"),
+        postgres: sqlx::migrate!("../../migrations/api_keys/postgres"),
+    }
+}
+
+/// Which keys a list shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Slug of a product that one of their scopes is for; empty = any.
+    pub product: String,
+    /// Those that work.
+    pub active: bool,
+    /// Those that work and have a successor.
+    pub rotating: bool,
+    /// Those past their end of validity.
+    pub expired: bool,
+    /// Those that were revoked.
+    pub revoked: bool,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    key_id: String,
+    tenant_no: i64,
+    tenant_id: String,
+    product: Option<String>,
+    hash: Vec<u8>,
+    hint: String,
+    name: String,
+    scopes: String,
+    cidrs: String,
+    labels: String,
+    requests_per_minute: i64,
+    expire_time: Option<Micros>,
+    create_time: Micros,
+    created_by: String,
+    revoke_time: Option<Micros>,
+    revoked_by: Option<String>,
+    revoke_reason: Option<String>,
+    revoke_epoch: Option<i64>,
+    successor_id: Option<String>,
+    version: i64,
+}
+
+impl Row {
+    fn read(self) -> Result<(Key, Hash)> {
+        let damaged = |what: &str| Error::internal(format!("{what} of a stored key is damaged"));
+        let list = |text: &str| serde_json::from_str::<Vec<String>>(text);
+        let labels: BTreeMap<String, String> =
+            serde_json::from_str(&self.labels).map_err(|_| damaged("labels"))?;
+        let hash = self.hash.try_into().map_err(|_| damaged("hash"))?;
+        let tenant = (self.tenant_no != TenantRef::system().number())
+            .then(|| TenantRef::new(self.tenant_no, &self.tenant_id));
+        let revocation = self.revoke_time.map(|time| Revocation {
+            time,
+            by: self.revoked_by.unwrap_or_default(),
+            reason: self.revoke_reason.unwrap_or_default(),
+            epoch: self.revoke_epoch.unwrap_or_default().unsigned_abs(),
+        });
+        let key = Key {
+            key_id: self.key_id,
+            tenant,
+            product: self.product,
+            hint: self.hint,
+            name: self.name,
+            scopes: list(&self.scopes).map_err(|_| damaged("scopes"))?,
+            cidrs: list(&self.cidrs).map_err(|_| damaged("cidrs"))?,
+            labels,
+            requests_per_minute: u32::try_from(self.requests_per_minute).unwrap_or(u32::MAX),
+            expire_time: self.expire_time,
+            create_time: self.create_time,
+            created_by: self.created_by,
+            revocation,
+            successor_id: self.successor_id,
+            version: self.version,
+        };
+        Ok((key, hash))
+    }
+
+    fn key(self) -> Result<Key> {
+        self.read().map(|(key, _)| key)
+    }
+}
+
+/// Adds a key to a tenant.
+pub async fn insert(tx: &mut Tx, tenant: &TenantRef, key: &Key, hash: &Hash) -> Result<()> {
+    let json = |value: serde_json::Result<String>| value.map_err(Error::internal);
+    tx.query(INSERT)
+        .bind(key.key_id.clone())
+        .bind(tenant.number())
+        .bind(tenant.id().to_owned())
+        .bind(key.product.clone())
+        .bind(hash.to_vec())
+        .bind(key.hint.clone())
+        .bind(key.name.clone())
+        .bind(json(serde_json::to_string(&key.scopes))?)
+        .bind(json(serde_json::to_string(&key.cidrs))?)
+        .bind(json(serde_json::to_string(&key.labels))?)
+        .bind(i64::from(key.requests_per_minute))
+        .bind(key.expire_time)
+        .bind(key.create_time)
+        .bind(key.created_by.clone())
+        .execute()
+        .await?;
+    Ok(())
+}
+
+/// The key with this hash, of any tenant, and the hash as stored: who presents it is not known
+/// before.
+pub async fn by_hash(db: &Db, hash: &Hash) -> Result<Option<(Key, Hash)>> {
+    let row: Option<Row> = db.query(BY_HASH).bind(hash.to_vec()).optional().await?;
+    row.map(Row::read).transpose()
+}
+
+/// The key with this id, of any tenant: only for keys that were admitted.
+pub async fn by_id(db: &Db, key_id: &str) -> Result<Option<(Key, Hash)>> {
+    let row: Option<Row> = db.query(BY_ID).bind(key_id.to_owned()).optional().await?;
+    row.map(Row::read).transpose()
+}
+
+/// The key of a tenant with this id.
+pub async fn find(db: &Db, tenant: &TenantRef, key_id: &str) -> Result<Option<Key>> {
+    let query = db.query(FIND).bind(tenant.number()).bind(key_id.to_owned());
+    query.optional::<Row>().await?.map(Row::key).transpose()
+}
+
+/// At most `count` keys of a tenant, newest first, after the one named `after`.
+pub async fn list(
+    db: &Db,
+    tenant: &TenantRef,
+    filter: &Filter,
+    after: Option<&str>,
+    now: Micros,
+    count: usize,
+) -> Result<Vec<Key>> {
+    let scope = match filter.product.as_str() {
+        "" => String::new(),
+        product => format!("\"{product}:"),
+    };
+    let rows: Vec<Row> = db
+        .query(LIST)
+        .bind(tenant.number())
+        .bind(after.unwrap_or(AFTER_ALL_IDS).to_owned())
+        .bind(scope)
+        .bind(filter.active)
+        .bind(filter.rotating)
+        .bind(filter.expired)
+        .bind(filter.revoked)
+        .bind(now)
+        .bind(i64::try_from(count).unwrap_or(i64::MAX))
+        .all()
+        .await?;
+    rows.into_iter().map(Row::key).collect()
+}
+
+/// Revokes a key of a tenant that was not revoked yet, and returns it.
+pub async fn revoke(
+    tx: &mut Tx,
+    tenant: &TenantRef,
+    key_id: &str,
+    revocation: &Revocation,
+) -> Result<Option<Key>> {
+    let row: Option<Row> = tx
+        .query(REVOKE)
+        .bind(tenant.number())
+        .bind(key_id.to_owned())
+        .bind(revocation.time)
+        .bind(revocation.by.clone())
+        .bind(revocation.reason.clone())
+        .bind(revocation.epoch.cast_signed())
+        .optional()
+        .await?;
+    row.map(Row::key).transpose()
+}
+
+/// Whether an operator's key was ever made; nobody else can make one until `tx` ends.
+pub async fn lock_operators(tx: &mut Tx) -> Result<bool> {
+    let _: (i32,) = tx.query(LOCK_OPERATOR).one().await?;
+    let (count,): (i64,) = tx.query(ANY_OPERATOR).one().await?;
+    Ok(count > 0)
+}

@@ -1,0 +1,105 @@
+//! A revoked key is refused by the next call, whatever was looked up before.
+
+use hub_core::auth::Authenticator;
+use hub_core::clock::micros;
+
+use super::*;
+use crate::key::Record;
+use crate::store;
+
+both_databases! {
+    async fn a_key_is_refused_by_the_call_after_its_revocation_although_it_was_cached(hub: TestKeys) {
+        let created = hub.create(&["psa:*"]).await;
+        hub.authenticate(&created).await.unwrap();
+        hub.authenticate(&created).await.unwrap();
+        hub.keys.revoke(&hub.administrator(), &created.key.key_id, "leaked").await.unwrap();
+        let error = hub.authenticate(&created).await.unwrap_err();
+        assert_eq!(error.reason(), "KEY_REVOKED");
+        assert!(error.metadata().contains(&("keyId", created.key.key_id.clone())));
+        assert!(error.metadata().contains(&("revokedAt", "2026-01-01T00:00:00Z".to_owned())));
+    }
+
+    async fn a_look_up_that_read_the_key_before_its_revocation_is_not_believed_after(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let hash = created.plaintext.as_ref().unwrap().hash();
+        let fill = hub.keys.cache.begin(START);
+        let (key, stored) = store::by_hash(&hub.core.db, &hash).await.unwrap().unwrap();
+        assert!(key.revocation.is_none(), "read while it still worked");
+        hub.keys.revoke(&hub.administrator(), &key.key_id, "").await.unwrap();
+        hub.keys.cache.finish(fill, stored, Arc::new(Record::new(&key).unwrap()));
+        assert_eq!(hub.authenticate(&created).await.unwrap_err().reason(), "KEY_REVOKED");
+    }
+
+    async fn a_stream_that_asks_again_is_told_of_revocation_and_expiry(hub: TestKeys) {
+        let end = START + 60_000_000;
+        let new = NewKey { expire_time: Some(end), ..named("a minute") };
+        let created = hub.keys.create(&hub.administrator(), new, None).await.unwrap();
+        let caller = hub.authenticate(&created).await.unwrap();
+        hub.keys.recheck(&caller).await.unwrap();
+        hub.core.clock.advance(std::time::Duration::from_secs(60));
+        let expired = hub.keys.recheck(&caller).await.unwrap_err();
+        assert_eq!(expired.reason(), "KEY_EXPIRED");
+        assert!(expired.metadata().contains(&("expiredAt", "2026-01-01T00:01:00Z".to_owned())));
+
+        let created = hub.create(&[]).await;
+        let caller = hub.authenticate(&created).await.unwrap();
+        hub.keys.recheck(&caller).await.unwrap();
+        hub.keys.revoke(&hub.administrator(), &created.key.key_id, "").await.unwrap();
+        assert_eq!(hub.keys.recheck(&caller).await.unwrap_err().reason(), "KEY_REVOKED");
+    }
+
+    async fn another_process_refuses_a_revoked_key_once_its_cache_is_old(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let (other, key) = (hub.other_process(), created.plaintext.as_ref().unwrap().expose());
+        authenticate(&other, key).await.unwrap();
+        hub.keys.revoke(&hub.administrator(), &created.key.key_id, "").await.unwrap();
+        authenticate(&other, key).await.unwrap();
+        hub.core.clock.advance(hub.core.limits.key_cache_ttl);
+        assert_eq!(authenticate(&other, key).await.unwrap_err().reason(), "KEY_REVOKED");
+        assert_eq!(micros(hub.core.limits.key_cache_ttl), 5_000_000, "as the contract promises");
+    }
+
+    async fn of_many_who_revoke_at_once_all_get_the_same_answer_and_one_event(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let system = hub.core.journal.log(&TenantRef::system()).await.unwrap();
+        let before = system.head().seq;
+        let (keys, caller) = (hub.keys.clone(), hub.administrator());
+        let tasks: Vec<_> = (0..8)
+            .map(|number| {
+                let (keys, caller) = (keys.clone(), caller.clone());
+                let key_id = created.key.key_id.clone();
+                tokio::spawn(async move {
+                    keys.revoke(&caller, &key_id, &format!("reason {number}")).await
+                })
+            })
+            .collect();
+        let mut answers = Vec::new();
+        for task in tasks {
+            answers.push(task.await.unwrap().unwrap().revocation.unwrap());
+        }
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+        assert_eq!(answers[0].epoch, before + 1);
+        assert_eq!(system.head().seq, before + 1);
+    }
+
+    async fn a_revocation_goes_on_when_its_caller_is_gone(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        hub.authenticate(&created).await.unwrap();
+        let (administrator, key_id) = (hub.administrator(), created.key.key_id.clone());
+        let mut call = Box::pin(hub.keys.revoke(&administrator, &key_id, ""));
+        // Polled once, then dropped, as a call is whose client hangs up.
+        let polled = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(call.as_mut().poll(context).is_pending())
+        });
+        assert!(polled.await);
+        drop(call);
+        let log = hub.core.journal.log(&TenantRef::system()).await.unwrap();
+        let revoked = log.head().seq + 1;
+        drop(log.watch().wait_for(|head| head.seq >= revoked).await.unwrap());
+        // The event is shown just before the cache forgets the key, by the same task.
+        while hub.authenticate(&created).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(hub.authenticate(&created).await.unwrap_err().reason(), "KEY_REVOKED");
+    }
+}

@@ -1,0 +1,185 @@
+//! Connections: HTTP/1.1 and HTTP/2 with prior knowledge on one listener, each within bounds.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hub_core::limits::Limits;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use crate::admission::Peer;
+use crate::bounds::Connection;
+
+/// A connection without life is noticed within interval + timeout.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for HTTP/1, by the kernel's probes: 15 s, then two at 5 s.
+const PROBE_IDLE: Duration = Duration::from_secs(15);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBES: u32 = 2;
+/// How long a client may take to begin to speak, and to send the head of a request (HTTP/1).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Headers of an HTTP/1 request; HTTP/2 bounds their size only.
+const HEADERS_MAX: usize = 100;
+/// Pause after the listener failed, e.g. for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves connections until it is told to stop.
+pub struct Acceptor {
+    router: Router,
+    builder: Builder<TokioExecutor>,
+    calls_max: usize,
+    slots: Arc<Semaphore>,
+    open: TaskTracker,
+    /// Finish what runs, take nothing new.
+    finish: CancellationToken,
+    /// Close all connections now.
+    close: CancellationToken,
+}
+
+impl Acceptor {
+    /// Serves `router` on at most `connections_max` connections at once.
+    pub fn new(router: Router, limits: &Limits, connections_max: usize) -> Self {
+        let mut builder = Builder::new(TokioExecutor::new());
+        let head_bytes = usize::try_from(limits.header_bytes_max).unwrap_or(usize::MAX);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(HEADERS_MAX)
+            // The buffer of a head; hyper asks for 8 KiB at least.
+            .max_buf_size(head_bytes.max(8 << 10));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .max_header_list_size(limits.header_bytes_max)
+            .max_concurrent_streams(limits.connection_streams_max);
+        Acceptor {
+            router,
+            builder,
+            calls_max: limits.connection_requests_max,
+            slots: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+            open: TaskTracker::new(),
+            finish: CancellationToken::new(),
+            close: CancellationToken::new(),
+        }
+    }
+
+    /// Accepts until [`Acceptor::finish`].
+    pub async fn run(&self, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.finish.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.accept(stream, peer),
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes no more connections and tells the open ones to end after what runs.
+    pub fn finish(&self) {
+        self.finish.cancel();
+        self.open.close();
+    }
+
+    /// Waits until all connections have ended.
+    pub async fn finished(&self) {
+        self.open.wait().await;
+    }
+
+    /// Closes the connections that are left.
+    pub fn close(&self) {
+        self.close.cancel();
+    }
+
+    fn accept(&self, stream: TcpStream, peer: SocketAddr) {
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+            // Closed at once, so that the client tries another server instead of waiting here.
+            metrics::counter!("hub_connections_refused_total").increment(1);
+            tracing::warn!(%peer, "a connection was refused: all --connections-max are in use");
+            return;
+        };
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%peer, "cannot set socket options: {error}");
+        }
+        let serving = self.serve(stream, peer, slot);
+        self.open.spawn(serving);
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: OwnedSemaphorePermit,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (finish, close) = (self.finish.clone(), self.close.clone());
+        let (builder, router) = (self.builder.clone(), self.router.clone());
+        let calls = Arc::new(Semaphore::new(self.calls_max.min(Semaphore::MAX_PERMITS)));
+        let connection = Connection {
+            calls,
+            calls_max: self.calls_max,
+        };
+        async move {
+            let _slot = slot;
+            let mut first = [0];
+            let spoke = tokio::select! {
+                spoke = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)) => spoke.is_ok(),
+                () = finish.cancelled() => false,
+            };
+            if !spoke {
+                return;
+            }
+            let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(Peer(peer));
+                request.extensions_mut().insert(connection.clone());
+                // A router is always ready.
+                router.clone().call(request)
+            });
+            let mut serving =
+                std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+            let mut finishing = false;
+            loop {
+                tokio::select! {
+                    ended = &mut serving => {
+                        if let Err(error) = ended {
+                            tracing::debug!(%peer, "a connection ended: {error}");
+                        }
+                        return;
+                    }
+                    () = finish.cancelled(), if !finishing => {
+                        finishing = true;
+                        serving.as_mut().graceful_shutdown();
+                    }
+                    () = close.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+/// Small answers leave at once, and a dead peer is noticed also where HTTP has no pings.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(PROBE_IDLE)
+        .with_interval(PROBE_INTERVAL);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive.with_retries(PROBES))
+}

@@ -1,0 +1,85 @@
+//! Who may call what: no handler sees a request that was not admitted.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::middleware::Next;
+use axum::response::Response;
+use hub_core::auth::{self, Authenticator, Caller, Credential};
+use hub_core::error::{Error, Result};
+use hub_core::tenancy::Tenancy;
+use hub_proto::policy::{MethodPolicy, method_policy};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::modules;
+use crate::unexplained;
+
+/// Services that anyone may ask.
+const PUBLIC: [&str; 2] = ["/grpc.health.v1.", "/grpc.reflection."];
+
+/// What decides.
+#[derive(Clone)]
+pub struct Gate {
+    /// Knows the keys.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Knows the tenants.
+    pub tenancy: Tenancy,
+    /// Set once the server is being stopped.
+    pub draining: CancellationToken,
+}
+
+/// Address of the other end of a connection; in the extensions of its requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// The layer. The caller goes into the extensions of request and response.
+pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if PUBLIC.iter().any(|public| path.starts_with(public)) {
+        return next.run(request).await;
+    }
+    let Some(policy) = method_policy(path) else {
+        // Not of the contract: the router answers.
+        return next.run(request).await;
+    };
+    if policy.public {
+        return next.run(request).await;
+    }
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    let caller = match gate.decide(policy, request.headers(), peer).await {
+        Ok(caller) => caller,
+        Err(error) => return refuse(error),
+    };
+    // Strangers do not learn what is built.
+    let mut response = if modules::is_built(policy.method) {
+        request.extensions_mut().insert(caller.clone());
+        next.run(request).await
+    } else {
+        refuse(unexplained::not_implemented(policy.method, ""))
+    };
+    response.extensions_mut().insert(caller);
+    response
+}
+
+impl Gate {
+    async fn decide(
+        &self,
+        policy: &MethodPolicy,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+    ) -> Result<Caller> {
+        if self.draining.is_cancelled() {
+            return Err(Error::draining());
+        }
+        let credential = Credential { headers, peer };
+        auth::admit(policy, credential, &*self.authenticator, &self.tenancy).await
+    }
+}
+
+fn refuse(error: Error) -> Response {
+    Status::from(error).into_http::<Body>()
+}

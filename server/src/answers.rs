@@ -1,0 +1,151 @@
+//! Everything that leaves as gRPC: errors are completed, panics become INTERNAL, and each call is
+//! logged and counted once.
+//!
+//! An error is either the head of the answer (Trailers-Only) or the trailers of a stream that has
+//! begun; both pass here, and so do statuses that tonic and the layers below make themselves.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body::{Frame, SizeHint};
+use tonic::Status;
+
+use crate::call::Call;
+use crate::explain::{Explained, Explainer};
+use crate::rpc_log::Record;
+
+/// The layer.
+pub async fn complete(
+    State(explainer): State<Explainer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let call = Call::of(&request);
+    let record = Record::begin(&call, request.uri().path());
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answered.unwrap_or_else(|_| Status::internal(PANICKED).into_http());
+    let mut ending = Ending {
+        explainer,
+        call,
+        record,
+    };
+    ending.record.caller = response.extensions_mut().remove();
+    if response.headers().contains_key(Status::GRPC_STATUS) {
+        ending.finish(response.headers_mut());
+        return response;
+    }
+    response.map(|inner| {
+        Body::new(Answer {
+            inner,
+            ending: Some(ending),
+        })
+    })
+}
+
+const PANICKED: &str = "a handler panicked";
+
+/// What is left to do when the status of a call is known.
+struct Ending {
+    explainer: Explainer,
+    call: Call,
+    record: Record,
+}
+
+impl Ending {
+    /// Completes the status in `headers`, which are a Trailers-Only head or trailers.
+    fn finish(self, headers: &mut HeaderMap) {
+        if headers
+            .get(Status::GRPC_STATUS)
+            .is_some_and(|code| code == "0")
+        {
+            return self.record.finish(tonic::Code::Ok, "");
+        }
+        let status = Status::from_header_map(headers)
+            .unwrap_or_else(|| Status::internal("an answer ended without a status"));
+        let explained = self
+            .explainer
+            .explain(&status, &self.call, self.record.method());
+        write(&explained, headers);
+        self.record
+            .finish(explained.status.code(), &explained.reason);
+    }
+}
+
+/// Replaces the status in `headers`; other metadata stays.
+fn write(explained: &Explained, headers: &mut HeaderMap) {
+    headers.remove(Status::GRPC_MESSAGE);
+    headers.remove(Status::GRPC_STATUS_DETAILS);
+    if explained.status.add_header(headers).is_err() {
+        headers.insert(Status::GRPC_STATUS, HeaderValue::from_static("13"));
+    }
+}
+
+/// The body of an answer, whose trailers are completed as they pass.
+struct Answer {
+    inner: Body,
+    /// Taken by the trailers; dropped with the body if the caller leaves before.
+    ending: Option<Ending>,
+}
+
+impl Answer {
+    fn failed(&mut self, text: &str) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(ending) = self.ending.take() else {
+            return Poll::Ready(None);
+        };
+        let mut trailers = HeaderMap::new();
+        if Status::internal(text).add_header(&mut trailers).is_ok() {
+            ending.finish(&mut trailers);
+        }
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        if this.ending.is_none() {
+            return Poll::Ready(None);
+        }
+        let inner = Pin::new(&mut this.inner);
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| inner.poll_frame(cx)));
+        match polled {
+            Err(_) => this.failed(PANICKED),
+            Ok(Poll::Ready(Some(Err(error)))) => {
+                tracing::debug!("the body of an answer failed: {error}");
+                this.failed("the body of an answer failed")
+            }
+            Ok(Poll::Ready(Some(Ok(mut frame)))) => {
+                if let Some(trailers) = frame.trailers_mut()
+                    && let Some(ending) = this.ending.take()
+                {
+                    ending.finish(trailers);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Ok(Poll::Ready(None)) => this.failed("an answer ended without a status"),
+            Ok(Poll::Pending) => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ending.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}

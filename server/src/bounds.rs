@@ -1,0 +1,96 @@
+//! How long a call may take, and how many a connection may have at work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::middleware::Next;
+use axum::response::Response;
+use hub_core::error::Error;
+use tokio::sync::Semaphore;
+use tonic::{Code, Status};
+
+use crate::unexplained;
+
+/// The calls that one connection may have at work; in the extensions of its requests.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// One permit per call.
+    pub calls: Arc<Semaphore>,
+    /// How many permits there are.
+    pub calls_max: usize,
+}
+
+/// Refuses a call at once when its connection has too many at work. A call counts until its
+/// answer begins, so an open stream does not count; streams are bounded by HTTP/2.
+pub async fn concurrency(request: Request, next: Next) -> Response {
+    let Some(connection) = request.extensions().get::<Connection>().cloned() else {
+        return next.run(request).await;
+    };
+    match connection.calls.try_acquire() {
+        Ok(_permit) => next.run(request).await,
+        Err(_) => refuse(unexplained::quota(
+            "requests on a connection",
+            connection.calls_max,
+        )),
+    }
+}
+
+/// Ends a call whose answer has not begun by its deadline: the caller's, or the hub's own. Only
+/// the head is bounded, so streams run on.
+pub async fn deadline(State(longest): State<Duration>, request: Request, next: Next) -> Response {
+    let asked = requested(request.headers());
+    let allowed = asked.map_or(longest, |asked| asked.min(longest));
+    match tokio::time::timeout(allowed, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => refuse(unexplained::deadline(Code::DeadlineExceeded, "deadline")),
+    }
+}
+
+/// `grpc-timeout`: at most 8 digits and a unit.
+fn requested(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+fn refuse(error: Error) -> Response {
+    Status::from(error).into_http::<Body>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_digits_and_a_unit() {
+        for (text, expected) in [
+            ("5S", Some(Duration::from_secs(5))),
+            ("100m", Some(Duration::from_millis(100))),
+            ("1H", Some(Duration::from_secs(3600))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("123456789S", None),
+            ("S", None),
+            ("", None),
+            ("5s", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            assert_eq!(requested(&headers), expected, "{text}");
+        }
+    }
+}

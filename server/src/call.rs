@@ -1,0 +1,56 @@
+//! Every request gets an id, and every answer tells it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+/// Header of every answer, HTTP pages included. Inside the server the request carries it too, so
+/// that a domain can write the id of the call into what it stores.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A request as the transport sees it; in the extensions of the request.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Id, `req_…`.
+    pub id: Arc<str>,
+    /// When it arrived.
+    pub started: Instant,
+}
+
+impl Call {
+    /// A call that starts now.
+    pub fn begin() -> Self {
+        Call {
+            id: hub_core::id::new("req").into(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The call of a request, which [`identify`] put there.
+    pub fn of(request: &Request) -> Self {
+        request
+            .extensions()
+            .get()
+            .cloned()
+            .unwrap_or_else(Call::begin)
+    }
+}
+
+/// Gives the request an id of ours; one that the caller sent is not believed.
+pub async fn identify(mut request: Request, next: Next) -> Response {
+    let call = Call::begin();
+    let value = HeaderValue::from_str(&call.id).ok();
+    if let Some(value) = &value {
+        request.headers_mut().insert(REQUEST_ID, value.clone());
+    }
+    request.extensions_mut().insert(call);
+    let mut response = next.run(request).await;
+    if let Some(value) = value {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}

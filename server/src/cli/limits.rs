@@ -1,0 +1,78 @@
+//! Every bound of `hub_core::limits::Limits` as a flag. One that is missing here does not compile.
+
+use hub_core::limits::Limits;
+
+use super::Length;
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
+        /// The bounds; sizes are in bytes.
+        #[derive(Debug, clap::Args)]
+        #[command(next_help_heading = "Limits")]
+        pub struct LimitArgs {
+            $(
+                $(#[$doc])*
+                #[arg(
+                    long,
+                    value_name = "N",
+                    default_value_t = <$kind>::from(Limits::default().$name)
+                )]
+                $name: $kind,
+            )*
+        }
+
+        impl LimitArgs {
+            /// The bounds as the server takes them.
+            pub fn limits(&self) -> Limits {
+                Limits { $($name: self.$name.into(),)* }
+            }
+        }
+    };
+}
+
+limits! {
+    /// Largest message that an RPC reads. A Publish batch of 4 MiB fits with its framing.
+    message_bytes_max: usize,
+    /// Streams at once on one connection.
+    connection_streams_max: u32,
+    /// Requests at work at once on one connection.
+    connection_requests_max: usize,
+    /// Size of all request headers together.
+    header_bytes_max: u32,
+    /// Largest JSON body.
+    json_bytes_max: usize,
+    /// Longest unary call.
+    request_timeout: Length,
+    /// Longest silence of a stream.
+    heartbeat_interval: Length,
+    /// A reader that takes no frame for so long loses its stream.
+    slow_reader_timeout: Length,
+    /// A stream is asked to reconnect after so long, plus up to as much again.
+    stream_age_max: Length,
+    /// How long a stopping server waits for open calls.
+    drain_timeout: Length,
+    /// Events that wait for their commit, per tenant.
+    append_tenant_bytes_max: usize,
+    /// Events that wait for their commit, of all tenants.
+    append_bytes_max: usize,
+    /// What one tenant may put into one commit; a larger batch goes alone.
+    group_tenant_bytes_max: usize,
+    /// Tenants in one commit.
+    group_tenants_max: usize,
+    /// How long an append may wait for room before it is refused.
+    append_wait_max: Length,
+    /// How long a commit waits for more events; 0 = not at all.
+    group_linger: Length,
+    /// Newest events kept in memory, of all tenants.
+    tail_bytes_max: usize,
+    /// What a reader takes from the database or the tail at once, and aims at in a frame.
+    page_bytes_max: usize,
+    /// Identities in memory before they are written to the index (SQLite).
+    identities_recent_max: usize,
+    /// How long identities of events are remembered; at least 7 days.
+    identities_window: Length,
+    /// How long a key that was looked up is believed.
+    key_cache_ttl: Length,
+    /// Keys kept in memory.
+    key_cache_max: usize,
+}

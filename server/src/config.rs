@@ -1,0 +1,44 @@
+//! What the server is told; the command line fills it.
+
+use std::path::PathBuf;
+
+use hub_core::limits::Limits;
+
+/// Configuration of one server.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `sqlite:PATH` or `postgres://…`.
+    pub database: String,
+    /// Connections that read (SQLite), or all connections (PostgreSQL).
+    pub database_connections_max: u32,
+    /// Largest size of the SQLite file in bytes; 0 = as large as the disk allows.
+    pub database_bytes_max: u64,
+    /// Where callers reach the server, for the links in errors; none = `http://` and the address.
+    pub public_url: Option<String>,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// File that gets the operator key at the first start, mode 0600; none = it is not written.
+    pub operator_key_file: Option<PathBuf>,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+/// Connections to the database unless told otherwise.
+pub const DATABASE_CONNECTIONS_MAX: u32 = 8;
+/// Connections of callers unless told otherwise.
+pub const CONNECTIONS_MAX: usize = 20_000;
+
+impl Config {
+    /// Defaults for a database.
+    pub fn new(database: impl Into<String>) -> Self {
+        Config {
+            database: database.into(),
+            database_connections_max: DATABASE_CONNECTIONS_MAX,
+            database_bytes_max: 0,
+            public_url: None,
+            connections_max: CONNECTIONS_MAX,
+            operator_key_file: None,
+            limits: Limits::default(),
+        }
+    }
+}

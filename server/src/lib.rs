@@ -1,0 +1,241 @@
+//! The hub as a library: [`start`] it, ask the [`Running`] server where it listens, stop it.
+//!
+//! - [`listen`]: the stack of the one port, as a column.
+//! - [`modules`]: the list of domains.
+//! - [`cli`]: the commands of the program `hub`.
+//!
+//! Invariants:
+//! - No handler sees a request that was not admitted.
+//! - Every answer carries `x-request-id`; every error one reason, the call id and a Help link.
+//! - A server that stops loses nothing that it acknowledged, and ends within its deadline.
+
+mod accept;
+mod admission;
+mod answers;
+mod bounds;
+mod call;
+pub mod cli;
+pub mod config;
+mod connect;
+mod dev;
+mod explain;
+pub mod listen;
+pub mod modules;
+mod pages;
+mod private_file;
+mod rpc_log;
+pub mod telemetry;
+mod unexplained;
+mod unknown;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use hub_api_keys::Keys;
+use hub_core::clock::Clock;
+use hub_core::cursor::Cursors;
+use hub_core::journal::Journal;
+use hub_core::module::Core;
+use hub_core::storage::{Db, Options};
+use hub_core::tenancy::Tenancy;
+use hub_proto::policy::method_policies;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+pub use config::Config;
+
+use accept::Acceptor;
+use admission::Gate;
+use explain::Explainer;
+use listen::Parts;
+use pages::Pages;
+
+/// A server that runs.
+pub struct Running {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// What its domains work with.
+    pub core: Core,
+    /// The operator key, at the first start on a database only.
+    pub operator_key: Option<String>,
+    shutdown: CancellationToken,
+    stopped: Shared<BoxFuture<'static, ()>>,
+}
+
+impl Running {
+    /// Ends when the server has stopped.
+    pub fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.stopped.clone()
+    }
+
+    /// Stops the server: it is NOT_SERVING, streams end with Closing, open calls may finish until
+    /// the drain timeout, then the journal and the database are closed.
+    pub async fn drain(&self) {
+        self.shutdown.cancel();
+        self.stopped.clone().await;
+    }
+}
+
+/// Starts a server on a listener. It drains when `shutdown` is cancelled.
+pub async fn start(
+    config: Config,
+    listener: TcpListener,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> Result<Running, String> {
+    let addr = listener
+        .local_addr()
+        .map_err(|error| format!("cannot listen: {error}"))?;
+    let core = open(&config, clock).await?;
+    let keys = modules::keys(&core)?;
+    let operator_key = operator_key(&keys.keys, config.operator_key_file.as_deref()).await?;
+    let authenticator = keys.authenticator.clone();
+    let services = modules::services(&core, keys);
+    let metrics = telemetry::metrics()?;
+    let health = HealthReporter::new();
+    report(&health, ServingStatus::Serving).await;
+    let public_url = config
+        .public_url
+        .clone()
+        .unwrap_or_else(|| format!("http://{addr}"));
+    let router = listen::stack(Parts {
+        services,
+        health: listen::routes(Routes::new(health_service(&health))),
+        gate: Gate {
+            authenticator,
+            tenancy: core.tenancy.clone(),
+            draining: core.draining.clone(),
+        },
+        explainer: Explainer::new(&public_url),
+        pages: Pages {
+            core: core.clone(),
+            metrics: metrics.clone(),
+        },
+        limits: core.limits.clone(),
+    })?;
+    let acceptor = Arc::new(Acceptor::new(router, &core.limits, config.connections_max));
+    tokio::spawn(telemetry::upkeep(metrics, core.draining.clone()));
+    let serving = serve(acceptor, listener, core.clone(), health, shutdown.clone());
+    // In a task of its own, so that it goes on although nobody waits for it.
+    let task = tokio::spawn(serving);
+    let stopped = async move {
+        if let Err(error) = task.await {
+            tracing::error!("the server ended in a way that it should not: {error}");
+        }
+    };
+    tracing::info!(%addr, "listening");
+    Ok(Running {
+        addr,
+        core,
+        operator_key,
+        shutdown,
+        stopped: stopped.boxed().shared(),
+    })
+}
+
+/// Opens what the domains work with.
+async fn open(config: &Config, clock: Clock) -> Result<Core, String> {
+    let db = Db::open(&Options {
+        url: config.database.clone(),
+        connections_max: config.database_connections_max,
+        size_bytes_max: config.database_bytes_max,
+    })
+    .await?;
+    modules::migrate(&db).await?;
+    let limits = Arc::new(config.limits.clone());
+    let journal = Journal::open(&db, clock.clone(), limits.clone()).await?;
+    let key = hub_core::secrets::load(&db, "cursor_key").await;
+    let key = key.map_err(|error| format!("cannot load the key of the cursors: {error}"))?;
+    Ok(Core {
+        tenancy: Tenancy::new(db.clone()),
+        cursors: Arc::new(Cursors::new(key)),
+        db,
+        journal,
+        clock,
+        limits,
+        draining: CancellationToken::new(),
+    })
+}
+
+/// Makes the operator key at the first start. Nobody can show it again, so a file that cannot be
+/// written is no reason to lose it.
+async fn operator_key(keys: &Keys, file: Option<&Path>) -> Result<Option<String>, String> {
+    let made = keys.ensure_operator().await;
+    let made = made.map_err(|error| format!("cannot make the operator key: {error}"))?;
+    if let (Some(key), Some(file)) = (&made, file)
+        && let Err(error) = private_file::write(file, format!("{key}\n").as_bytes())
+    {
+        tracing::error!("the operator key is in no file: {error}");
+    }
+    Ok(made)
+}
+
+/// Serves until `shutdown`, then drains.
+async fn serve(
+    acceptor: Arc<Acceptor>,
+    listener: TcpListener,
+    core: Core,
+    health: HealthReporter,
+    shutdown: CancellationToken,
+) {
+    tokio::select! {
+        () = acceptor.run(listener) => {}
+        () = shutdown.cancelled() => {}
+    }
+    tracing::info!("draining");
+    // In this order: who asks learns that it ends, streams say so, then connections finish.
+    report(&health, ServingStatus::NotServing).await;
+    core.draining.cancel();
+    acceptor.finish();
+    let timeout = core.limits.drain_timeout;
+    if tokio::time::timeout(timeout, acceptor.finished())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            ?timeout,
+            "calls were still open at the drain timeout; closing them"
+        );
+        acceptor.close();
+        acceptor.finished().await;
+    }
+    core.journal.close().await;
+    core.db.close().await;
+    tracing::info!("stopped");
+}
+
+fn health_service(
+    reporter: &HealthReporter,
+) -> tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService> {
+    let service = tonic_health::server::HealthService::from_health_reporter(reporter.clone());
+    tonic_health::pb::health_server::HealthServer::new(service)
+}
+
+/// Tells the state of the server ("") and of each service; one without a built RPC never serves.
+async fn report(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    let service = |method: &'static str| method.split('/').next().unwrap_or_default();
+    let built: BTreeSet<_> = modules::BUILT
+        .iter()
+        .map(|method| service(method))
+        .collect();
+    let all: BTreeSet<_> = method_policies()
+        .iter()
+        .map(|policy| service(policy.method))
+        .collect();
+    for name in all {
+        let status = if built.contains(name) {
+            status
+        } else {
+            ServingStatus::NotServing
+        };
+        health.set_service_status(name, status).await;
+    }
+}

@@ -1,0 +1,105 @@
+//! The stack of the one port, as a column: what a request meets, from the outside in.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::get;
+use hub_core::limits::Limits;
+use tonic::service::Routes;
+use tonic_reflection::server::Builder as Reflection;
+use tonic_web::GrpcWebLayer;
+use tower::ServiceBuilder;
+
+use crate::admission::{self, Gate};
+use crate::connect::{self, Bridge};
+use crate::explain::Explainer;
+use crate::pages::{self, Pages};
+use crate::{answers, bounds, call, unknown};
+
+/// Descriptors of everything that is served, and of the error details, which reflection needs so
+/// that grpcurl prints them decoded.
+pub fn descriptor_sets() -> [&'static [u8]; 3] {
+    [
+        hub_proto::DESCRIPTOR_SET,
+        tonic_types::pb::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+    ]
+}
+
+/// What the column needs.
+pub struct Parts {
+    /// The services of the domains.
+    pub services: Router,
+    /// The health service.
+    pub health: Router,
+    /// Decides who may call what.
+    pub gate: Gate,
+    /// Completes errors.
+    pub explainer: Explainer,
+    /// The plain pages.
+    pub pages: Pages,
+    /// The bounds.
+    pub limits: Arc<Limits>,
+}
+
+/// The whole server as one service.
+pub fn stack(parts: Parts) -> Result<Router, String> {
+    let bridge = Bridge::new(parts.explainer.clone(), parts.limits.clone())?;
+    let column = ServiceBuilder::new()
+        // JSON becomes gRPC first, so that everything below knows one protocol only. What is
+        // neither is told so here.
+        .layer(from_fn_with_state(bridge, connect::bridge))
+        // gRPC-Web is the same frames with the trailers in the body.
+        .layer(GrpcWebLayer::new())
+        .map_request(|request: Request<tonic::body::Body>| request.map(Body::new))
+        // Above everything that can fail, so that no error leaves without its details, no panic
+        // takes the connection down, and each call is logged once with its final status.
+        .layer(from_fn_with_state(parts.explainer, answers::complete))
+        // Before any work is done for the call.
+        .layer(from_fn(bounds::concurrency))
+        // Covers admission too, which may wait for the database.
+        .layer(from_fn_with_state(
+            parts.limits.request_timeout,
+            bounds::deadline,
+        ))
+        // Last, next to the handlers: nothing reaches them that was not admitted.
+        .layer(from_fn_with_state(parts.gate, admission::admit));
+    let rpc = parts
+        .services
+        .merge(parts.health)
+        .merge(reflection()?)
+        .fallback(unknown::answer)
+        .layer(column);
+    Ok(Router::new()
+        // For machines and browsers: no key, no gRPC.
+        .route("/livez", get(pages::live))
+        .route("/readyz", get(pages::ready))
+        .route("/metrics", get(pages::metrics))
+        .route("/errors/{reason}", get(pages::reason))
+        .with_state(parts.pages)
+        .fallback_service(rpc)
+        // Outermost: every answer, of a page too, has an id.
+        .layer(from_fn(call::identify)))
+}
+
+/// Routes of one gRPC service without the fallback that tonic adds; there can be one only.
+pub fn routes(routes: Routes) -> Router {
+    routes.into_axum_router().reset_fallback()
+}
+
+/// Both versions: v1alpha is what older tools ask for.
+fn reflection() -> Result<Router, String> {
+    let builder = || {
+        descriptor_sets().into_iter().fold(
+            Reflection::configure(),
+            Reflection::register_encoded_file_descriptor_set,
+        )
+    };
+    let failed = |error| format!("cannot serve reflection: {error}");
+    let v1 = builder().build_v1().map_err(failed)?;
+    let v1alpha = builder().build_v1alpha().map_err(failed)?;
+    Ok(routes(Routes::new(v1).add_service(v1alpha)))
+}

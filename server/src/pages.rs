@@ -1,0 +1,86 @@
+//! The pages beside gRPC: liveness, readiness, metrics, and what each reason means.
+
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use hub_core::journal::TenantRef;
+use hub_core::module::Core;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+/// A check that takes longer has failed.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// The pages of `docs/errors` by reason, sorted.
+static REASONS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/error_pages.rs"));
+
+/// What the pages show.
+#[derive(Clone)]
+pub struct Pages {
+    /// What readiness asks.
+    pub core: Core,
+    /// Renders the metrics.
+    pub metrics: PrometheusHandle,
+}
+
+/// The process runs.
+pub async fn live() -> impl IntoResponse {
+    "ok\n"
+}
+
+/// The server takes calls: the database and the journal answer, and it is not being stopped.
+pub async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
+    let core = &pages.core;
+    let database = passes(async { core.db.ping().await.is_ok() }).await;
+    let journal = passes(async { core.journal.log(&TenantRef::system()).await.is_ok() }).await;
+    let checks = [
+        ("database", database),
+        ("journal", journal),
+        ("serving", !core.draining.is_cancelled()),
+    ];
+    let passed = checks.iter().all(|(_, passed)| *passed);
+    let status = if passed {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let lines =
+        checks.map(|(name, passed)| format!("{name} {}\n", if passed { "ok" } else { "failed" }));
+    (status, [(header::CONTENT_TYPE, TEXT)], lines.concat())
+}
+
+async fn passes(check: impl Future<Output = bool>) -> bool {
+    tokio::time::timeout(CHECK_TIMEOUT, check)
+        .await
+        .unwrap_or(false)
+}
+
+/// The metrics in the text format of Prometheus.
+pub async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], pages.metrics.render())
+}
+
+/// What a reason means and what to do: where the Help link of an error leads.
+pub async fn reason(Path(reason): Path<String>) -> impl IntoResponse {
+    let kind = [(header::CONTENT_TYPE, TEXT)];
+    match page(&reason) {
+        Some(page) => (StatusCode::OK, kind, page.to_owned()),
+        None => {
+            let known: Vec<&str> = REASONS.iter().map(|(name, _)| *name).collect();
+            let text = format!("No such reason. There are:\n{}\n", known.join("\n"));
+            (StatusCode::NOT_FOUND, kind, text)
+        }
+    }
+}
+
+/// The page of a reason.
+pub fn page(reason: &str) -> Option<&'static str> {
+    let at = REASONS
+        .binary_search_by(|(name, _)| (*name).cmp(reason))
+        .ok()?;
+    Some(REASONS[at].1)
+}

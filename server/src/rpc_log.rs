@@ -1,0 +1,133 @@
+//! One line and one count per RPC. Never payloads, never keys.
+
+use std::sync::Arc;
+
+use hub_core::auth::Caller;
+use hub_proto::policy;
+use metrics::{counter, histogram};
+use tonic::Code;
+
+use crate::call::Call;
+
+/// Service and method of a path that the contract does not have: one label, whatever is asked.
+const UNKNOWN: (&str, &str) = ("unknown", "unknown");
+
+/// Services beside the contract, by path.
+const PUBLIC: [&str; 5] = [
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/List",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// What is known of a call while it runs.
+pub struct Record {
+    call: Call,
+    path: Arc<str>,
+    labels: (&'static str, &'static str),
+    /// Who called, once admitted.
+    pub caller: Option<Caller>,
+    finished: bool,
+}
+
+impl Record {
+    /// A call to `path` has begun.
+    pub fn begin(call: &Call, path: &str) -> Self {
+        let known = policy::method_policy(path)
+            .map(|policy| policy.method)
+            .or_else(|| {
+                PUBLIC
+                    .iter()
+                    .find(|known| **known == path)
+                    .map(|known| &known[1..])
+            });
+        let labels = known
+            .and_then(|method| method.split_once('/'))
+            .unwrap_or(UNKNOWN);
+        counter!("grpc_server_started_total", "grpc_service" => labels.0, "grpc_method" => labels.1)
+            .increment(1);
+        let call = call.clone();
+        Record {
+            call,
+            path: path.into(),
+            labels,
+            caller: None,
+            finished: false,
+        }
+    }
+
+    /// The method as the contract writes it, `hub.event_bus.v1.EventBus/Publish`.
+    pub fn method(&self) -> &str {
+        self.path.strip_prefix('/').unwrap_or(&self.path)
+    }
+
+    /// The call ended with this code and, if it is an error, this reason.
+    pub fn finish(mut self, code: Code, reason: &str) {
+        self.write(code, reason);
+    }
+
+    fn write(&mut self, code: Code, reason: &str) {
+        self.finished = true;
+        let (service, method) = self.labels;
+        let name = code_name(code);
+        counter!(
+            "grpc_server_handled_total",
+            "grpc_service" => service, "grpc_method" => method, "grpc_code" => name
+        )
+        .increment(1);
+        let took = self.call.started.elapsed();
+        histogram!(
+            "grpc_server_handling_seconds",
+            "grpc_service" => service, "grpc_method" => method
+        )
+        .record(took.as_secs_f64());
+        let caller = self.caller.as_ref();
+        let key = caller.map_or("", |caller| &caller.key_id);
+        let tenant = caller.and_then(|caller| caller.tenant.as_ref());
+        let tenant = tenant.map_or("", |tenant| tenant.id());
+        let (method, call, ms) = (cut(self.method()), &*self.call.id, took.as_secs_f64() * 1e3);
+        if matches!(code, Code::Internal | Code::Unknown | Code::DataLoss) {
+            tracing::error!(target: "rpc", method, code = name, reason, call, key, tenant, ms);
+        } else {
+            tracing::info!(target: "rpc", method, code = name, reason, call, key, tenant, ms);
+        }
+    }
+}
+
+impl Drop for Record {
+    /// The caller left before the end.
+    fn drop(&mut self) {
+        if !self.finished {
+            self.write(Code::Cancelled, "");
+        }
+    }
+}
+
+/// A path of a stranger does not fill the log.
+fn cut(method: &str) -> &str {
+    &method[..method.floor_char_boundary(120)]
+}
+
+/// The code as gRPC metrics name it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}

@@ -1,0 +1,86 @@
+//! Logs and metrics of the process.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Pretty on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Pretty,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What is logged unless `--log-filter` says otherwise.
+pub const LOG_FILTER: &str = "info,sqlx=warn";
+
+/// How often the recorder works off what was measured.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// From 100 µs to 30 s.
+const SECONDS: [f64; 12] = [
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0,
+];
+
+/// Sends log lines to standard error; standard output is for what a command answers.
+pub fn log(format: LogFormat, filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| format!("--log-filter is not a filter: {error}"))?;
+    let terminal = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let set = match format {
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Auto if !terminal => lines.json().flatten_event(true).try_init(),
+        LogFormat::Auto | LogFormat::Pretty => lines.with_ansi(terminal).try_init(),
+    };
+    set.map_err(|error| format!("cannot log: {error}"))
+}
+
+/// Logs panics instead of printing them; the task or call that panicked ends, the server goes on.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("no message");
+        tracing::error!(at, "panicked: {message}");
+    }));
+}
+
+/// The recorder of the process; the servers of one process share it.
+pub fn metrics() -> Result<PrometheusHandle, String> {
+    static HANDLE: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
+    HANDLE
+        .get_or_init(|| {
+            let matcher = Matcher::Suffix("_seconds".to_owned());
+            let failed = |error| format!("cannot record metrics: {error}");
+            PrometheusBuilder::new()
+                .set_buckets_for_metric(matcher, &SECONDS)
+                .map_err(failed)?
+                .install_recorder()
+                .map_err(failed)
+        })
+        .clone()
+}
+
+/// Keeps the recorder small until the server stops.
+pub async fn upkeep(handle: PrometheusHandle, stopped: CancellationToken) {
+    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            _ = ticks.tick() => handle.run_upkeep(),
+        }
+    }
+}

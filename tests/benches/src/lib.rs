@@ -1,0 +1,32 @@
+//! What the benchmark programs share: servers that they start themselves, clients of the peers,
+//! statistics and the tables of `docs/benchmarks.md`.
+//!
+//! Every server listens on loopback, keeps its data in a temporary directory and syncs before it
+//! acknowledges. Contenders are measured in turn, round after round.
+
+pub mod contender;
+pub mod disk;
+pub mod hub;
+pub mod nats;
+mod nats_connection;
+pub mod options;
+pub mod postgres;
+pub mod redis;
+mod redis_connection;
+pub mod report;
+pub mod round;
+pub mod scratch;
+pub mod server;
+pub mod stats;
+
+/// Any failure, told to a person.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// Result of everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Bytes of the payload of an event.
+pub const PAYLOAD_BYTES: usize = 256;
+/// Type of all events.
+pub const EVENT_TYPE: &str = "ticket.created";
+/// How long a server may take to start, or a run to bring its last event.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);

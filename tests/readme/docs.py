@@ -1,0 +1,127 @@
+"""Checks that the documents agree with the contract in proto/hub.
+
+Every reason of the built domains has a page in docs/errors that states its code, domain and
+metadata; no page is left over; links lead somewhere; README's status table lists every RPC once.
+"""
+
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ERRORS = ROOT / "docs" / "errors"
+DOMAINS = ["core", "platform", "api_keys", "event_bus"]
+SECTIONS = ["## What it means", "## Metadata", "## What to do", "## Is a retry safe?", "Related: "]
+LINES_MAX = 40
+VALUE = re.compile(r"((?:^  //.*\n)+)^  ERROR_REASON_(\w+) = \d+;", re.M)
+COMMENT = re.compile(r"^([A-Z_]+)(?:, \d{3})?(?:; ([^.]*))?\.")
+# Details of google.rpc that a comment names beside the metadata.
+DETAILS = {"RetryInfo", "BadRequest lists the fields"}
+
+problems = []
+
+
+def problem(text):
+    problems.append(text)
+
+
+def reasons(domain):
+    """Yields name, code and metadata keys of each reason of a domain."""
+    text = (ROOT / "proto/hub" / domain / "v1/error_reason.proto").read_text()
+    for comment, name in VALUE.findall(text):
+        if name == "UNSPECIFIED":
+            continue
+        words = " ".join(line.strip().removeprefix("// ") for line in comment.splitlines())
+        match = COMMENT.match(words)
+        if not match:
+            problem(f"{domain}: the comment of {name} does not begin with a code: {words}")
+            continue
+        named = re.split(r"[,;] ?", match.group(2) or "")
+        yield name, match.group(1), [key for key in named if key and key not in DETAILS]
+
+
+def check_page(name, domain, code, keys):
+    path = ERRORS / f"{name}.md"
+    if not path.exists():
+        problem(f"{path.relative_to(ROOT)} is missing")
+        return
+    text = path.read_text()
+    wanted = [f"# {name}\n", f"`{code}`", f"`hub.{domain}`", f"[{name}]\n", "`callId`"]
+    wanted += SECTIONS + [f"`{key}`" for key in keys]
+    for part in wanted:
+        if part not in text:
+            problem(f"docs/errors/{name}.md lacks {part.strip()}")
+    if text.count("\n") > LINES_MAX:
+        problem(f"docs/errors/{name}.md has more than {LINES_MAX} lines")
+
+
+def check_pages():
+    known = set()
+    for domain in DOMAINS:
+        for name, code, keys in reasons(domain):
+            known.add(name)
+            check_page(name, domain, code, keys)
+    for path in ERRORS.glob("*.md"):
+        if path.stem not in known:
+            problem(f"docs/errors/{path.name} is of no reason")
+    return len(known)
+
+
+def check_links():
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    for path in documents:
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+            if "://" not in target and not (path.parent / target).exists():
+                problem(f"{path.relative_to(ROOT)} links to {target}, which is not there")
+    return len(documents)
+
+
+def check_paths():
+    """Files that the documents name in backticks, from the root, are there."""
+    named = 0
+    for path in [ROOT / "README.md", ROOT / "ARCHITECTURE.md"]:
+        for target in re.findall(r"`([\w.-]+/[\w./-]*)`", path.read_text()):
+            named += 1
+            if not (ROOT / target).exists():
+                problem(f"{path.name} names {target}, which is not there")
+    return named
+
+
+def contract():
+    """The RPCs of each service."""
+    services = {}
+    for path in sorted(ROOT.glob("proto/hub/*/v1/*_service.proto")):
+        text = path.read_text()
+        service = re.search(r"^service (\w+)", text, re.M).group(1)
+        services[service] = re.findall(r"^  rpc (\w+)\(", text, re.M)
+    return services
+
+
+def status_table():
+    """The rows of README's table: service, built, not built yet."""
+    text = (ROOT / "README.md").read_text()
+    table = text.split("<!-- status -->\n")[1].split("<!-- /status -->")[0]
+    for row in table.splitlines()[2:]:
+        service, built, missing = (cell.strip() for cell in row.strip("|").split("|"))
+        yield service, *([r for r in re.split(r", ", cell) if r != "–"] for cell in (built, missing))
+
+
+def check_status():
+    services = contract()
+    listed = {service: built + missing for service, built, missing in status_table()}
+    for service, rpcs in services.items():
+        if sorted(listed.get(service, [])) != sorted(rpcs):
+            difference = set(listed.get(service, [])) ^ set(rpcs)
+            problem(f"README's status table differs from the contract in {service}: {difference}")
+    for service in listed.keys() - services.keys():
+        problem(f"README's status table has {service}, the contract has not")
+    return sum(map(len, services.values()))
+
+
+if __name__ == "__main__":
+    pages, documents, paths, rpcs = check_pages(), check_links(), check_paths(), check_status()
+    for text in problems:
+        print(text)
+    print(f"{pages} reasons, {rpcs} RPCs, {paths} paths, links of {documents} documents checked")
+    print(f"{len(problems)} problems")
+    sys.exit(1 if problems else 0)
