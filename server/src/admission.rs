@@ -17,6 +17,7 @@ use tonic::Status;
 
 use crate::modules;
 use crate::unexplained;
+use crate::until_drained::UntilDrained;
 
 /// Services that anyone may ask.
 const PUBLIC: [&str; 2] = ["/grpc.health.v1.", "/grpc.reflection."];
@@ -40,7 +41,9 @@ pub struct Peer(pub SocketAddr);
 pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
     if PUBLIC.iter().any(|public| path.starts_with(public)) {
-        return next.run(request).await;
+        // These know nothing of draining, and a client may watch health for ever.
+        let response = next.run(request).await;
+        return response.map(|body| Body::new(UntilDrained::new(body, gate.draining)));
     }
     let Some(policy) = method_policy(path) else {
         // Not of the contract: the router answers.

@@ -64,6 +64,8 @@ fn with_variables(command: clap::Command) -> clap::Command {
 
 #[cfg(test)]
 mod tests {
+    use hub_core::limits::Limits;
+
     use super::*;
 
     #[test]
@@ -93,8 +95,10 @@ mod tests {
         };
         let limits = serve.server.limits();
         assert_eq!(limits.group_linger, std::time::Duration::from_millis(5));
-        let mut expected = hub_core::limits::Limits::default();
-        expected.group_linger = limits.group_linger;
+        let expected = Limits {
+            group_linger: limits.group_linger,
+            ..Limits::default()
+        };
         assert_eq!(format!("{limits:?}"), format!("{expected:?}"));
     }
 }

@@ -27,6 +27,7 @@ mod rpc_log;
 pub mod telemetry;
 mod unexplained;
 mod unknown;
+mod until_drained;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -73,6 +74,11 @@ impl Running {
     /// Ends when the server has stopped.
     pub fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
         self.stopped.clone()
+    }
+
+    /// Begins to stop without waiting for the end.
+    pub fn begin_drain(&self) {
+        self.shutdown.cancel();
     }
 
     /// Stops the server: it is NOT_SERVING, streams end with Closing, open calls may finish until

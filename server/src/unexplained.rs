@@ -24,6 +24,7 @@ use tonic::{Code, Status};
 pub fn explain(status: &Status, method: &str) -> Error {
     let text = status.message();
     match status.code() {
+        Code::Unimplemented if text.is_empty() => crate::unknown::error(method),
         Code::Unimplemented => not_implemented(method, text),
         Code::OutOfRange | Code::ResourceExhausted if is_size(text) => too_large_text(text),
         Code::Internal if is_callers_framing(text) => framing(text),

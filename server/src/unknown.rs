@@ -19,14 +19,15 @@ pub async fn answer(request: Request) -> Response {
     Status::from(error(request.uri().path())).into_http::<Body>()
 }
 
-/// `NOT_IMPLEMENTED`, with `didYouMean` if the path is nearly one of the contract's.
+/// `NOT_IMPLEMENTED`, with `didYouMean` if the path is nearly one of the contract's. Its first
+/// slash may be absent.
 pub fn error(path: &str) -> Error {
     let method: String = path
         .trim_start_matches('/')
         .chars()
         .take(PATH_BYTES_MAX)
         .collect();
-    if method_policy(path).is_some() {
+    if method_policy(&format!("/{method}")).is_some() {
         return not_implemented(&method, "");
     }
     let near = nearest(&method);

@@ -52,22 +52,32 @@ run_block() {
     echo "ok: ${1%%$'\n'*}"
 }
 
+# Process group and output of the stream that is being read.
+pid=
+log=
+trap 'if [ -n "$pid" ]; then kill -- "-$pid" 2>/dev/null; fi; rm -f "$log"' EXIT
+
 # Runs a block that reads a stream for ever, until it has printed $2.
 run_stream() {
-    local log status=0
+    local status=0
     log=$(mktemp)
+    # With job control it is a process group of its own: buf may be a script that starts the program.
+    set -m
     bash -c "exec $(at_the_hub "$1")" >"$log" 2>&1 &
-    local pid=$!
+    pid=$!
+    set +m
     for ((tenths = 0; tenths < arrival_seconds_max * 10; tenths++)); do
         grep -qF -- "$2" "$log" && break
         kill -0 "$pid" 2>/dev/null || break
         sleep 0.1
     done
     grep -qF -- "$2" "$log" || status=1
-    kill "$pid" 2>/dev/null || true
+    kill -- "-$pid" 2>/dev/null || true
     wait "$pid" 2>/dev/null || true
+    pid=
     [ "$status" -eq 0 ] || fail "no $2 within $arrival_seconds_max s from: $1$(cat "$log")"
     rm -f "$log"
+    log=
     echo "ok: ${1%%$'\n'*}"
 }
 

@@ -1,7 +1,7 @@
-"""Checks that the documents agree with the contract in proto/hub.
+"""Checks that the documents agree with what they are about.
 
 Every reason of the built domains has a page in docs/errors that states its code, domain and
-metadata; no page is left over; links lead somewhere; README's status table lists every RPC once.
+metadata as proto/hub does; no page is left over; links and named files lead somewhere.
 """
 
 import pathlib
@@ -87,41 +87,10 @@ def check_paths():
     return named
 
 
-def contract():
-    """The RPCs of each service."""
-    services = {}
-    for path in sorted(ROOT.glob("proto/hub/*/v1/*_service.proto")):
-        text = path.read_text()
-        service = re.search(r"^service (\w+)", text, re.M).group(1)
-        services[service] = re.findall(r"^  rpc (\w+)\(", text, re.M)
-    return services
-
-
-def status_table():
-    """The rows of README's table: service, built, not built yet."""
-    text = (ROOT / "README.md").read_text()
-    table = text.split("<!-- status -->\n")[1].split("<!-- /status -->")[0]
-    for row in table.splitlines()[2:]:
-        service, built, missing = (cell.strip() for cell in row.strip("|").split("|"))
-        yield service, *([r for r in re.split(r", ", cell) if r != "–"] for cell in (built, missing))
-
-
-def check_status():
-    services = contract()
-    listed = {service: built + missing for service, built, missing in status_table()}
-    for service, rpcs in services.items():
-        if sorted(listed.get(service, [])) != sorted(rpcs):
-            difference = set(listed.get(service, [])) ^ set(rpcs)
-            problem(f"README's status table differs from the contract in {service}: {difference}")
-    for service in listed.keys() - services.keys():
-        problem(f"README's status table has {service}, the contract has not")
-    return sum(map(len, services.values()))
-
-
 if __name__ == "__main__":
-    pages, documents, paths, rpcs = check_pages(), check_links(), check_paths(), check_status()
+    pages, documents, paths = check_pages(), check_links(), check_paths()
     for text in problems:
         print(text)
-    print(f"{pages} reasons, {rpcs} RPCs, {paths} paths, links of {documents} documents checked")
+    print(f"{pages} reasons, {paths} paths, links of {documents} documents checked")
     print(f"{len(problems)} problems")
     sys.exit(1 if problems else 0)

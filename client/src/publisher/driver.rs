@@ -99,9 +99,7 @@ impl Driver {
     /// Waits for something to send; false if nothing will come.
     async fn has_work(&mut self) -> bool {
         while self.outbox.is_empty() {
-            if self.not_before.is_none() {
-                self.state.send_replace(PublisherState::Idle);
-            }
+            self.rest();
             if self.queue.recv_many(&mut self.inbox, ITEMS_MAX).await == 0 {
                 return false;
             }
@@ -121,12 +119,23 @@ impl Driver {
         }
         self.outbox.accept(self.inbox.drain(..));
         let now = Instant::now();
+        // The state says why before anyone is answered.
         if passes {
+            self.wait(now + wait, Some(error.clone()));
             self.outbox.fail_late(&error, now);
-            self.wait(now + wait, Some(error));
         } else {
+            self.wait(now + wait.min(REFUSED_WAIT_MAX), Some(error.clone()));
             self.outbox.fail_all(&error);
-            self.wait(now + wait.min(REFUSED_WAIT_MAX), Some(error));
+        }
+    }
+
+    /// Nothing to send is no trouble, unless the last stream failed: then the state says why.
+    fn rest(&self) {
+        let failed = |state: &PublisherState| {
+            matches!(state, PublisherState::Waiting { error: Some(_), .. })
+        };
+        if self.outbox.is_empty() && !failed(&self.state.borrow()) {
+            self.state.send_replace(PublisherState::Idle);
         }
     }
 

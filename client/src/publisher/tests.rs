@@ -3,7 +3,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use hub_proto::hub::core::v1::{ClosingReason, Problem, Progress};
 use hub_proto::hub::event_bus::v1::publish_stream_response::Frame;
-use hub_proto::hub::event_bus::v1::{PublishAck, PublishRejected, PublishResult, PublishWindow};
+use hub_proto::hub::event_bus::v1::{PublishAck, PublishResult, PublishWindow};
 use hub_proto::wire::PublishStreamRequest;
 use prost::Message;
 use tonic::Status;

@@ -16,7 +16,11 @@ impl Cidr {
         let (base, prefix) = text.split_once('/').ok_or_else(malformed)?;
         let base: IpAddr = base.parse().map_err(|_| malformed())?;
         let digits = (1..=3).contains(&prefix.len()) && prefix.bytes().all(|b| b.is_ascii_digit());
-        let prefix: u32 = prefix.parse().ok().filter(|_| digits).ok_or_else(malformed)?;
+        let prefix: u32 = prefix
+            .parse()
+            .ok()
+            .filter(|_| digits)
+            .ok_or_else(malformed)?;
         if prefix > bits(base) {
             return Err(format!("has a prefix longer than {} bits", bits(base)));
         }
@@ -26,7 +30,9 @@ impl Cidr {
         }
         let cidr = Cidr { base, prefix };
         if cidr.network(base) != number(base) {
-            return Err(format!("has bits beyond its prefix of {prefix}; set them to 0"));
+            return Err(format!(
+                "has bits beyond its prefix of {prefix}; set them to 0"
+            ));
         }
         Ok(cidr)
     }
@@ -40,7 +46,10 @@ impl Cidr {
     /// The address with everything beyond the prefix set to 0.
     fn network(&self, address: IpAddr) -> u128 {
         let host_bits = bits(address) - self.prefix;
-        number(address).checked_shr(host_bits).and_then(|n| n.checked_shl(host_bits)).unwrap_or(0)
+        number(address)
+            .checked_shr(host_bits)
+            .and_then(|n| n.checked_shl(host_bits))
+            .unwrap_or(0)
     }
 }
 
@@ -76,15 +85,29 @@ mod tests {
             ("::1/128", "::1", true),
         ] {
             let cidr = Cidr::parse(block).unwrap();
-            assert_eq!(cidr.contains(address.parse().unwrap()), inside, "{block} {address}");
+            assert_eq!(
+                cidr.contains(address.parse().unwrap()),
+                inside,
+                "{block} {address}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_block_is_refused_with_what_is_wrong() {
         for bad in [
-            "", "10.0.0.1", "10.0.0.0/", "10.0.0.0/33", "10.0.0.1/8", "::/129", "a/8", "10.0.0.0/+8",
-            "10.0.0.0/8/8", "::ffff:10.0.0.0/104", "10.0.0.0/0008", "1.2.3/24",
+            "",
+            "10.0.0.1",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.1/8",
+            "::/129",
+            "a/8",
+            "10.0.0.0/+8",
+            "10.0.0.0/8/8",
+            "::ffff:10.0.0.0/104",
+            "10.0.0.0/0008",
+            "1.2.3/24",
         ] {
             assert!(Cidr::parse(bad).is_err(), "{bad}");
         }

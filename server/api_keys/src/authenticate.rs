@@ -74,7 +74,10 @@ impl Keys {
 
 fn record(key: &Key) -> Result<Arc<Record>> {
     Record::new(key).map(Arc::new).map_err(|problem| {
-        Error::internal(format!("a stored block of addresses of {}: {problem}", key.key_id))
+        Error::internal(format!(
+            "a stored block of addresses of {}: {problem}",
+            key.key_id
+        ))
     })
 }
 
@@ -84,16 +87,22 @@ fn presented(headers: &HeaderMap) -> Result<Plaintext> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or_else(error::missing)?;
     if values.next().is_some() {
-        return Err(error::malformed("The call carries two authorization headers"));
+        return Err(error::malformed(
+            "The call carries two authorization headers",
+        ));
     }
-    let text = value.to_str().map_err(|_| error::malformed("The key is not plain text"))?;
+    let text = value
+        .to_str()
+        .map_err(|_| error::malformed("The key is not plain text"))?;
     let (scheme, key) = text.split_once(' ').unwrap_or((text, ""));
     let key = key.trim_start_matches(' ');
     if scheme.is_empty() || (scheme.eq_ignore_ascii_case(SCHEME) && key.is_empty()) {
         return Err(error::missing());
     }
     if !scheme.eq_ignore_ascii_case(SCHEME) {
-        return Err(error::malformed("The authorization header is not of scheme Bearer"));
+        return Err(error::malformed(
+            "The authorization header is not of scheme Bearer",
+        ));
     }
     Plaintext::parse(key).ok_or_else(|| {
         error::malformed("The key is not whole: its length, alphabet or checksum is wrong")
@@ -109,7 +118,10 @@ mod tests {
     fn answer(values: &[&str]) -> Result<String, &'static str> {
         let mut headers = HeaderMap::new();
         for value in values {
-            headers.append(AUTHORIZATION, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            headers.append(
+                AUTHORIZATION,
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
         }
         let plaintext = presented(&headers).map_err(|error| error.reason())?;
         Ok(plaintext.expose().to_owned())
@@ -118,7 +130,11 @@ mod tests {
     #[test]
     fn exactly_one_bearer_key_is_read() {
         let key = Plaintext::generate().unwrap().expose().to_owned();
-        for good in [format!("Bearer {key}"), format!("bearer {key}"), format!("BEARER  {key}")] {
+        for good in [
+            format!("Bearer {key}"),
+            format!("bearer {key}"),
+            format!("BEARER  {key}"),
+        ] {
             assert_eq!(answer(&[&good]), Ok(key.clone()), "{good}");
         }
         for missing in ["", "Bearer", "Bearer ", "bearer   "] {
@@ -146,7 +162,10 @@ mod tests {
     fn a_refused_header_is_not_repeated_in_the_error() {
         let key = Plaintext::generate().unwrap().expose().to_owned();
         let mut headers = HeaderMap::new();
-        headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}x")).unwrap());
+        headers.insert(
+            AUTHORIZATION,
+            HeaderValue::from_str(&format!("Bearer {key}x")).unwrap(),
+        );
         let error = presented(&headers).unwrap_err();
         assert!(!format!("{error:?}").contains(&key[4..30]));
     }

@@ -55,7 +55,11 @@ impl Cache {
     /// Holds at most `keys_max` keys, each for `ttl`.
     pub fn new(keys_max: usize, ttl: Duration) -> Self {
         let generation_max = (keys_max / 2).max(1);
-        Cache { state: RwLock::default(), generation_max, ttl: micros(ttl) }
+        Cache {
+            state: RwLock::default(),
+            generation_max,
+            ttl: micros(ttl),
+        }
     }
 
     /// The key with this hash, if it is known and fresh.
@@ -83,7 +87,10 @@ impl Cache {
     /// Begins a look-up: call it before the query.
     pub fn begin(&self, now: Micros) -> Fill {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        Fill { epoch: state.epoch, began: now }
+        Fill {
+            epoch: state.epoch,
+            began: now,
+        }
     }
 
     /// Ends a look-up. The record is not kept if any key was revoked since it began.
@@ -96,7 +103,11 @@ impl Cache {
             state.old = std::mem::take(&mut state.young);
         }
         let key_id = record.caller.key_id.to_string();
-        let cached = Arc::new(Cached { hash, record, since: fill.began });
+        let cached = Arc::new(Cached {
+            hash,
+            record,
+            since: fill.began,
+        });
         state.young.by_hash.insert(hash, cached.clone());
         state.young.by_id.insert(key_id, cached);
     }
@@ -134,7 +145,12 @@ mod tests {
             scopes: Scopes::default(),
             all_tenants: true,
         };
-        Arc::new(Record { caller, cidrs: Vec::new(), end: None, successor_id: None })
+        Arc::new(Record {
+            caller,
+            cidrs: Vec::new(),
+            end: None,
+            successor_id: None,
+        })
     }
 
     fn known(cache: &Cache, hash: u8, now: Micros) -> bool {

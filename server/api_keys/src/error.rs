@@ -34,7 +34,10 @@ pub(crate) fn not_recognized() -> Error {
 /// `KEY_REVOKED`.
 pub(crate) fn revoked(key_id: &str, at: Micros, successor_id: Option<&str>) -> Error {
     let at = timestamp(at);
-    let message = format!("Key {key_id} was revoked at {at}. {}", instead(successor_id));
+    let message = format!(
+        "Key {key_id} was revoked at {at}. {}",
+        instead(successor_id)
+    );
     Error::new(Code::PermissionDenied, DOMAIN, "KEY_REVOKED", message)
         .with("keyId", key_id)
         .with("revokedAt", at)

@@ -40,14 +40,18 @@ impl ApiKeys for Service {
         let created = self.keys.create(&caller, new, call).await?;
         Ok(Response::new(CreateApiKeyResponse {
             api_key: Some(self.show(&created.key)),
-            plaintext: created.plaintext.map_or_else(String::new, |key| key.expose().to_owned()),
+            plaintext: created
+                .plaintext
+                .map_or_else(String::new, |key| key.expose().to_owned()),
         }))
     }
 
     async fn get_api_key(&self, request: Request<GetApiKeyRequest>) -> Answer<GetApiKeyResponse> {
         let caller = auth::caller(&request)?;
         let key = self.keys.get(&caller, &request.get_ref().key_id).await?;
-        Ok(Response::new(GetApiKeyResponse { api_key: Some(self.show(&key)) }))
+        Ok(Response::new(GetApiKeyResponse {
+            api_key: Some(self.show(&key)),
+        }))
     }
 
     async fn list_api_keys(
@@ -59,7 +63,10 @@ impl ApiKeys for Service {
         let filter = filter(request.product, &request.states)?;
         let (size, token) = (request.page_size, request.page_token.as_str());
         let encoded_len = |key: &Key| self.show(key).encoded_len();
-        let page = self.keys.list(&caller, filter, size, token, encoded_len).await?;
+        let page = self
+            .keys
+            .list(&caller, filter, size, token, encoded_len)
+            .await?;
         Ok(Response::new(ListApiKeysResponse {
             api_keys: page.keys.iter().map(|key| self.show(key)).collect(),
             next_page_token: page.next_page_token,
@@ -72,9 +79,15 @@ impl ApiKeys for Service {
     ) -> Answer<RevokeApiKeyResponse> {
         let caller = auth::caller(&request)?;
         let request = request.into_inner();
-        let key = self.keys.revoke(&caller, &request.key_id, &request.reason).await?;
+        let key = self
+            .keys
+            .revoke(&caller, &request.key_id, &request.reason)
+            .await?;
         Ok(Response::new(RevokeApiKeyResponse {
-            epoch: key.revocation.as_ref().map_or(0, |revocation| revocation.epoch),
+            epoch: key
+                .revocation
+                .as_ref()
+                .map_or(0, |revocation| revocation.epoch),
             api_key: Some(self.show(&key)),
             unconfirmed: 0,
         }))
@@ -84,7 +97,11 @@ impl ApiKeys for Service {
         let caller = auth::caller(&request)?;
         let key = self.keys.own(&caller).await?;
         // Every tenant has all products until product subscriptions can be changed.
-        let active: &[&str] = if caller.tenant.is_some() { &products::SLUGS } else { &[] };
+        let active: &[&str] = if caller.tenant.is_some() {
+            &products::SLUGS
+        } else {
+            &[]
+        };
         Ok(Response::new(WhoAmIResponse {
             api_key: Some(self.show(&key)),
             tenant_id: caller.tenant.as_ref().map_or("", TenantRef::id).to_owned(),
@@ -103,7 +120,9 @@ impl Service {
 fn new_key(caller: &Caller, mut request: CreateApiKeyRequest) -> Result<(NewKey, Option<Call>)> {
     let request_id = std::mem::take(&mut request.request_id);
     let call = Call::new(caller, CREATE, &request_id, &request);
-    let key = request.api_key.ok_or_else(|| Error::field("api_key", "is required"))?;
+    let key = request
+        .api_key
+        .ok_or_else(|| Error::field("api_key", "is required"))?;
     if key.requests_per_minute != 0 {
         let problem = "is set by SetRateLimit; leave it out here";
         return Err(Error::field("api_key.requests_per_minute", problem));
@@ -123,8 +142,13 @@ fn new_key(caller: &Caller, mut request: CreateApiKeyRequest) -> Result<(NewKey,
 /// No states = all of them.
 fn filter(product: String, states: &[i32]) -> Result<Filter> {
     let all = states.is_empty();
-    let mut filter =
-        Filter { product, active: all, rotating: all, expired: all, revoked: all };
+    let mut filter = Filter {
+        product,
+        active: all,
+        rotating: all,
+        expired: all,
+        revoked: all,
+    };
     for (at, state) in states.iter().enumerate() {
         match ApiKeyState::try_from(*state) {
             Ok(ApiKeyState::Active) => filter.active = true,
@@ -132,7 +156,10 @@ fn filter(product: String, states: &[i32]) -> Result<Filter> {
             Ok(ApiKeyState::Expired) => filter.expired = true,
             Ok(ApiKeyState::Revoked) => filter.revoked = true,
             Ok(ApiKeyState::Unspecified) | Err(_) => {
-                return Err(Error::field(format!("states[{at}]"), "is not a state of a key"));
+                return Err(Error::field(
+                    format!("states[{at}]"),
+                    "is not a state of a key",
+                ));
             }
         }
     }

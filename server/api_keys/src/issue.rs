@@ -23,9 +23,14 @@ impl Keys {
         if store::lock_operators(&mut tx).await? {
             return Ok(None);
         }
-        let new = NewKey { all_tenants: true, ..administrator("operator") };
+        let new = NewKey {
+            all_tenants: true,
+            ..administrator("operator")
+        };
         let now = self.core.clock.now();
-        let made = self.insert(&mut tx, &TenantRef::system(), new, HUB, now).await?;
+        let made = self
+            .insert(&mut tx, &TenantRef::system(), new, HUB, now)
+            .await?;
         self.commit(tx, log, made.event).await?;
         Ok(Some(made.plaintext.expose().to_owned()))
     }
@@ -52,7 +57,8 @@ impl KeyIssuer for Keys {
 
     fn keep_plaintext(&self, issued: &IssuedKey) {
         if let Some(plaintext) = Plaintext::parse(&issued.plaintext) {
-            self.kept.put(&issued.key_id, plaintext, self.core.clock.now());
+            self.kept
+                .put(&issued.key_id, plaintext, self.core.clock.now());
         }
     }
 

@@ -116,7 +116,11 @@ pub(crate) struct Record {
 impl Record {
     /// A stored block that does not parse would admit nobody or everybody: it is an error.
     pub fn new(key: &Key) -> Result<Self, String> {
-        let cidrs = key.cidrs.iter().map(|block| Cidr::parse(block)).collect::<Result<_, _>>()?;
+        let cidrs = key
+            .cidrs
+            .iter()
+            .map(|block| Cidr::parse(block))
+            .collect::<Result<_, _>>()?;
         Ok(Record {
             caller: Caller {
                 key_id: key.key_id.as_str().into(),
@@ -177,7 +181,12 @@ pub(crate) mod tests {
     }
 
     fn revoked_at(time: Micros) -> Option<Revocation> {
-        Some(Revocation { time, by: "key_0".into(), reason: String::new(), epoch: 1 })
+        Some(Revocation {
+            time,
+            by: "key_0".into(),
+            reason: String::new(),
+            epoch: 1,
+        })
     }
 
     fn answer(key: &Key, now: Micros) -> (ApiKeyState, Option<&'static str>) {
@@ -189,33 +198,71 @@ pub(crate) mod tests {
     fn a_key_works_until_its_end_and_says_which_end_it_was() {
         let active = key();
         assert_eq!(answer(&active, 9), (ApiKeyState::Active, None));
-        let expiring = Key { expire_time: Some(10), ..key() };
+        let expiring = Key {
+            expire_time: Some(10),
+            ..key()
+        };
         assert_eq!(answer(&expiring, 9), (ApiKeyState::Active, None));
-        assert_eq!(answer(&expiring, 10), (ApiKeyState::Expired, Some("KEY_EXPIRED")));
-        let rotating = Key { successor_id: Some("key_2".into()), ..expiring.clone() };
+        assert_eq!(
+            answer(&expiring, 10),
+            (ApiKeyState::Expired, Some("KEY_EXPIRED"))
+        );
+        let rotating = Key {
+            successor_id: Some("key_2".into()),
+            ..expiring.clone()
+        };
         assert_eq!(answer(&rotating, 9), (ApiKeyState::Rotating, None));
-        assert_eq!(answer(&rotating, 10), (ApiKeyState::Expired, Some("KEY_EXPIRED")));
-        let revoked = Key { revocation: revoked_at(5), ..expiring.clone() };
-        assert_eq!(answer(&revoked, 9), (ApiKeyState::Revoked, Some("KEY_REVOKED")));
-        assert_eq!(answer(&revoked, 10), (ApiKeyState::Revoked, Some("KEY_REVOKED")));
+        assert_eq!(
+            answer(&rotating, 10),
+            (ApiKeyState::Expired, Some("KEY_EXPIRED"))
+        );
+        let revoked = Key {
+            revocation: revoked_at(5),
+            ..expiring.clone()
+        };
+        assert_eq!(
+            answer(&revoked, 9),
+            (ApiKeyState::Revoked, Some("KEY_REVOKED"))
+        );
+        assert_eq!(
+            answer(&revoked, 10),
+            (ApiKeyState::Revoked, Some("KEY_REVOKED"))
+        );
     }
 
     #[test]
     fn a_key_that_was_revoked_after_it_expired_stays_expired_whatever_the_clock_says() {
-        let late = Key { expire_time: Some(10), revocation: revoked_at(12), ..key() };
-        assert_eq!(answer(&late, 13), (ApiKeyState::Expired, Some("KEY_EXPIRED")));
-        assert_eq!(answer(&late, 1), (ApiKeyState::Expired, Some("KEY_EXPIRED")));
+        let late = Key {
+            expire_time: Some(10),
+            revocation: revoked_at(12),
+            ..key()
+        };
+        assert_eq!(
+            answer(&late, 13),
+            (ApiKeyState::Expired, Some("KEY_EXPIRED"))
+        );
+        assert_eq!(
+            answer(&late, 1),
+            (ApiKeyState::Expired, Some("KEY_EXPIRED"))
+        );
     }
 
     #[test]
     fn a_key_with_blocks_works_only_from_them() {
-        let office = Key { cidrs: vec!["10.0.0.0/8".into(), "::1/128".into()], ..key() };
+        let office = Key {
+            cidrs: vec!["10.0.0.0/8".into(), "::1/128".into()],
+            ..key()
+        };
         let record = Record::new(&office).unwrap();
         let from = |peer: &str| record.check_address(Some(peer.parse().unwrap()));
         assert!(from("10.1.2.3").is_ok() && from("::1").is_ok() && from("::ffff:10.0.0.1").is_ok());
         assert_eq!(from("192.0.2.1").unwrap_err().reason(), "IP_NOT_ALLOWED");
         let unknown = record.check_address(None).unwrap_err();
-        assert!(unknown.metadata().contains(&("clientIp", "unknown".to_owned())));
+        assert!(
+            unknown
+                .metadata()
+                .contains(&("clientIp", "unknown".to_owned()))
+        );
         assert!(Record::new(&key()).unwrap().check_address(None).is_ok());
     }
 }

@@ -16,12 +16,12 @@ use hub_core::{id, products};
 
 use crate::addresses::Cidr;
 use crate::cache::Cache;
+use crate::error;
 use crate::key::Key;
 use crate::scopes::{self, Rights};
 use crate::secret::Plaintext;
 use crate::secret::kept::Kept;
 use crate::store::{self, Filter};
-use crate::error;
 
 /// Where the events about keys come from.
 const SOURCE: &str = "/hub/api-keys";
@@ -79,7 +79,11 @@ pub struct Page {
 impl Keys {
     pub(crate) fn new(core: &Core) -> Self {
         let cache = Cache::new(core.limits.key_cache_max, core.limits.key_cache_ttl);
-        Keys { core: core.clone(), cache, kept: Kept::default() }
+        Keys {
+            core: core.clone(),
+            cache,
+            kept: Kept::default(),
+        }
     }
 
     /// Makes a key.
@@ -97,7 +101,11 @@ impl Keys {
         scopes::check_form(&new.scopes)?;
         let product = (!new.product.is_empty()).then_some(new.product.as_str());
         product.map_or(Ok(()), products::require)?;
-        let rights = Rights { scopes: &new.scopes, product, all_tenants: new.all_tenants };
+        let rights = Rights {
+            scopes: &new.scopes,
+            product,
+            all_tenants: new.all_tenants,
+        };
         scopes::check_within(caller, rights)?;
         check_fields(&new, now)?;
         let log = self.system_log().await?;
@@ -108,14 +116,19 @@ impl Keys {
             drop(tx);
             return self.created_before(&tenant, &key_id, now).await;
         }
-        let made = self.insert(&mut tx, &tenant, new, &caller.key_id, now).await?;
+        let made = self
+            .insert(&mut tx, &tenant, new, &caller.key_id, now)
+            .await?;
         if let Some(call) = &call {
             call.finish(&mut tx, &made.key.key_id).await?;
             // Before the commit, which runs on even if the caller is gone and calls again.
             self.kept.put(&made.key.key_id, made.plaintext.clone(), now);
         }
         self.commit(tx, log, made.event).await?;
-        Ok(Created { key: made.key, plaintext: Some(made.plaintext) })
+        Ok(Created {
+            key: made.key,
+            plaintext: Some(made.plaintext),
+        })
     }
 
     async fn created_before(
@@ -126,7 +139,10 @@ impl Keys {
     ) -> Result<Created> {
         let key = store::find(&self.core.db, tenant, key_id).await?;
         let key = key.ok_or_else(|| Error::internal("a retry names a key that is not there"))?;
-        Ok(Created { key, plaintext: self.kept.get(key_id, now) })
+        Ok(Created {
+            key,
+            plaintext: self.kept.get(key_id, now),
+        })
     }
 
     /// Makes a key as part of `tx`; nothing about it is checked any more.
@@ -159,7 +175,11 @@ impl Keys {
         };
         store::insert(tx, tenant, &key, &plaintext.hash()).await?;
         let event = key_event(&key, "key.created", created_by, now, "");
-        Ok(Made { key, plaintext, event })
+        Ok(Made {
+            key,
+            plaintext,
+            event,
+        })
     }
 
     /// The log of the hub itself. Asked for before a transaction begins: to look it up may take a
@@ -170,11 +190,17 @@ impl Keys {
 
     /// Ends `tx` with an event in the system log, and returns its sequence.
     pub(crate) async fn commit(&self, tx: Tx, log: Arc<Log>, event: NewEvent) -> Result<u64> {
-        let append = Append { log, events: vec![event], independent: false };
+        let append = Append {
+            log,
+            events: vec![event],
+            independent: false,
+        };
         let appended = self.core.journal.commit(tx, vec![append]).await?;
         match appended.first().and_then(|one| one.outcomes.first()) {
             Some(Outcome::Stored { seq }) => Ok(*seq),
-            other => Err(Error::internal(format!("the event of a key was not new: {other:?}"))),
+            other => Err(Error::internal(format!(
+                "the event of a key was not new: {other:?}"
+            ))),
         }
     }
 
@@ -205,9 +231,18 @@ impl Keys {
     ) -> Result<Page> {
         let (now, tenant) = (self.core.clock.now(), tenant_of(caller));
         let size = page::size(page_size)?;
-        let states = [filter.active, filter.rotating, filter.expired, filter.revoked];
+        let states = [
+            filter.active,
+            filter.rotating,
+            filter.expired,
+            filter.revoked,
+        ];
         let bound = format!("{}\n{states:?}", filter.product);
-        let list = List { name: "ListApiKeys", tenant: &tenant, filter: bound.as_bytes() };
+        let list = List {
+            name: "ListApiKeys",
+            tenant: &tenant,
+            filter: bound.as_bytes(),
+        };
         let after = self.core.cursors.read_page(list, now, page_token)?;
         let (db, after) = (&self.core.db, after.as_deref());
         // One more than asked for, to know whether there is a next page.
@@ -219,7 +254,10 @@ impl Keys {
             Some(last) => self.core.cursors.write_page(list, now, &last.key_id),
             None => String::new(),
         };
-        Ok(Page { keys, next_page_token })
+        Ok(Page {
+            keys,
+            next_page_token,
+        })
     }
 }
 
@@ -261,14 +299,23 @@ fn tenant_of_new(caller: &Caller, all_tenants: bool) -> Result<TenantRef> {
 
 fn check_fields(new: &NewKey, now: Micros) -> Result<()> {
     if new.expire_time.is_some_and(|at| at <= now) {
-        return Err(Error::field("api_key.expire_time", "must lie in the future"));
+        return Err(Error::field(
+            "api_key.expire_time",
+            "must lie in the future",
+        ));
     }
     if new.expire_time.is_some_and(|at| at > TIME_MAX) {
-        return Err(Error::field("api_key.expire_time", "must lie before the year 10000"));
+        return Err(Error::field(
+            "api_key.expire_time",
+            "must lie before the year 10000",
+        ));
     }
     for (at, block) in new.cidrs.iter().enumerate() {
         if let Err(problem) = Cidr::parse(block) {
-            return Err(Error::field(format!("api_key.allowed_cidrs[{at}]"), problem));
+            return Err(Error::field(
+                format!("api_key.allowed_cidrs[{at}]"),
+                problem,
+            ));
         }
     }
     Ok(())

@@ -49,11 +49,21 @@ pub struct Plugged {
 /// Plugs the domain in; its tables must be migrated.
 pub fn module(core: &Core) -> Result<Plugged, String> {
     let keys = Arc::new(Keys::new(core));
-    let service = grpc::Service { keys: keys.clone(), clock: core.clock.clone() };
+    let service = grpc::Service {
+        keys: keys.clone(),
+        clock: core.clock.clone(),
+    };
     let server =
         ApiKeysServer::new(service).max_decoding_message_size(core.limits.message_bytes_max);
     // Unknown methods are answered by the server, once for all domains.
     let router = Routes::new(server).into_axum_router().reset_fallback();
-    let module = Module { name: "api_keys", router };
-    Ok(Plugged { module, authenticator: keys.clone(), keys })
+    let module = Module {
+        name: "api_keys",
+        router,
+    };
+    Ok(Plugged {
+        module,
+        authenticator: keys.clone(),
+        keys,
+    })
 }

@@ -26,7 +26,8 @@ impl Keys {
         let keys = self.clone();
         let (caller, key_id, reason) = (caller.clone(), key_id.to_owned(), reason.to_owned());
         let task = tokio::spawn(async move { keys.revoke_now(&caller, &key_id, &reason).await });
-        task.await.map_err(|error| Error::internal(format!("a revocation panicked: {error}")))?
+        task.await
+            .map_err(|error| Error::internal(format!("a revocation panicked: {error}")))?
     }
 
     async fn revoke_now(&self, caller: &Caller, key_id: &str, reason: &str) -> Result<Key> {
@@ -44,7 +45,12 @@ impl Keys {
         let epoch = lock_head(&mut tx, &TenantRef::system()).await? + 1;
         let time = self.core.clock.now();
         let by = caller.key_id.to_string();
-        let revocation = Revocation { time, by, reason: reason.to_owned(), epoch };
+        let revocation = Revocation {
+            time,
+            by,
+            reason: reason.to_owned(),
+            epoch,
+        };
         let Some(key) = store::revoke(&mut tx, &tenant, key_id, &revocation).await? else {
             drop(tx);
             return self.get(caller, key_id).await;
@@ -55,7 +61,9 @@ impl Keys {
         self.cache.forget(key_id);
         let seq = committed?;
         if seq != epoch {
-            return Err(Error::internal(format!("a revocation is at {seq}, not at {epoch}")));
+            return Err(Error::internal(format!(
+                "a revocation is at {seq}, not at {epoch}"
+            )));
         }
         Ok(key)
     }

@@ -83,27 +83,57 @@ mod tests {
     fn gives(caller: &Caller, scopes: &[&str], product: Option<&str>) -> bool {
         let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
         let all_tenants = caller.all_tenants;
-        check_within(caller, Rights { scopes: &scopes, product, all_tenants }).is_ok()
+        check_within(
+            caller,
+            Rights {
+                scopes: &scopes,
+                product,
+                all_tenants,
+            },
+        )
+        .is_ok()
     }
 
     #[test]
     fn a_key_gives_what_it_has_and_nothing_more() {
         let psa = caller(&["psa:tickets.*", "hub:keys.write"], Some("psa"), false);
-        assert!(gives(&psa, &["psa:tickets.read", "hub:keys.write"], Some("psa")));
+        assert!(gives(
+            &psa,
+            &["psa:tickets.read", "hub:keys.write"],
+            Some("psa")
+        ));
         assert!(gives(&psa, &["psa:tickets.*"], None));
         assert!(gives(&psa, &[], None));
-        for wider in ["psa:*", "psa:*.read", "hub:*", "hub:keys.read", "crm:tickets.read"] {
+        for wider in [
+            "psa:*",
+            "psa:*.read",
+            "hub:*",
+            "hub:keys.read",
+            "crm:tickets.read",
+        ] {
             assert!(!gives(&psa, &[wider], None), "{wider}");
         }
         assert!(!gives(&psa, &[], Some("books")));
-        assert!(!gives(&caller(&["hub:keys.write"], None, false), &[], Some("psa")));
+        assert!(!gives(
+            &caller(&["hub:keys.write"], None, false),
+            &[],
+            Some("psa")
+        ));
     }
 
     #[test]
     fn an_administrator_gives_scopes_of_any_product_and_nobody_else_does() {
         let administrator = caller(&["hub:*"], None, false);
-        assert!(gives(&administrator, &["psa:*", "crm:deals.read", "hub:*"], Some("books")));
-        assert!(!gives(&caller(&["hub:keys.*"], None, false), &["psa:tickets.read"], None));
+        assert!(gives(
+            &administrator,
+            &["psa:*", "crm:deals.read", "hub:*"],
+            Some("books")
+        ));
+        assert!(!gives(
+            &caller(&["hub:keys.*"], None, false),
+            &["psa:tickets.read"],
+            None
+        ));
     }
 
     #[test]

@@ -28,9 +28,16 @@ const INSERT: Sql = Sql::same(concat!(
     ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, null, null, null,
        null, null, 1)"
 ));
-const BY_HASH: Sql =
-    Sql::same(concat!("select ", columns!(), " from api_keys where hash = $1"));
-const BY_ID: Sql = Sql::same(concat!("select ", columns!(), " from api_keys where key_id = $1"));
+const BY_HASH: Sql = Sql::same(concat!(
+    "select ",
+    columns!(),
+    " from api_keys where hash = $1"
+));
+const BY_ID: Sql = Sql::same(concat!(
+    "select ",
+    columns!(),
+    " from api_keys where key_id = $1"
+));
 const FIND: Sql = Sql::same(concat!(
     "select ",
     columns!(),
@@ -70,8 +77,16 @@ const ANY_OPERATOR: Sql = Sql::same(
 );
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] =
-    &[INSERT, BY_HASH, BY_ID, FIND, LIST, REVOKE, LOCK_OPERATOR, ANY_OPERATOR];
+pub const STATEMENTS: &[Sql] = &[
+    INSERT,
+    BY_HASH,
+    BY_ID,
+    FIND,
+    LIST,
+    REVOKE,
+    LOCK_OPERATOR,
+    ANY_OPERATOR,
+];
 
 /// Tables of this domain.
 pub fn migrations() -> Migrations {

@@ -52,15 +52,20 @@ pub(crate) fn source_not_allowed(index: usize, kind: &str, product: &str, source
     .with("sources", sources)
 }
 
-/// The identity was used for another event (`EVENT_ID_REUSED`).
-pub(crate) fn event_id_reused(index: usize, event_id: &str) -> Error {
-    let message = format!(
-        "Event {index}: its source and id were published before with other content, as \
-         {event_id}. Give the new event an id of its own."
-    );
-    Error::new(Code::AlreadyExists, DOMAIN, "EVENT_ID_REUSED", message)
-        .with("index", index)
-        .with("eventId", event_id)
+/// The identity was used for another event (`EVENT_ID_REUSED`): a stored one, or one before it in
+/// its own batch, which was not stored.
+pub(crate) fn event_id_reused(index: usize, event_id: Option<&str>) -> Error {
+    let first = match event_id {
+        Some(event_id) => format!("were published before with other content, as {event_id}"),
+        None => "are those of an earlier event of the batch with other content".to_owned(),
+    };
+    let message = format!("Event {index}: its source and id {first}. Give the new event an id of its own.");
+    let error = Error::new(Code::AlreadyExists, DOMAIN, "EVENT_ID_REUSED", message);
+    let error = error.with("index", index);
+    match event_id {
+        Some(event_id) => error.with("eventId", event_id),
+        None => error,
+    }
 }
 
 /// A pattern or condition of a filter is malformed (`FILTER_INVALID`).

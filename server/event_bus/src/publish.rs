@@ -190,8 +190,8 @@ impl Submitted {
                 Some(Outcome::Stored { seq }) => (*seq, false),
                 Some(Outcome::Duplicate(position)) => (position.seq, true),
                 Some(Outcome::Reused { seq }) => {
-                    let first = id::event(tenant.key(*seq));
-                    let problem = error::event_id_reused(index, &first);
+                    let first = (*seq > 0).then(|| id::event(tenant.key(*seq)));
+                    let problem = error::event_id_reused(index, first.as_deref());
                     // Stored whole or not at all: the first reused identity is the batch's error.
                     if !independent {
                         return Err(problem);

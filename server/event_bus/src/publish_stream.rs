@@ -49,6 +49,8 @@ pub struct PublishSession {
     ready: VecDeque<Frame>,
     input: Input,
     spoke_at: Micros,
+    /// When the key was last seen to work.
+    checked_at: Micros,
     ends_at: Micros,
 }
 
@@ -108,6 +110,7 @@ impl PublishSession {
             ready: VecDeque::new(),
             input: Input::Open,
             spoke_at: now,
+            checked_at: now,
             ends_at,
         })
     }
@@ -169,6 +172,7 @@ impl PublishSession {
 
     async fn step(&mut self) -> Result<()> {
         let now = self.core.clock.now();
+        self.check_key(now).await?;
         let silent = Duration::from_micros((now - self.spoke_at).max(0) as u64);
         let beat = crate::beat(&self.core).saturating_sub(silent);
         let age = Duration::from_micros((self.ends_at - now).max(0) as u64);
@@ -187,7 +191,10 @@ impl PublishSession {
                 Ok(None) => self.end(End::Quiet),
                 Err(status) => self.end(End::Failed(status)),
             },
-            () = self.core.clock.sleep(beat) => self.beat().await?,
+            () = self.core.clock.sleep(beat) => {
+                self.check_key(self.core.clock.now()).await?;
+                self.beat();
+            }
             () = self.core.clock.sleep(age), if open => {
                 self.close(ClosingReason::MaxAge, Duration::ZERO);
             }
@@ -348,8 +355,16 @@ impl PublishSession {
         }
     }
 
-    async fn beat(&mut self) -> Result<()> {
-        self.authenticator.recheck(&self.caller).await?;
+    /// A key that was revoked meanwhile ends the stream, whether it is busy or quiet.
+    async fn check_key(&mut self, now: Micros) -> Result<()> {
+        if now - self.checked_at >= micros(crate::beat(&self.core)) {
+            self.authenticator.recheck(&self.caller).await?;
+            self.checked_at = now;
+        }
+        Ok(())
+    }
+
+    fn beat(&mut self) {
         let head = self
             .publisher
             .as_ref()
@@ -360,7 +375,6 @@ impl PublishSession {
             head_sequence: head.seq,
             server_time: Some(timestamp(self.core.clock.now())),
         }));
-        Ok(())
     }
 }
 

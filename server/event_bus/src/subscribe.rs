@@ -49,6 +49,8 @@ pub struct Reader {
     frame_bytes: usize,
     ready: VecDeque<Frame>,
     spoke_at: Micros,
+    /// When the key was last seen to work.
+    checked_at: Micros,
     ends_at: Micros,
     over: bool,
 }
@@ -90,6 +92,7 @@ impl Reader {
             frame_bytes: FIRST_FRAME_BYTES,
             ready: VecDeque::new(),
             spoke_at: now,
+            checked_at: now,
             ends_at: now + micros(crate::stream_age(&core)),
             over: false,
             core,
@@ -116,7 +119,8 @@ impl Reader {
     }
 
     async fn start(&self, start: Option<At>) -> Result<Position> {
-        let head = self.log.head();
+        // Another process may have written what this one has not seen yet.
+        let head = self.core.journal.refresh(&self.log).await?;
         match start {
             None => Ok(head),
             Some(At::Cursor(cursor)) => self.resume(&cursor, head).await,
@@ -211,6 +215,7 @@ impl Reader {
             } else if now >= self.ends_at {
                 self.close(ClosingReason::MaxAge, Duration::ZERO);
             } else {
+                self.check_key(now).await?;
                 self.read().await?;
             }
         }
@@ -317,13 +322,22 @@ impl Reader {
         Ok(())
     }
 
+    /// A key that was revoked meanwhile ends the stream, whether it is busy or quiet.
+    async fn check_key(&mut self, now: Micros) -> Result<()> {
+        if now - self.checked_at >= micros(crate::beat(&self.core)) {
+            self.authenticator.recheck(&self.caller).await?;
+            self.checked_at = now;
+        }
+        Ok(())
+    }
+
     fn is_silent_too_long(&self) -> bool {
         self.core.clock.now() - self.spoke_at >= micros(crate::beat(&self.core))
     }
 
-    /// A quiet filter moves on too; and a key that was revoked meanwhile ends the stream.
+    /// A quiet filter moves on too.
     async fn beat(&mut self) -> Result<()> {
-        self.authenticator.recheck(&self.caller).await?;
+        self.check_key(self.core.clock.now()).await?;
         self.ready.push_back(Frame::Progress(Progress {
             cursor: self.cursor(self.at),
             sequence: self.at.seq,

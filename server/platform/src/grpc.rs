@@ -27,7 +27,10 @@ impl Platform for Service {
         let mut request = request.into_inner();
         let request_id = std::mem::take(&mut request.request_id);
         let call = Call::new(&caller, CREATE_TENANT, &request_id, &request);
-        let created = self.tenants.create(&caller, &request.name, &request.products, call).await?;
+        let created = self
+            .tenants
+            .create(&caller, &request.name, &request.products, call)
+            .await?;
         Ok(Response::new(CreateTenantResponse {
             tenant: Some(Tenant {
                 tenant_id: created.tenant_id,

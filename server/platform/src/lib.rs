@@ -19,9 +19,14 @@ use tonic::service::Routes;
 
 /// Plugs the domain in; `issuer` makes the first key of a tenant. It has no tables of its own.
 pub fn module(core: &Core, issuer: Arc<dyn KeyIssuer>) -> Module {
-    let service = grpc::Service { tenants: tenants::Tenants::new(core, issuer) };
+    let service = grpc::Service {
+        tenants: tenants::Tenants::new(core, issuer),
+    };
     let server =
         PlatformServer::new(service).max_decoding_message_size(core.limits.message_bytes_max);
     // Unknown methods are answered by the server, once for all domains.
-    Module { name: "platform", router: Routes::new(server).into_axum_router().reset_fallback() }
+    Module {
+        name: "platform",
+        router: Routes::new(server).into_axum_router().reset_fallback(),
+    }
 }

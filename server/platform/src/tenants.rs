@@ -34,7 +34,10 @@ pub(crate) struct Created {
 
 impl Tenants {
     pub fn new(core: &Core, issuer: Arc<dyn KeyIssuer>) -> Self {
-        Tenants { core: core.clone(), issuer }
+        Tenants {
+            core: core.clone(),
+            issuer,
+        }
     }
 
     /// Makes a tenant and its administrator key.
@@ -66,19 +69,35 @@ impl Tenants {
             }
             Err(failure) => return Err(failure.into()),
         };
-        let issued = self.issuer.issue_administrator(&mut tx, &tenant, &caller.key_id).await?;
+        let issued = self
+            .issuer
+            .issue_administrator(&mut tx, &tenant, &caller.key_id)
+            .await?;
         if let Some(call) = &call {
             self.remember(call, &mut tx, &tenant, &issued, now).await?;
         }
         let created = tenant_created(&tenant, name, &caller.key_id, now);
-        let append = Append { log, events: vec![created, issued.event], independent: false };
+        let append = Append {
+            log,
+            events: vec![created, issued.event],
+            independent: false,
+        };
         let appended = self.core.journal.commit(tx, vec![append]).await?;
         let outcomes = appended.first().map_or(&[][..], |one| &one.outcomes);
-        if !outcomes.iter().all(|outcome| matches!(outcome, Outcome::Stored { .. })) {
-            return Err(Error::internal(format!("a tenant's events were not new: {outcomes:?}")));
+        if !outcomes
+            .iter()
+            .all(|outcome| matches!(outcome, Outcome::Stored { .. }))
+        {
+            return Err(Error::internal(format!(
+                "a tenant's events were not new: {outcomes:?}"
+            )));
         }
         let tenant_id = tenant.id().to_owned();
-        Ok(Created { tenant_id, create_time: now, admin_key: Some(issued.plaintext) })
+        Ok(Created {
+            tenant_id,
+            create_time: now,
+            admin_key: Some(issued.plaintext),
+        })
     }
 
     async fn name_taken(&self, name: &str) -> Error {
@@ -109,7 +128,11 @@ impl Tenants {
         let answer = serde_json::from_str::<(String, Micros, String)>(answer);
         let (tenant_id, create_time, key_id) = answer.map_err(Error::internal)?;
         let admin_key = self.issuer.kept_plaintext(&key_id);
-        Ok(Created { tenant_id, create_time, admin_key })
+        Ok(Created {
+            tenant_id,
+            create_time,
+            admin_key,
+        })
     }
 }
 

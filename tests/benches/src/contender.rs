@@ -122,7 +122,9 @@ impl Feed {
         let (started, delays) = (self.started, self.delays.clone());
         Box::new(move |payload| {
             let now = started.elapsed().as_nanos() as f64;
-            let sent = payload.first_chunk().map_or(0, |sent| u64::from_be_bytes(*sent));
+            let sent = payload
+                .first_chunk()
+                .map_or(0, |sent| u64::from_be_bytes(*sent));
             let micros = (now - sent as f64) / 1e3;
             let mut delays = delays.lock().unwrap_or_else(PoisonError::into_inner);
             delays.push(micros);
@@ -152,7 +154,10 @@ impl Feed {
     pub fn delays(&self) -> impl FnOnce() -> Delays + use<> {
         let delays = self.delays.clone();
         move || {
-            let mut micros = delays.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut micros = delays
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
             micros.sort_by(f64::total_cmp);
             Delays { micros }
         }

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::contender::{Feed, Measured, OnEvent};
+use crate::hub_reader::Reader;
 use crate::round::Run;
 use crate::scratch::Scratch;
 use crate::server::Server;
@@ -30,7 +31,6 @@ pub struct HubServer {
     server: Server,
     url: String,
     address: String,
-    psa_key: String,
     portal_key: String,
     psa: Hub,
     ids: AtomicU64,
@@ -68,7 +68,9 @@ impl HubServer {
         let mut command = hub(binary, &dir);
         command.args(["serve", "--listen", "127.0.0.1:0", "--database", url]);
         command.arg("--data-dir").arg(dir.join("data"));
-        command.arg("--operator-key-file").arg(dir.join("operator.key"));
+        command
+            .arg("--operator-key-file")
+            .arg(dir.join("operator.key"));
         let (server, ready) = start(command, &dir).await?;
         let url = ready["http"].as_str().unwrap_or_default();
         let operator_key = ready["operatorKey"].as_str().unwrap_or_default();
@@ -79,18 +81,15 @@ impl HubServer {
         };
         let created = operator.platform().create_tenant(request).await;
         let created = created.map_err(hub_client::Error::from)?.into_inner();
-        let admin = Hub::builder(url).api_key(created.admin_key).connect_lazy()?;
+        let admin = Hub::builder(url)
+            .api_key(created.admin_key)
+            .connect_lazy()?;
         let psa = product_key(&admin, "psa").await?;
         let portal = product_key(&admin, "portal").await?;
         Self::connect(server, &ready, psa, portal)
     }
 
-    fn connect(
-        server: Server,
-        ready: &Value,
-        psa_key: String,
-        portal_key: String,
-    ) -> Result<Self> {
+    fn connect(server: Server, ready: &Value, psa_key: String, portal_key: String) -> Result<Self> {
         let text = |name: &str| ready[name].as_str().unwrap_or_default().to_owned();
         let url = text("http");
         let psa = Hub::builder(&url).api_key(&psa_key).connect_lazy()?;
@@ -98,7 +97,6 @@ impl HubServer {
             server,
             url,
             address: text("grpc"),
-            psa_key,
             portal_key,
             psa,
             ids: AtomicU64::new(0),
@@ -110,12 +108,14 @@ impl HubServer {
         &self.server
     }
 
-    /// Another connection with the key of PSA, for readers of what was published: `portal`.
+    /// A connection of its own with the key of Portal, to which the events are routed.
     ///
     /// # Errors
     /// The URL can't be used.
     pub fn reader(&self) -> Result<Hub> {
-        Ok(Hub::builder(&self.url).api_key(&self.portal_key).connect_lazy()?)
+        Ok(Hub::builder(&self.url)
+            .api_key(&self.portal_key)
+            .connect_lazy()?)
     }
 
     /// Keeps `window` events in flight for `duration`, with the publisher of the client.
@@ -153,16 +153,28 @@ impl HubServer {
     }
 
     /// As [`publish`](HubServer::publish), with subscribers of another product on a connection
-    /// each, until all have everything.
+    /// each, until all have everything. `light` ones decode the payload only.
     ///
     /// # Errors
     /// Hub refuses something.
-    pub async fn fanout(&self, readers: usize, window: usize, duration: Duration) -> Result<Run> {
+    pub async fn fanout(
+        &self,
+        readers: usize,
+        light: bool,
+        window: usize,
+        duration: Duration,
+    ) -> Result<Run> {
         let mut tasks = JoinSet::new();
         let measured = Measured::new(readers);
         for reader in 0..readers {
-            let live = live(self.reader()?.subscribe(SubscribeOptions::default())).await?;
-            tasks.spawn(read(live, measured.counter(reader)));
+            let (hub, on_event) = (self.reader()?, measured.counter(reader));
+            if light {
+                let reader = Reader::live(hub.transport()).await?;
+                tasks.spawn(reader.read(on_event));
+            } else {
+                let live = live(hub.subscribe(SubscribeOptions::default())).await?;
+                tasks.spawn(read(live, on_event));
+            }
         }
         let started = Instant::now();
         let published = self.publish(window, duration).await?;
@@ -210,16 +222,17 @@ impl HubServer {
     async fn commits(&self) -> Result<Commits> {
         let mut stream = TcpStream::connect(&self.address).await?;
         let request = format!(
-            "GET /metrics HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
-             connection: close\r\n\r\n",
-            self.address, self.psa_key
+            "GET /metrics HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+            self.address
         );
         stream.write_all(request.as_bytes()).await?;
         let mut text = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut text)).await??;
         let value = |name: &str| {
             let lines = text.lines().filter_map(|line| line.strip_prefix(name));
-            lines.filter_map(|rest| rest.trim().parse::<f64>().ok()).sum()
+            lines
+                .filter_map(|rest| rest.trim().parse::<f64>().ok())
+                .sum()
         };
         Ok(Commits {
             count: value("hub_journal_commit_seconds_count"),

@@ -7,6 +7,7 @@
 pub mod contender;
 pub mod disk;
 pub mod hub;
+mod hub_reader;
 pub mod nats;
 mod nats_connection;
 pub mod options;

@@ -267,7 +267,9 @@ async fn read(mut connection: Connection, mut on_event: OnEvent) -> Result<()> {
         // Flow control: it goes on when this is answered.
         let headers = String::from_utf8_lossy(&message.headers);
         let stalled = headers.lines().find_map(|line| line.strip_prefix(STALLED));
-        let reply = message.reply.map(|reply| String::from_utf8_lossy(&reply).into_owned());
+        let reply = message
+            .reply
+            .map(|reply| String::from_utf8_lossy(&reply).into_owned());
         if let Some(subject) = reply.or(stalled.map(|subject| subject.trim().to_owned()))
             && headers.starts_with("NATS/1.0 100")
         {
@@ -290,14 +292,16 @@ fn acknowledged(payload: &[u8]) -> Result<()> {
 fn newest() -> Option<(std::path::PathBuf, (u32, u32))> {
     let path = std::env::var_os("PATH")?;
     let programs = std::env::split_paths(&path).map(|dir| dir.join("nats-server"));
-    let versions = programs.filter(|program| program.is_file()).filter_map(|program| {
-        let output = Command::new(&program).arg("--version").output().ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        // "nats-server: v2.15.1"
-        let mut numbers = text.rsplit('v').next()?.split('.');
-        let major = numbers.next()?.trim().parse().ok()?;
-        let minor = numbers.next()?.trim().parse().ok()?;
-        Some((program, (major, minor)))
-    });
+    let versions = programs
+        .filter(|program| program.is_file())
+        .filter_map(|program| {
+            let output = Command::new(&program).arg("--version").output().ok()?;
+            let text = String::from_utf8(output.stdout).ok()?;
+            // "nats-server: v2.15.1"
+            let mut numbers = text.rsplit('v').next()?.split('.');
+            let major = numbers.next()?.trim().parse().ok()?;
+            let minor = numbers.next()?.trim().parse().ok()?;
+            Some((program, (major, minor)))
+        });
     versions.max_by_key(|(_, version)| *version)
 }

@@ -1,9 +1,15 @@
 //! A private PostgreSQL, made by `tests/postgres`.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Result;
+
+/// As on a small server of its own; the defaults are those of a guest on someone's laptop.
+/// Everything that makes a commit durable stays as it is: on.
+const SETTINGS: &str = "shared_buffers = '512MB'\nmax_wal_size = '8GB'\n";
 
 /// Stopped when this is dropped.
 #[derive(Debug)]
@@ -20,13 +26,18 @@ impl Postgres {
     /// PostgreSQL is not installed, or does not start.
     pub fn start(repository: &Path, dir: PathBuf) -> Result<Self> {
         let script = repository.join("tests/postgres");
-        let output = Command::new(&script).arg("create").arg(&dir).output()?;
-        if !output.status.success() {
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(format!("PostgreSQL: {}", why.trim()).into());
-        }
-        let url = String::from_utf8(output.stdout)?.trim().to_owned();
-        Ok(Postgres { script, dir, url })
+        let mut postgres = Postgres {
+            script,
+            dir,
+            url: String::new(),
+        };
+        postgres.url = postgres.run("create")?;
+        postgres.run("stop")?;
+        let file = postgres.dir.join("data/postgresql.auto.conf");
+        let mut file = OpenOptions::new().append(true).open(file)?;
+        file.write_all(SETTINGS.as_bytes())?;
+        postgres.run("start")?;
+        Ok(postgres)
     }
 
     /// `postgres://...`
@@ -34,21 +45,37 @@ impl Postgres {
         &self.url
     }
 
-    /// e.g. `PostgreSQL 15.18`.
-    pub fn version(&self) -> String {
-        let bin = Command::new(&self.script).arg("find").output();
-        let bin = bin.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-        let version = bin.and_then(|bin| Command::new(format!("{bin}/postgres")).arg("-V").output());
-        let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-        let version = version.unwrap_or_default();
-        let number = version.split(' ').nth(2).unwrap_or("?").trim();
-        format!("PostgreSQL {number}")
+    fn run(&self, action: &str) -> Result<String> {
+        let mut command = Command::new(&self.script);
+        let output = command.arg(action).arg(&self.dir).output()?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(format!("PostgreSQL, {action}: {}", why.trim()).into());
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
+}
+
+/// The version that is started, e.g. `15.18`.
+pub(crate) fn version(repository: &Path) -> Option<String> {
+    let script = repository.join("tests/postgres");
+    let found = Command::new(script).arg("find").output().ok()?;
+    let programs = PathBuf::from(String::from_utf8(found.stdout).ok()?.trim());
+    let told = Command::new(programs.join("postgres"))
+        .arg("-V")
+        .output()
+        .ok()?;
+    // "postgres (PostgreSQL) 15.18 (Debian ...)"
+    let told = String::from_utf8(told.stdout).ok()?;
+    told.split_whitespace().nth(2).map(str::to_owned)
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
         // Nothing more can be done if it does not stop.
-        let _ = Command::new(&self.script).arg("stop").arg(&self.dir).output();
+        let _ = Command::new(&self.script)
+            .arg("stop")
+            .arg(&self.dir)
+            .output();
     }
 }

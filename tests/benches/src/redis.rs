@@ -37,7 +37,14 @@ impl Redis {
         let port = free_port()?;
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-        command.args(["--appendonly", "yes", "--appendfsync", "always", "--save", ""]);
+        command.args([
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--save",
+            "",
+        ]);
         // Otherwise it rewrites its log in the turn of another contender.
         command.args(["--auto-aof-rewrite-percentage", "0"]);
         command.arg("--dir").arg(&dir);

@@ -34,7 +34,9 @@ impl Kept {
     pub fn get(&self, key_id: &str, now: Micros) -> Option<Plaintext> {
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         drop_old(&mut keys, now);
-        keys.iter().find(|(_, id, _)| id == key_id).map(|(_, _, plaintext)| plaintext.clone())
+        keys.iter()
+            .find(|(_, id, _)| id == key_id)
+            .map(|(_, _, plaintext)| plaintext.clone())
     }
 }
 

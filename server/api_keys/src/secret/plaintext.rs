@@ -35,8 +35,14 @@ impl Plaintext {
         while text.len() < CHECKED {
             getrandom::fill(&mut random).map_err(Error::internal)?;
             // 62 of 64 values are digits; the rest is drawn again, so that all are as likely.
-            let digits = random.iter().filter_map(|byte| ALPHABET.get(usize::from(byte & 63)));
-            text.extend(digits.take(CHECKED - text.len()).map(|digit| char::from(*digit)));
+            let digits = random
+                .iter()
+                .filter_map(|byte| ALPHABET.get(usize::from(byte & 63)));
+            text.extend(
+                digits
+                    .take(CHECKED - text.len())
+                    .map(|digit| char::from(*digit)),
+            );
         }
         let check = check_digits(text.as_bytes());
         text.extend(check.map(char::from));
@@ -104,14 +110,24 @@ mod tests {
     #[test]
     fn the_checksum_is_the_one_that_zlib_computes() {
         for (checked, check) in VECTORS {
-            assert_eq!(check_digits(checked.as_bytes()), check.as_bytes(), "{checked}");
-            assert!(Plaintext::parse(&format!("{checked}{check}")).is_some(), "{checked}");
+            assert_eq!(
+                check_digits(checked.as_bytes()),
+                check.as_bytes(),
+                "{checked}"
+            );
+            assert!(
+                Plaintext::parse(&format!("{checked}{check}")).is_some(),
+                "{checked}"
+            );
         }
     }
 
     #[test]
     fn a_new_key_is_well_formed_and_unlike_the_one_before() {
-        let (one, two) = (Plaintext::generate().unwrap(), Plaintext::generate().unwrap());
+        let (one, two) = (
+            Plaintext::generate().unwrap(),
+            Plaintext::generate().unwrap(),
+        );
         assert_eq!(one.expose().len(), 40);
         assert_eq!(Plaintext::parse(one.expose()), Some(one.clone()));
         assert_ne!(one.expose(), two.expose());
@@ -123,12 +139,18 @@ mod tests {
         let mut drawn = [0u32; 128];
         for _ in 0..2000 {
             let key = Plaintext::generate().unwrap();
-            key.expose()[4..34].bytes().for_each(|digit| drawn[usize::from(digit)] += 1);
+            key.expose()[4..34]
+                .bytes()
+                .for_each(|digit| drawn[usize::from(digit)] += 1);
         }
         // 60,000 draws of 62 digits: 968 each, standard deviation 31; 6 of them are 186.
         for digit in ALPHABET {
             let count = drawn[usize::from(*digit)];
-            assert!((782..1154).contains(&count), "{}: {count}", char::from(*digit));
+            assert!(
+                (782..1154).contains(&count),
+                "{}: {count}",
+                char::from(*digit)
+            );
         }
     }
 

@@ -7,6 +7,8 @@ mod retry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
 use hub_core::auth::{Authenticator, Caller, Credential, Scopes};
 use hub_core::clock::Clock;
 use hub_core::cursor::Cursors;
@@ -17,8 +19,6 @@ use hub_core::module::Core;
 use hub_core::storage::{Db, Options};
 use hub_core::tenancy::{self, Tenancy};
 use hub_core::{id, journal};
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Created, Keys, NewKey, migrations, module};
@@ -34,6 +34,7 @@ pub struct TestKeys {
     pub core: Core,
     pub keys: Arc<Keys>,
     pub tenant: TenantRef,
+    pub url: String,
     folder: Option<PathBuf>,
 }
 
@@ -52,12 +53,21 @@ impl TestKeys {
             (postgres_database(&name).await, None)
         } else {
             let folder = std::env::temp_dir().join(&name);
-            (format!("sqlite:{}", folder.join("hub.db").display()), Some(folder))
+            (
+                format!("sqlite:{}", folder.join("hub.db").display()),
+                Some(folder),
+            )
         };
         let core = core(&url, Clock::manual(START)).await;
         let keys = module(&core).unwrap().keys;
         let tenant = add_tenant(&core, "Acme").await;
-        TestKeys { core, keys, tenant, folder }
+        TestKeys {
+            core,
+            keys,
+            tenant,
+            url,
+            folder,
+        }
     }
 
     /// Another process on the same database (PostgreSQL), with the same clock.
@@ -70,8 +80,14 @@ impl TestKeys {
     }
 
     pub async fn create(&self, scopes: &[&str]) -> Created {
-        let new = NewKey { scopes: texts(scopes), ..named("a key") };
-        self.keys.create(&self.administrator(), new, None).await.unwrap()
+        let new = NewKey {
+            scopes: texts(scopes),
+            ..named("a key")
+        };
+        self.keys
+            .create(&self.administrator(), new, None)
+            .await
+            .unwrap()
     }
 
     pub async fn authenticate(&self, created: &Created) -> Result<Caller> {
@@ -80,7 +96,10 @@ impl TestKeys {
 }
 
 pub fn named(name: &str) -> NewKey {
-    NewKey { name: name.to_owned(), ..NewKey::default() }
+    NewKey {
+        name: name.to_owned(),
+        ..NewKey::default()
+    }
 }
 
 pub fn texts(texts: &[&str]) -> Vec<String> {
@@ -99,25 +118,40 @@ pub fn caller(tenant: Option<&TenantRef>, scopes: &[&str]) -> Caller {
 
 pub async fn authenticate(keys: &Keys, plaintext: &str) -> Result<Caller> {
     let mut headers = HeaderMap::new();
-    headers.insert(AUTHORIZATION, format!("Bearer {plaintext}").parse().unwrap());
-    keys.authenticate(Credential { headers: &headers, peer: None }).await
+    headers.insert(
+        AUTHORIZATION,
+        format!("Bearer {plaintext}").parse().unwrap(),
+    );
+    keys.authenticate(Credential {
+        headers: &headers,
+        peer: None,
+    })
+    .await
 }
 
 pub async fn add_tenant(core: &Core, name: &str) -> TenantRef {
     let mut tx = core.db.begin().await.unwrap();
-    let tenant = tenancy::create(&mut tx, name, core.clock.now()).await.unwrap();
+    let tenant = tenancy::create(&mut tx, name, core.clock.now())
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     tenant
 }
 
 async fn core(url: &str, clock: Clock) -> Core {
-    let options = Options { url: url.to_owned(), connections_max: 4, size_bytes_max: 0 };
+    let options = Options {
+        url: url.to_owned(),
+        connections_max: 4,
+        size_bytes_max: 0,
+    };
     let db = Db::open(&options).await.unwrap();
     db.migrate(&journal::migrations()).await.unwrap();
     db.migrate(&migrations()).await.unwrap();
     let limits = Arc::new(Limits::default());
     Core {
-        journal: Journal::open(&db, clock.clone(), limits.clone()).await.unwrap(),
+        journal: Journal::open(&db, clock.clone(), limits.clone())
+            .await
+            .unwrap(),
         tenancy: Tenancy::new(db.clone()),
         cursors: Arc::new(Cursors::new([7; 32])),
         draining: CancellationToken::new(),
@@ -129,7 +163,9 @@ async fn core(url: &str, clock: Clock) -> Core {
 
 async fn postgres_database(name: &str) -> String {
     let server = std::env::var(POSTGRES).unwrap_or_else(|_| {
-        panic!("{POSTGRES} names no PostgreSQL server: run tests/run, or start one by tests/postgres")
+        panic!(
+            "{POSTGRES} names no PostgreSQL server: run tests/run, or start one by tests/postgres"
+        )
     });
     let pool = sqlx::PgPool::connect(&server).await.unwrap();
     let create = sqlx::AssertSqlSafe(format!("create database {name}"));

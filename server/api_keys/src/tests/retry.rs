@@ -12,18 +12,32 @@ use crate::store::{self, Filter};
 const UUID: &str = "6f1c2a52-93c5-4d6e-8a1b-0123456789ab";
 
 fn call(caller: &Caller, name: &str, request_id: &str) -> Option<Call> {
-    let api_key = Some(ApiKey { name: name.to_owned(), ..ApiKey::default() });
-    let request = CreateApiKeyRequest { api_key, request_id: String::new() };
+    let api_key = Some(ApiKey {
+        name: name.to_owned(),
+        ..ApiKey::default()
+    });
+    let request = CreateApiKeyRequest {
+        api_key,
+        request_id: String::new(),
+    };
     Call::new(caller, CREATE, request_id, &request)
 }
 
 async fn create(hub: &TestKeys, caller: &Caller, name: &str, id: &str) -> Result<Created> {
-    hub.keys.create(caller, named(name), call(caller, name, id)).await
+    hub.keys
+        .create(caller, named(name), call(caller, name, id))
+        .await
 }
 
 async fn count(hub: &TestKeys) -> usize {
-    let all = Filter { active: true, ..Filter::default() };
-    store::list(&hub.core.db, &hub.tenant, &all, None, START, 100).await.unwrap().len()
+    let all = Filter {
+        active: true,
+        ..Filter::default()
+    };
+    store::list(&hub.core.db, &hub.tenant, &all, None, START, 100)
+        .await
+        .unwrap()
+        .len()
 }
 
 both_databases! {

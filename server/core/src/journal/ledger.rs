@@ -106,8 +106,11 @@ pub(crate) fn decide(
         ledger.release_from(mark);
         *next = first;
         for outcome in &mut outcomes {
-            if !matches!(outcome, Outcome::Reused { .. }) {
-                *outcome = Outcome::NotStored;
+            match outcome {
+                // The first one is of this batch, so it is nowhere.
+                Outcome::Reused { seq } if *seq >= first => *seq = 0,
+                Outcome::Reused { .. } => {}
+                _ => *outcome = Outcome::NotStored,
             }
         }
         return outcomes;

@@ -10,6 +10,7 @@
 #[cfg(test)]
 mod crash_tests;
 mod filter;
+mod follow;
 mod heads;
 mod identities;
 mod index;
@@ -122,7 +123,7 @@ pub enum Outcome {
     Duplicate(Position),
     /// Its identity was used before with other content; it was not stored.
     Reused {
-        /// Sequence of the first one.
+        /// Sequence of the first one; 0 if it is in the same batch, which was not stored.
         seq: u64,
     },
     /// Not stored, because another event of its batch was not.
@@ -246,6 +247,10 @@ impl Journal {
                 std::process::abort();
             }
         });
+        if journal.db.is_postgres() {
+            let stopped = journal.stopped.clone();
+            tokio::spawn(follow::run(Arc::downgrade(&journal), stopped));
+        }
         Ok(journal)
     }
 
@@ -339,8 +344,9 @@ impl Journal {
     pub async fn close(&self) {
         self.queue.close();
         self.stopped.cancelled().await;
-        if let Store::Sqlite(store) = &self.store {
-            store.close().await;
+        match &self.store {
+            Store::Sqlite(store) => store.close().await,
+            Store::Postgres(store) => store.close().await,
         }
     }
 }

@@ -4,8 +4,11 @@
 //! One tenant's commit is one statement that assumes every event to be new. A unique violation
 //! is the slow path: lock the head, look the identities up, store the rest.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 
 use super::ledger::{Known, Ledger, Seen, decide};
@@ -48,18 +51,52 @@ insert into journal_segments (key, tenant_no, n, record_time, ids, data)
 select * from unnest($7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bytea[],
     $12::bytea[])";
 
+const HEADS: &str = "select tenant_no, head from journal_heads where tenant_no = any($1)";
+
 /// Statements of this file, for the test that prepares them.
-pub(super) const STATEMENTS: &[&str] = &[APPEND, LOCK, LOCK_FREE, KNOWN, STORE];
+pub(super) const STATEMENTS: &[&str] = &[APPEND, LOCK, LOCK_FREE, KNOWN, STORE, HEADS];
+
+/// Within the time that an append may wait for its turn.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections of the sequencer: one commits at a time, one may be on its way out.
+const CONNECTIONS_MAX: u32 = 2;
 
 pub(super) struct PostgresJournal {
+    /// Its own connections, so that commits never wait for readers.
     pool: PgPool,
+    readers: PgPool,
     clock: Clock,
 }
 
 impl PostgresJournal {
     pub(super) fn open(db: &Db, clock: Clock) -> Result<Self, String> {
-        let pool = db.postgres().ok_or("not a PostgreSQL database")?.clone();
-        Ok(PostgresJournal { pool, clock })
+        let shared = db.postgres().ok_or("not a PostgreSQL database")?;
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A ping before each commit would be a second round trip. A connection that is gone
+            // costs its group a STORE_BUSY.
+            .test_before_acquire(false)
+            .connect_lazy_with((*shared.connect_options()).clone());
+        Ok(PostgresJournal {
+            pool,
+            readers: shared.clone(),
+            clock,
+        })
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// The last sequence of each of these tenants, by number.
+    pub(super) async fn heads(&self, tenants: &[i64]) -> Result<HashMap<i64, u64>, Failure> {
+        let rows: Vec<(i64, i64)> = sqlx::query_as(HEADS)
+            .bind(tenants)
+            .fetch_all(&self.readers)
+            .await?;
+        let heads = rows.into_iter();
+        Ok(heads.map(|(number, head)| (number, head as u64)).collect())
     }
 
     /// Commits a group; `None` for a log whose head another process holds.

@@ -11,6 +11,8 @@ use crate::storage::Sql;
 
 /// Segments of a page, however small they are.
 const PAGE_SEGMENTS_MAX: i64 = 256;
+/// A tail that is so far behind begins anew at the head; its readers read the database first.
+const CATCH_UP_EVENTS_MAX: u64 = 10_000;
 
 // The lengths are summed first, so that no more than a page of payload leaves the database.
 const PAGE: Sql = Sql::same(
@@ -208,10 +210,20 @@ impl Journal {
         Ok(Position { seq, fingerprint })
     }
 
+    /// The newest position, also if another process wrote it. Errors: `STORE_BUSY`.
+    pub async fn refresh(&self, log: &Arc<Log>) -> Result<Position> {
+        self.catch_up(log).await?;
+        Ok(log.head())
+    }
+
     /// Brings the tail up to what the database has: another process committed in between, or a
     /// commit succeeded whose answer was lost.
     pub(super) async fn catch_up(&self, log: &Arc<Log>) -> Result<()> {
         let stored = self.stored_head(log.tenant()).await?;
+        if stored > log.head().seq + CATCH_UP_EVENTS_MAX {
+            let head = self.load_head(log.tenant()).await?;
+            log.skip_to(head, &self.budget);
+        }
         while log.head().seq < stored {
             let after = log.head().seq;
             let Page::Segments(segments) = self.read_stored(log, after).await? else {

@@ -69,6 +69,11 @@ impl Log {
         self.head.subscribe()
     }
 
+    /// Somebody waits for its next head.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.head.receiver_count() > 0
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,6 +107,20 @@ impl Log {
         drop(tail);
         budget.evict();
         incomplete
+    }
+
+    /// Moves on to a head whose events are only in the database.
+    pub(crate) fn skip_to(&self, head: Position, budget: &Budget) {
+        let mut tail = self.lock();
+        if head.seq <= self.head().seq {
+            return;
+        }
+        let later = tail.waiting.split_off(&(head.seq + 1));
+        tail.waiting = later;
+        let freed = tail.segments.drain(..).map(|segment| segment.memory()).sum();
+        self.head.send_replace(head);
+        drop(tail);
+        budget.release(freed);
     }
 
     /// Segments with events after `after`, about `bytes_max` of them, at least one.
@@ -158,6 +177,11 @@ impl Budget {
     fn charge(&self, log: &Arc<Log>, segment: &Segment) {
         self.bytes.fetch_add(segment.memory(), Ordering::Relaxed);
         self.queue().push_back(Arc::downgrade(log));
+    }
+
+    /// Its places in the queue stay: what is evicted in their turn is younger, which does no harm.
+    fn release(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn evict(&self) {
@@ -223,6 +247,24 @@ mod tests {
         assert!(matches!(log.look(0, 1000), Look::Behind));
         assert!(matches!(log.look(98, 1000), Look::Segments(_)));
         assert!(matches!(log.look(99, 1000), Look::AtEnd));
+    }
+
+    #[test]
+    fn a_skipped_part_is_read_from_the_database_and_what_follows_from_the_tail() {
+        let (log, budget) = (log(), Budget::new(1 << 20));
+        log.offer(segment(1, 2), &budget);
+        assert!(log.offer(segment(11, 2), &budget));
+        let head = Position {
+            seq: 10,
+            fingerprint: 0,
+        };
+        log.skip_to(head, &budget);
+        assert_eq!((log.head().seq, budget.bytes()), (10, 0));
+        assert!(matches!(log.look(2, 1000), Look::Behind));
+        assert!(!log.offer(segment(13, 1), &budget));
+        assert_eq!(log.head().seq, 13);
+        assert!(matches!(log.look(9, 1000), Look::Behind));
+        assert!(matches!(log.look(10, 1000), Look::Segments(_)));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) struct Sqlite {
     pub(super) path: PathBuf,
     pub(crate) read: SqlitePool,
     writer: Arc<Mutex<Writer>>,
-    _lock: File,
+    lock: File,
 }
 
 /// The only connection of the process that writes.
@@ -79,7 +79,7 @@ impl Sqlite {
             path,
             read,
             writer: Arc::new(Mutex::new(writer)),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -97,10 +97,21 @@ impl Sqlite {
         self.path.parent().unwrap_or(Path::new(".")).join(name)
     }
 
+    /// Ends all connections and lets another process open the file; whoever still holds the store
+    /// can write no more.
     pub(super) async fn close(&self) {
         self.read.close().await;
-        let writer = self.writer.clone().lock_owned().await;
-        drop(writer);
+        let mut writer = self.writer.clone().lock_owned().await;
+        let closed = match SqliteConnection::connect("sqlite::memory:").await {
+            Ok(nowhere) => std::mem::replace(&mut writer.connection, nowhere).close().await,
+            Err(error) => Err(error),
+        };
+        // The lock stays until the connection that may write has gone.
+        if let Err(error) = closed {
+            tracing::warn!("SQLite was not closed well, and is mended at the next start: {error}");
+        } else if let Err(error) = self.lock.unlock() {
+            tracing::warn!("cannot unlock the database: {error}");
+        }
     }
 }
 

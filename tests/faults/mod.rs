@@ -1,0 +1,1 @@
+//! Bad input and broken surroundings: a clear error or a clean close, and nothing lost.

@@ -1,0 +1,107 @@
+//! A database of its own for each test.
+
+use std::env;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tempfile::TempDir;
+
+/// Server on which tests make databases: `postgres://USER@HOST:PORT/postgres`.
+const SERVER: &str = "HUB_TEST_POSTGRES";
+
+/// Which database a test runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Sqlite,
+    Postgres,
+}
+
+/// An empty database; gone when it is dropped.
+pub struct Database {
+    /// What `--database` takes.
+    pub url: String,
+    /// Folder for the files of the test; with SQLite the database is in it.
+    pub folder: TempDir,
+    /// Name on the PostgreSQL server.
+    name: Option<String>,
+}
+
+impl Database {
+    /// Makes one.
+    pub async fn new(backend: Backend) -> Self {
+        let folder = TempDir::with_prefix("hub-test-").unwrap();
+        match backend {
+            Backend::Sqlite => {
+                let url = format!("sqlite:{}", folder.path().join("hub.db").display());
+                Database {
+                    url,
+                    folder,
+                    name: None,
+                }
+            }
+            Backend::Postgres => {
+                let name = format!("hub_test_{}", uuid::Uuid::new_v4().simple());
+                execute(&format!("create database {name}")).await;
+                let server = server();
+                let (start, _) = server.rsplit_once('/').expect("a URL with a database");
+                Database {
+                    url: format!("{start}/{name}"),
+                    folder,
+                    name: Some(name),
+                }
+            }
+        }
+    }
+
+    /// One on a server that the test runs itself; it is gone with that server.
+    pub fn on_own_server(url: String) -> Self {
+        let folder = TempDir::with_prefix("hub-test-").unwrap();
+        Database { url, folder, name: None }
+    }
+
+    /// Which kind it is.
+    pub fn backend(&self) -> Backend {
+        if self.url.starts_with("postgres") {
+            Backend::Postgres
+        } else {
+            Backend::Sqlite
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let Some(name) = self.name.take() else { return };
+        // A drop cannot wait, and the runtime of the test may be ending.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let statement = format!("drop database if exists {name} with (force)");
+            runtime.unwrap().block_on(execute(&statement));
+        });
+        if dropping.join().is_err() {
+            eprintln!("a test database could not be dropped");
+        }
+    }
+}
+
+fn server() -> String {
+    env::var(SERVER).unwrap_or_else(|_| {
+        panic!(
+            "{SERVER} is not set, so this test has no PostgreSQL: run tests/run, which starts one, \
+             or set it to postgres://USER@HOST:PORT/postgres of a server where USER may make \
+             databases"
+        )
+    })
+}
+
+async fn execute(statement: &str) {
+    let mut connection = PgConnection::connect(&server())
+        .await
+        .expect("PostgreSQL answers");
+    sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+}

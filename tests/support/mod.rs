@@ -1,0 +1,67 @@
+//! What tests are made of: a hub in this process ([`TestHub`]) or in its own ([`TestProcess`]), on
+//! either database.
+
+mod database;
+mod http;
+mod hub;
+mod panics;
+mod process;
+mod tenant;
+
+pub use database::{Backend, Database};
+pub use http::{Answer, frame, post_grpc, post_json, request};
+pub use hub::TestHub;
+pub use process::{Command, TestProcess};
+pub use tenant::Tenant;
+
+/// What a test function may ask for.
+pub trait Given: Sized {
+    /// Makes it on this database.
+    fn given(backend: Backend) -> impl Future<Output = Self>;
+}
+
+impl Given for Backend {
+    async fn given(backend: Backend) -> Self {
+        backend
+    }
+}
+
+impl Given for TestHub {
+    async fn given(backend: Backend) -> Self {
+        TestHub::start(backend).await
+    }
+}
+
+/// What the function asks for, by its type.
+pub async fn given<T: Given>(backend: Backend) -> T {
+    T::given(backend).await
+}
+
+/// Makes a test on each database of a function that takes a [`TestHub`], or a [`Backend`] to start
+/// something else on.
+///
+/// Tasks of the hub run on threads of their own, so that a panic in one is told from a failed
+/// assertion of the test.
+#[macro_export]
+macro_rules! both_databases {
+    ($($(#[$meta:meta])* async fn $name:ident($($argument:tt)+) $body:block)+) => { $(
+        $(#[$meta])*
+        mod $name {
+            use super::*;
+
+            async fn behaviour($($argument)+) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                let given = $crate::support::given($crate::support::Backend::Sqlite).await;
+                Box::pin(behaviour(given)).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                let given = $crate::support::given($crate::support::Backend::Postgres).await;
+                Box::pin(behaviour(given)).await;
+            }
+        }
+    )+ };
+}

@@ -1,0 +1,194 @@
+//! A hub in a process of its own: the real program, with signals.
+
+use std::env;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::process::Child;
+
+use super::database::{Backend, Database};
+
+/// A process that is not ready by then has failed.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// A process that has not ended by then hangs.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The command of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// `hub dev --no-traffic`, on SQLite.
+    Dev,
+    /// `hub serve`.
+    Serve,
+}
+
+/// A running program on a database of its own. Dropping it kills the process.
+pub struct TestProcess {
+    /// What the ready file says.
+    pub ready: Value,
+    command: Command,
+    flags: Vec<String>,
+    child: Child,
+    database: Database,
+}
+
+impl TestProcess {
+    /// Starts `command` with further flags and waits until it is ready.
+    pub async fn start(command: Command, backend: Backend, flags: &[&str]) -> Self {
+        Self::start_on(command, Database::new(backend).await, flags).await
+    }
+
+    /// The same on a given database.
+    pub async fn start_on(command: Command, database: Database, flags: &[&str]) -> Self {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let child = spawn(command, &database, &flags);
+        let mut process = TestProcess {
+            ready: Value::Null,
+            command,
+            flags,
+            child,
+            database,
+        };
+        process.wait_ready().await;
+        process
+    }
+
+    /// Runs the program with flags that it refuses: its status, and what it said.
+    pub async fn refused(flags: &[&str]) -> (ExitStatus, String) {
+        let folder = tempfile::TempDir::with_prefix("hub-test-").unwrap();
+        let mut refused = tokio::process::Command::new(program());
+        refused
+            .args(flags)
+            .current_dir(folder.path())
+            .kill_on_drop(true);
+        let ended = tokio::time::timeout(END_TIMEOUT, refused.output()).await;
+        let output = ended.expect("it ends by itself").unwrap();
+        (
+            output.status,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    /// Starts the same again, on the same database; it must have ended.
+    pub async fn start_again(&mut self) {
+        let _ = std::fs::remove_file(self.ready_file());
+        self.child = spawn(self.command, &self.database, &self.flags);
+        self.wait_ready().await;
+    }
+
+    /// Id of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.ready["grpc"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Folder of its data.
+    pub fn folder(&self) -> &Path {
+        self.database.folder.path()
+    }
+
+    /// Path of the ready file.
+    pub fn ready_file(&self) -> PathBuf {
+        self.folder().join("ready.json")
+    }
+
+    /// What it wrote to standard output.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(self.folder().join("out")).unwrap()
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder().join("log")).unwrap()
+    }
+
+    /// Sends a signal, e.g. `TERM`.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &id])
+            .status()
+            .unwrap();
+        assert!(sent.success(), "kill -s {name} {id}");
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        match tokio::time::timeout(END_TIMEOUT, self.child.wait()).await {
+            Ok(status) => status.unwrap(),
+            Err(_) => panic!("the process did not end:\n{}", self.log()),
+        }
+    }
+
+    /// Ends it without warning.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    async fn wait_ready(&mut self) {
+        let ready = tokio::time::timeout(READY_TIMEOUT, async {
+            loop {
+                if let Ok(text) = std::fs::read(self.ready_file()) {
+                    return serde_json::from_slice(&text).unwrap();
+                }
+                if let Some(status) = self.child.try_wait().unwrap() {
+                    panic!("the process ended ({status}):\n{}", self.log());
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        });
+        match ready.await {
+            Ok(ready) => self.ready = ready,
+            Err(_) => panic!("the process is not ready:\n{}", self.log()),
+        }
+    }
+}
+
+fn spawn(command: Command, database: &Database, flags: &[String]) -> Child {
+    let folder = database.folder.path();
+    let file = |name: &str| File::create(folder.join(name)).unwrap();
+    let mut program = tokio::process::Command::new(program());
+    match command {
+        Command::Dev => program.args(["dev", "--no-traffic"]),
+        Command::Serve => program.args(["serve", "--database", &database.url]),
+    };
+    program
+        .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+        .arg("--data-dir")
+        .arg(folder)
+        .arg("--ready-file")
+        .arg(folder.join("ready.json"))
+        .args(flags)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(file("out"))
+        .stderr(file("log"))
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// `HUB_BIN`, or `hub` where cargo puts programs of the profile of this test.
+fn program() -> PathBuf {
+    let found = env::var_os("HUB_BIN")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            let test = env::current_exe().unwrap();
+            test.parent().and_then(Path::parent).unwrap().join("hub")
+        });
+    assert!(
+        found.is_file(),
+        "{} is not there: run tests/run, or `cargo build -p hub-server` before",
+        found.display()
+    );
+    found
+}
