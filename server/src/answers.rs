@@ -149,3 +149,82 @@ impl http_body::Body for Answer {
         SizeHint::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::middleware::from_fn_with_state;
+    use axum::routing::post;
+    use http_body_util::BodyExt;
+    use tonic::Code;
+    use tonic_types::StatusExt;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// What is left of one frame and then a panic.
+    struct Panicking {
+        first: Option<Bytes>,
+    }
+
+    impl http_body::Body for Panicking {
+        type Data = Bytes;
+        type Error = axum::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+            let first = self.first.take().expect("a panic in a stream");
+            Poll::Ready(Some(Ok(Frame::data(first))))
+        }
+    }
+
+    async fn answer(body: impl Fn() -> Body + Clone + Send + Sync + 'static) -> (Bytes, Status) {
+        let explainer = Explainer::new("http://hub.example");
+        let handler = post(async move || Response::new(body()));
+        let router = Router::new()
+            .route("/hub.x.v1.X/Do", handler)
+            .layer(from_fn_with_state(explainer, complete));
+        let request = Request::post("/hub.x.v1.X/Do").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        let head = Status::from_header_map(response.headers());
+        let collected = response.into_body().collect().await.unwrap();
+        let status = head.or_else(|| Status::from_header_map(collected.trailers()?));
+        (collected.to_bytes(), status.unwrap())
+    }
+
+    fn assert_internal(status: &Status) {
+        assert_eq!(status.code(), Code::Internal, "{status}");
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(info.reason, "INTERNAL");
+        assert!(info.metadata["callId"].starts_with("req_"));
+        assert!(!status.message().contains("panic"), "{}", status.message());
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_internal() {
+        let (body, status) = answer(|| panic!("a panic in a handler")).await;
+        assert!(body.is_empty());
+        assert_internal(&status);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_panics_ends_as_internal_behind_what_it_said() {
+        let (body, status) = answer(|| {
+            Body::new(Panicking {
+                first: Some(Bytes::from_static(b"frame")),
+            })
+        })
+        .await;
+        assert_eq!(body, "frame");
+        assert_internal(&status);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_ends_without_a_status_is_internal() {
+        let (body, status) = answer(|| Body::from("frame")).await;
+        assert_eq!(body, "frame");
+        assert_internal(&status);
+    }
+}

@@ -16,7 +16,10 @@ const PUBLISHERS: usize = 4;
 
 /// `HUB_TEST_KILLS`: how often, 50 unless given.
 fn kills() -> usize {
-    env::var("HUB_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(50)
+    env::var("HUB_TEST_KILLS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(50)
 }
 
 /// The moment of a kill is what the test is about, so it is left to chance.
@@ -51,7 +54,12 @@ impl Load {
                 publishers.spawn(async move { (number, work.await) });
             }
         }
-        Load { keys, address, stop, publishers }
+        Load {
+            keys,
+            address,
+            stop,
+            publishers,
+        }
     }
 
     async fn check(mut self, process: &TestProcess, kills: usize, began: Instant) {
@@ -69,7 +77,10 @@ impl Load {
             "{kills} kills in {:.0} s: {acknowledged} acknowledged events, each there once",
             began.elapsed().as_secs_f64()
         );
-        assert!(acknowledged > kills, "the load was no load: {acknowledged} events");
+        assert!(
+            acknowledged > kills,
+            "the load was no load: {acknowledged} events"
+        );
     }
 }
 

@@ -16,7 +16,11 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A key that publishes and reads everything of its tenant.
-pub const SCOPES: [&str; 3] = ["hub:events.publish", "hub:events.read", "hub:events.read_all"];
+pub const SCOPES: [&str; 3] = [
+    "hub:events.publish",
+    "hub:events.read",
+    "hub:events.read_all",
+];
 
 /// Batches that one publisher sent, one after the other, with their sequences.
 pub type Notes = Vec<Vec<(String, u64)>>;
@@ -31,8 +35,7 @@ pub async fn publish(
     let mut notes = Notes::new();
     while !stop.is_cancelled() {
         let count = 1 + notes.len() * 7 % 5;
-        let events: Vec<CloudEvent> =
-            (0..count).map(|at| event(&name, notes.len(), at)).collect();
+        let events: Vec<CloudEvent> = (0..count).map(|at| event(&name, notes.len(), at)).collect();
         let ids: Vec<String> = events.iter().map(|event| event.id.clone()).collect();
         let sequences = send(&key, &address, events).await;
         notes.push(ids.into_iter().zip(sequences).collect());
@@ -61,7 +64,10 @@ async fn send(
         let hub = client(at, key);
         // One connection serves until it fails.
         loop {
-            let request = PublishRequest { events: events.clone(), ..Default::default() };
+            let request = PublishRequest {
+                events: events.clone(),
+                ..Default::default()
+            };
             match hub.event_bus().publish(request).await {
                 Ok(answer) => {
                     let results = answer.into_inner().results;
@@ -114,19 +120,29 @@ pub async fn check(hub: &Hub, notes: &[Notes]) -> usize {
             for (id, sequence) in batch {
                 let found = place.get(id.as_str());
                 assert_eq!(found, Some(sequence), "{id} was acknowledged at {sequence}");
-                assert!(*sequence > last, "{id} is before what its publisher sent earlier");
+                assert!(
+                    *sequence > last,
+                    "{id} is before what its publisher sent earlier"
+                );
                 last = *sequence;
                 acknowledged += 1;
             }
             let (first, end) = (batch[0].1, batch[batch.len() - 1].1);
-            assert_eq!(end - first + 1, batch.len() as u64, "a batch was torn: {batch:?}");
+            assert_eq!(
+                end - first + 1,
+                batch.len() as u64,
+                "a batch was torn: {batch:?}"
+            );
         }
     }
     acknowledged
 }
 
 async fn read(hub: &Hub) -> Vec<(u64, String)> {
-    let options = SubscribeOptions::default().all_products().earliest().stop_when_caught_up();
+    let options = SubscribeOptions::default()
+        .all_products()
+        .earliest()
+        .stop_when_caught_up();
     let mut stream = hub.subscribe(options);
     let mut log = Vec::new();
     while let Some(delivery) = stream.next().await {

@@ -1,6 +1,6 @@
 //! An acknowledged event is on disk: shown by killing what can be killed, and by counting syncs.
 
 mod kill;
-mod load;
+pub mod load;
 mod postgres;
 mod sync;

@@ -22,7 +22,11 @@ impl Server {
         // The server runs as another user, who has to pass through this folder.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
         std::fs::set_permissions(folder.path(), open).unwrap();
-        let mut server = Server { url: String::new(), control, folder };
+        let mut server = Server {
+            url: String::new(),
+            control,
+            folder,
+        };
         server.url = server.run("create");
         server
     }
@@ -39,7 +43,11 @@ impl Server {
 
     fn run(&self, verb: &str) -> String {
         let place = self.folder.path().join("server");
-        let output = Command::new(&self.control).arg(verb).arg(place).output().unwrap();
+        let output = Command::new(&self.control)
+            .arg(verb)
+            .arg(place)
+            .output()
+            .unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{verb}: {error}");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()

@@ -19,14 +19,25 @@ const MARK: &str = "synced-event-";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_acknowledgement_comes_after_a_sync_of_the_write_ahead_log() {
     let process = TestProcess::start(Command::Serve, Backend::Sqlite, &[]).await;
-    let operator = load::client(process.addr(), process.ready["operatorKey"].as_str().unwrap());
+    let operator = load::client(
+        process.addr(),
+        process.ready["operatorKey"].as_str().unwrap(),
+    );
     let tenant = Tenant::create(&operator).await;
     let admin = load::client(process.addr(), &tenant.admin_key);
     let key = tenant.key(&admin, "psa", &SCOPES).await;
     let hub = load::client(process.addr(), &key);
     let trace = process.folder().join("trace");
     let mut strace = tokio::process::Command::new("strace")
-        .args(["-f", "-y", "-s", "65536", "-e", "trace=pwrite64,fsync,fdatasync", "-o"])
+        .args([
+            "-f",
+            "-y",
+            "-s",
+            "65536",
+            "-e",
+            "trace=pwrite64,fsync,fdatasync",
+            "-o",
+        ])
         .arg(&trace)
         .args(["-p", &process.id().to_string()])
         .stderr(Stdio::piped())
@@ -43,7 +54,10 @@ async fn each_acknowledgement_comes_after_a_sync_of_the_write_ahead_log() {
             r#type: "ticket.created".into(),
             ..CloudEvent::default()
         };
-        let request = PublishRequest { events: vec![event], ..PublishRequest::default() };
+        let request = PublishRequest {
+            events: vec![event],
+            ..PublishRequest::default()
+        };
         hub.event_bus().publish(request).await.unwrap();
         // strace writes a line when the call returns, so what is in the file now was done before
         // the acknowledgement reached the client.
@@ -52,9 +66,15 @@ async fn each_acknowledgement_comes_after_a_sync_of_the_write_ahead_log() {
         let written = written.unwrap_or_else(|| panic!("event {number} was not written:\n{text}"));
         let after = &text[written..];
         let synced = after.lines().skip(1).any(is_sync);
-        assert!(synced, "event {number} was acknowledged before a sync:\n{after}");
+        assert!(
+            synced,
+            "event {number} was acknowledged before a sync:\n{after}"
+        );
         let syncs = text.lines().filter(|line| is_sync(line)).count();
-        assert!(syncs > synced_before, "event {number} had no sync of its own");
+        assert!(
+            syncs > synced_before,
+            "event {number} had no sync of its own"
+        );
         synced_before = syncs;
     }
     println!("{EVENTS} events one after the other, {synced_before} syncs of hub.db-wal");
@@ -73,7 +93,10 @@ async fn attached(strace: &mut tokio::process::Child) {
     let stderr = strace.stderr.take().unwrap();
     let mut lines = BufReader::new(stderr).lines();
     let said = tokio::time::timeout(ATTACH_TIMEOUT, lines.next_line()).await;
-    let line = said.expect("strace says that it is attached").unwrap().unwrap_or_default();
+    let line = said
+        .expect("strace says that it is attached")
+        .unwrap()
+        .unwrap_or_default();
     assert!(line.contains("attached"), "strace: {line}");
     // Nothing reads it further; a full pipe would stop it.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });

@@ -20,7 +20,11 @@ const TIMES: Sql =
     Sql::same("select record_time from journal_segments where tenant_no = $1 order by key");
 
 fn limits() -> Limits {
-    Limits { group_tenant_bytes_max: 4 << 10, group_tenants_max: 4, ..Limits::default() }
+    Limits {
+        group_tenant_bytes_max: 4 << 10,
+        group_tenants_max: 4,
+        ..Limits::default()
+    }
 }
 
 /// Keeps everything from being committed until it is dropped.
@@ -44,8 +48,13 @@ async fn flood(store: &Store, log: &Arc<Log>, count: usize) -> Vec<Pending> {
 }
 
 async fn times(store: &Store, tenant: &TenantRef) -> Vec<Micros> {
-    let rows: Vec<(Micros,)> =
-        store.db.query(TIMES).bind(tenant.number()).all().await.unwrap();
+    let rows: Vec<(Micros,)> = store
+        .db
+        .query(TIMES)
+        .bind(tenant.number())
+        .all()
+        .await
+        .unwrap();
     rows.into_iter().map(|(time,)| time).collect()
 }
 

@@ -37,7 +37,11 @@ fn statements() -> Vec<Sql> {
 
 async fn migrated(backend: Backend) -> Database {
     let database = Database::new(backend).await;
-    let options = Options { url: database.url.clone(), connections_max: 2, size_bytes_max: 0 };
+    let options = Options {
+        url: database.url.clone(),
+        connections_max: 2,
+        size_bytes_max: 0,
+    };
     let db = Db::open(&options).await.unwrap();
     hub_server::modules::migrate(&db).await.unwrap();
     db.close().await;
@@ -53,7 +57,9 @@ type Columns = BTreeMap<(String, String), bool>;
 
 fn by_name(rows: Vec<(String, String, bool)>) -> Columns {
     let columns = rows.into_iter();
-    columns.map(|(table, column, required)| ((table, column), required)).collect()
+    columns
+        .map(|(table, column, required)| ((table, column), required))
+        .collect()
 }
 
 #[tokio::test]
@@ -81,11 +87,18 @@ async fn postgres_understands_every_statement() {
 
 #[tokio::test]
 async fn both_databases_have_the_same_tables_columns_and_nullability() {
-    let (sqlite, postgres) = (migrated(Backend::Sqlite).await, migrated(Backend::Postgres).await);
-    let rows = sqlx::query_as(SQLITE_COLUMNS).fetch_all(&mut open_sqlite(&sqlite).await).await;
+    let (sqlite, postgres) = (
+        migrated(Backend::Sqlite).await,
+        migrated(Backend::Postgres).await,
+    );
+    let rows = sqlx::query_as(SQLITE_COLUMNS)
+        .fetch_all(&mut open_sqlite(&sqlite).await)
+        .await;
     let sqlite = by_name(rows.unwrap());
     let mut connection = PgConnection::connect(&postgres.url).await.unwrap();
-    let rows = sqlx::query_as(POSTGRES_COLUMNS).fetch_all(&mut connection).await;
+    let rows = sqlx::query_as(POSTGRES_COLUMNS)
+        .fetch_all(&mut connection)
+        .await;
     let mut postgres = by_name(rows.unwrap());
     let all = postgres.len();
     postgres.retain(|(table, _), _| table != POSTGRES_ONLY);

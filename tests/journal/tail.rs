@@ -74,7 +74,9 @@ async fn two_processes_that_append_at_once_give_their_readers_the_same_log() {
         wait_for(log, expected).await;
     }
     written.cancel();
-    let readings = tokio::time::timeout(PATIENCE, readers.join_all()).await.unwrap();
+    let readings = tokio::time::timeout(PATIENCE, readers.join_all())
+        .await
+        .unwrap();
     let checked = [CheckedLog::read(&stores[0].db, &tenant).await];
     assert_eq!(checked[0].events.len() as u64, expected);
     for reading in readings {
@@ -91,7 +93,11 @@ async fn a_hole_in_the_tail_is_filled_from_the_database() {
     stores[0].append(&one, vec![event("b")]).await;
     let third = stores[1].append(&two, vec![event("c")]).await;
     assert_eq!(third.outcomes, [Outcome::Stored { seq: 3 }]);
-    assert_eq!(two.head().seq, 3, "what the other process wrote is there too");
+    assert_eq!(
+        two.head().seq,
+        3,
+        "what the other process wrote is there too"
+    );
     let names = reader::names(&stores[1].journal, &two, 0).await;
     assert_eq!(names, ["a", "b", "c"]);
 }
@@ -115,6 +121,8 @@ async fn a_duplicate_of_another_process_s_event_is_told_and_readable() {
     let again = stores[1].append(&two, vec![event("a")]).await;
     assert_eq!(again.outcomes, [Outcome::Duplicate(first.position)]);
     wait_for(&two, 1).await;
-    let other = stores[1].append(&two, vec![event_with("a", 2, "psa")]).await;
+    let other = stores[1]
+        .append(&two, vec![event_with("a", 2, "psa")])
+        .await;
     assert_eq!(other.outcomes, [Outcome::Reused { seq: 1 }]);
 }

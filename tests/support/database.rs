@@ -55,7 +55,11 @@ impl Database {
     /// One on a server that the test runs itself; it is gone with that server.
     pub fn on_own_server(url: String) -> Self {
         let folder = TempDir::with_prefix("hub-test-").unwrap();
-        Database { url, folder, name: None }
+        Database {
+            url,
+            folder,
+            name: None,
+        }
     }
 
     /// Which kind it is.

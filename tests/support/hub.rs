@@ -42,7 +42,7 @@ pub struct TestHub {
     config: Config,
     panics: Watch,
     /// Last, so that the server is told to stop before.
-    database: Database,
+    _database: Database,
 }
 
 impl Options {
@@ -83,7 +83,7 @@ impl Options {
             first: None,
             config,
             panics,
-            database,
+            _database: database,
         };
         hub.first = Some(hub.tenant().await);
         hub
@@ -103,16 +103,6 @@ impl TestHub {
             clock: Clock::system(),
             config: Box::new(|_| {}),
         }
-    }
-
-    /// Which database it runs on.
-    pub fn backend(&self) -> Backend {
-        self.database.backend()
-    }
-
-    /// What `--database` takes.
-    pub fn database_url(&self) -> &str {
-        &self.database.url
     }
 
     /// `http://127.0.0.1:PORT`.

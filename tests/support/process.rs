@@ -81,6 +81,27 @@ impl TestProcess {
         self.wait_ready().await;
     }
 
+    /// Flags of the next start, in place of those before.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
+    /// What `--database` got.
+    pub fn database_url(&self) -> &str {
+        &self.database.url
+    }
+
+    /// Memory that it has in use, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib * 1024
+    }
+
     /// Id of the process.
     pub fn id(&self) -> u32 {
         self.child.id().expect("it runs")

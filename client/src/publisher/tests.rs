@@ -392,3 +392,23 @@ async fn an_event_that_no_frame_can_carry_is_refused_at_once() {
     assert_eq!(error.reason(), Some("EVENT_TOO_LARGE"));
     assert!(fake.has_no_publisher());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_new_stream_keeps_the_order_of_what_was_sent_and_what_waits() {
+    let mut fake = FakeHub::start();
+    let options = PublisherOptions::default()
+        .coalesce(1, 1 << 20)
+        .window(2, 1 << 20);
+    let publisher = fake.hub.publisher_with(options);
+    let _pending = send(&publisher, 0..5).await;
+    let mut call = opened(&mut fake).await;
+    call.frame().await.unwrap();
+    call.frame().await.unwrap();
+    call.fail(broken()).await;
+    let mut call = opened(&mut fake).await;
+    for number in 1..=5 {
+        let frame = call.frame().await.unwrap();
+        assert_eq!(ids(&frame), [(number - 1).to_string()]);
+        call.send(ack(number)).await;
+    }
+}

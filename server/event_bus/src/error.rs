@@ -59,7 +59,8 @@ pub(crate) fn event_id_reused(index: usize, event_id: Option<&str>) -> Error {
         Some(event_id) => format!("were published before with other content, as {event_id}"),
         None => "are those of an earlier event of the batch with other content".to_owned(),
     };
-    let message = format!("Event {index}: its source and id {first}. Give the new event an id of its own.");
+    let message =
+        format!("Event {index}: its source and id {first}. Give the new event an id of its own.");
     let error = Error::new(Code::AlreadyExists, DOMAIN, "EVENT_ID_REUSED", message);
     let error = error.with("index", index);
     match event_id {

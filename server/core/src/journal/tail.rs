@@ -117,7 +117,11 @@ impl Log {
         }
         let later = tail.waiting.split_off(&(head.seq + 1));
         tail.waiting = later;
-        let freed = tail.segments.drain(..).map(|segment| segment.memory()).sum();
+        let freed = tail
+            .segments
+            .drain(..)
+            .map(|segment| segment.memory())
+            .sum();
         self.head.send_replace(head);
         drop(tail);
         budget.release(freed);

@@ -103,7 +103,11 @@ impl Sqlite {
         self.read.close().await;
         let mut writer = self.writer.clone().lock_owned().await;
         let closed = match SqliteConnection::connect("sqlite::memory:").await {
-            Ok(nowhere) => std::mem::replace(&mut writer.connection, nowhere).close().await,
+            Ok(nowhere) => {
+                std::mem::replace(&mut writer.connection, nowhere)
+                    .close()
+                    .await
+            }
             Err(error) => Err(error),
         };
         // The lock stays until the connection that may write has gone.

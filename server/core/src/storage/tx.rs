@@ -28,9 +28,15 @@ impl Tx {
         })
     }
 
+    /// In a task of its own: a caller that goes away before the answer to BEGIN would leave the
+    /// connection within a transaction that the driver does not know of, and what the pool's next
+    /// user believes committed would not be.
     pub(super) async fn begin_postgres(pool: &PgPool) -> Done<Tx> {
+        let pool = pool.clone();
+        let beginning = tokio::spawn(async move { pool.begin().await });
+        let begun = beginning.await.map_err(|_| sqlx::Error::WorkerCrashed)?;
         Ok(Tx {
-            kind: Kind::Postgres(pool.begin().await?),
+            kind: Kind::Postgres(begun?),
         })
     }
 
