@@ -102,7 +102,6 @@ impl Error {
     pub fn internal(logged: impl fmt::Display) -> Self {
         let at = std::panic::Location::caller();
         tracing::error!(%at, "internal error: {logged}");
-        eprintln!("DEBUGGING {at} {logged}");
         let message = "The hub failed in a way that it should not. Retry once, then report the \
                        call id.";
         Error::new(Code::Internal, CORE, "INTERNAL", message)

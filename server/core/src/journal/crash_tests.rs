@@ -103,7 +103,8 @@ async fn stop_at(step: Step) {
             at != step && !reached.load(Ordering::SeqCst)
         })
     };
-    let published = 4 * FLUSH_AT as u64;
+    // Enough runs for a merge.
+    let published = 12 * FLUSH_AT as u64;
     {
         let (db, journal) = place.open(Some(steps)).await;
         let log = journal.log(&TenantRef::system()).await.unwrap();

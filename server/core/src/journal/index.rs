@@ -20,8 +20,12 @@ use crate::clock::Micros;
 const ENTRY_BYTES: usize = 40;
 /// Entries of a row; it fills an 8 KiB page.
 const PAGE_ENTRIES: usize = 200;
-/// Runs are merged while the result stays below this; it bounds the memory of a merge.
+/// Small runs are merged when there are so many, or when they have so many entries; the latter
+/// bounds the memory of a merge.
+const MERGED_RUNS: usize = 8;
 const MERGED_ENTRIES_MAX: usize = 500_000;
+/// Rows of one statement, 8 KB each.
+const STATEMENT_PAGES: usize = 25;
 const DAY: Micros = 24 * 3600 * 1_000_000;
 
 const SCHEMA: &str = "
@@ -186,8 +190,11 @@ impl Index {
         window: Micros,
     ) -> sqlx::Result<Vec<Run>> {
         self.step(Step::Begin)?;
-        let mut entries: Vec<(u128, Known)> = seen.iter().map(|(id, k)| (*id, *k)).collect();
-        entries.sort_unstable_by_key(|entry| entry.0);
+        let pages = {
+            let seen = seen.clone();
+            in_background(move || pages(seen.iter().map(|(id, known)| (*id, *known)).collect()))
+                .await?
+        };
         let number = runs.last().map_or(1, |run| run.number + 1);
         let (mut runs, old): (Vec<_>, Vec<_>) =
             runs.into_iter().partition(|run| run.newest >= now - window);
@@ -196,7 +203,7 @@ impl Index {
         for run in old {
             retire(&mut tx, &run).await?;
         }
-        let run = insert_run(&mut tx, number, &entries, now).await?;
+        let run = insert_run(&mut tx, number, pages, now).await?;
         self.step(Step::PagesWritten)?;
         for (tenant_no, head) in heads(&seen) {
             sqlx::query("insert into covered values (?, ?) on conflict (tenant_no) do update set head = max(head, excluded.head)")
@@ -212,31 +219,39 @@ impl Index {
         self.merge(runs).await
     }
 
-    /// Merges the newest runs while they are of like size, small, and of one day.
+    /// Merges the newest runs once there are enough small ones of one day, so that each entry is
+    /// written twice in all, and look-ups have few runs to search.
     async fn merge(&self, mut runs: Vec<Run>) -> sqlx::Result<Vec<Run>> {
-        while let [.., one, two] = runs.as_slice() {
-            let total = one.entries + two.entries;
-            let same_day = one.newest / DAY == two.newest / DAY;
-            if one.entries > 2 * two.entries || total > MERGED_ENTRIES_MAX || !same_day {
-                break;
-            }
-            let (one, two) = (one.clone(), two.clone());
-            let mut entries = Vec::with_capacity(total);
-            for run in [&one, &two] {
-                let pages = self.read_run(run.number).await?;
-                entries.extend(pages.iter().flat_map(|page| entries_of(page)));
-            }
-            entries.sort_unstable_by_key(|entry| entry.0);
-            let mut tx = self.pool.begin().await?;
-            retire(&mut tx, &one).await?;
-            retire(&mut tx, &two).await?;
-            let merged = insert_run(&mut tx, two.number + 1, &entries, two.newest).await?;
-            self.step(Step::MergeWritten)?;
-            tx.commit().await?;
-            self.step(Step::MergeCommitted)?;
-            runs.truncate(runs.len() - 2);
-            runs.push(merged);
+        let Some(newest) = runs.last().map(|run| run.newest) else {
+            return Ok(runs);
+        };
+        let small =
+            |run: &&Run| run.entries < MERGED_ENTRIES_MAX / 4 && run.newest / DAY == newest / DAY;
+        let count = runs.iter().rev().take_while(small).count();
+        let total: usize = runs.iter().rev().take(count).map(|run| run.entries).sum();
+        if count < MERGED_RUNS && total < MERGED_ENTRIES_MAX {
+            return Ok(runs);
         }
+        let merged = runs.split_off(runs.len() - count);
+        let mut stored = Vec::with_capacity(count);
+        for run in &merged {
+            stored.push(self.read_run(run.number).await?);
+        }
+        let pages = in_background(move || {
+            let entries = stored.iter().flatten().flat_map(|page| entries_of(page));
+            pages(entries.collect())
+        })
+        .await?;
+        let mut tx = self.pool.begin().await?;
+        for run in &merged {
+            retire(&mut tx, run).await?;
+        }
+        let number = merged.last().map_or(1, |run| run.number + 1);
+        let run = insert_run(&mut tx, number, pages, newest).await?;
+        self.step(Step::MergeWritten)?;
+        tx.commit().await?;
+        self.step(Step::MergeCommitted)?;
+        runs.push(run);
         Ok(runs)
     }
 
@@ -276,32 +291,64 @@ impl Index {
 
 type Transaction = sqlx::Transaction<'static, sqlx::Sqlite>;
 
+/// Sorting half a million entries must not hold up the threads that serve calls.
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> sqlx::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| sqlx::Error::WorkerCrashed)
+}
+
+/// A page of a run with its first identity.
+struct Page {
+    fence: u128,
+    entries: usize,
+    data: Vec<u8>,
+}
+
+/// Sorts entries into pages. The sort is one that merges what is in order already.
+fn pages(mut entries: Vec<(u128, Known)>) -> Vec<Page> {
+    entries.sort_by_key(|entry| entry.0);
+    let page = |chunk: &[(u128, Known)]| Page {
+        fence: chunk[0].0,
+        entries: chunk.len(),
+        data: pack(chunk),
+    };
+    entries.chunks(PAGE_ENTRIES).map(page).collect()
+}
+
 async fn insert_run(
     tx: &mut Transaction,
     number: i64,
-    entries: &[(u128, Known)],
+    pages: Vec<Page>,
     newest: Micros,
 ) -> sqlx::Result<Run> {
+    let entries: usize = pages.iter().map(|page| page.entries).sum();
+    let fences = pages.iter().map(|page| page.fence).collect();
     sqlx::query("insert into runs (run, entries, newest) values (?, ?, ?)")
         .bind(number)
-        .bind(entries.len() as i64)
+        .bind(entries as i64)
         .bind(newest)
         .execute(&mut **tx)
         .await?;
-    let mut fences = Vec::with_capacity(entries.len().div_ceil(PAGE_ENTRIES));
-    for (page, chunk) in entries.chunks(PAGE_ENTRIES).enumerate() {
-        fences.push(chunk[0].0);
-        sqlx::query("insert into run_pages values (?, ?)")
-            .bind(page_id(number, page))
-            .bind(pack(chunk))
-            .execute(&mut **tx)
-            .await?;
+    let mut pages = pages.into_iter().enumerate().peekable();
+    while pages.peek().is_some() {
+        // Several rows a statement: each statement is a hand-over to the connection's thread.
+        let some: Vec<_> = pages.by_ref().take(STATEMENT_PAGES).collect();
+        let values = vec!["(?,?)"; some.len()].join(",");
+        let text = format!("insert into run_pages values {values}");
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(text));
+        for (at, page) in some {
+            query = query.bind(page_id(number, at)).bind(page.data);
+        }
+        query.execute(&mut **tx).await?;
     }
     Ok(Run {
         number,
-        entries: entries.len(),
+        entries,
         newest,
-        fences: fences.into(),
+        fences,
     })
 }
 
