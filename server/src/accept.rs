@@ -140,8 +140,9 @@ impl Acceptor {
         async move {
             let _slot = slot;
             let mut first = [0];
+            let speaks = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first));
             let spoke = tokio::select! {
-                spoke = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)) => spoke.is_ok(),
+                spoke = speaks => spoke.is_ok(),
                 () = finish.cancelled() => false,
             };
             if !spoke {

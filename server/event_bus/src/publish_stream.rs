@@ -297,6 +297,12 @@ impl PublishSession {
         let brief = options.is_some_and(|options| options.brief_results);
         match done.result {
             Ok(stored) => {
+                // Without the other results only the acknowledgement's bounds say which frame an
+                // error is of.
+                let alone = brief && stored.results.iter().any(|result| result.error.is_some());
+                if alone {
+                    self.flush(results);
+                }
                 self.acked_through = done.frame;
                 if let Some(appended) = stored.appended {
                     self.position = Some(appended.position);
@@ -312,6 +318,9 @@ impl PublishSession {
                 };
                 let list = results.get_or_insert_default();
                 list.extend(stored.results.into_iter().filter(told));
+                if alone {
+                    self.flush(results);
+                }
             }
             Err(problem) if options.is_some_and(|options| options.continue_on_error) => {
                 self.flush(results);

@@ -93,7 +93,8 @@ fn data(kind: &str, about: usize, number: usize) -> Value {
             json!({"id": about, "customer": customer, "title": TROUBLES[number % TROUBLES.len()]})
         }
         "invoice.created" => {
-            json!({"id": about, "customer": customer, "total": 90 + number % 400, "currency": "EUR"})
+            let total = 90 + number % 400;
+            json!({"id": about, "customer": customer, "total": total, "currency": "EUR"})
         }
         "alert.triggered" => json!({"device": about, "customer": customer, "severity": "warning"}),
         _ => json!({"id": about, "name": customer}),
