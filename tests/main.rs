@@ -14,6 +14,8 @@ mod client;
 #[cfg(test)]
 mod durability;
 #[cfg(test)]
+mod event_bus;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod journal;

@@ -66,19 +66,11 @@ pub async fn bridge(State(bridge): State<Bridge>, request: Request, next: Next) 
     let call = Call::of(&request);
     let path = request.uri().path().to_owned();
     let kind = bridge.kind(&request);
-    let answered =
-        match kind {
-            Ok(None) => return next.run(request).await,
-            Ok(Some((method, encoding))) => bridge
-                .unary(&method, encoding, request, next)
-                .await
-                .map(|mut response| {
-                    let kind = HeaderValue::from_static(encoding.content_type());
-                    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-                    response
-                }),
-            Err(refusal) => Err(refusal),
-        };
+    let answered = match kind {
+        Ok(None) => return next.run(request).await,
+        Ok(Some((method, encoding))) => bridge.unary(&method, encoding, request, next).await,
+        Err(refusal) => Err(refusal),
+    };
     answered.unwrap_or_else(|refusal| {
         refusal.answer(&bridge.explainer, &bridge.transcoder, &call, &path)
     })
@@ -174,6 +166,8 @@ impl Bridge {
             Encoding::Json => self.transcoder.to_json(&method.output(), message)?,
         };
         add_trailers(&mut parts.headers, &trailers);
+        let kind = HeaderValue::from_static(encoding.content_type());
+        parts.headers.insert(header::CONTENT_TYPE, kind);
         Ok(Response::from_parts(parts, Body::from(body)))
     }
 

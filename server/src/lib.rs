@@ -33,6 +33,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -57,6 +58,9 @@ use admission::Gate;
 use explain::Explainer;
 use listen::Parts;
 use pages::Pages;
+
+/// How long the database may take to close once all calls have ended or were cut off.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A server that runs.
 pub struct Running {
@@ -212,8 +216,15 @@ async fn serve(
         acceptor.close();
         acceptor.finished().await;
     }
-    core.journal.close().await;
-    core.db.close().await;
+    // A call that was cut off may still hold the database; what it wrote and did not commit is
+    // rolled back by the next start.
+    let closing = async {
+        core.journal.close().await;
+        core.db.close().await;
+    };
+    if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+        tracing::warn!("the database was still in use; ending without closing it");
+    }
     tracing::info!("stopped");
 }
 

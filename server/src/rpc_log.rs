@@ -89,6 +89,9 @@ impl Record {
         let (method, call, ms) = (cut(self.method()), &*self.call.id, took.as_secs_f64() * 1e3);
         if matches!(code, Code::Internal | Code::Unknown | Code::DataLoss) {
             tracing::error!(target: "rpc", method, code = name, reason, call, key, tenant, ms);
+        } else if matches!(code, Code::Ok | Code::Cancelled) && PUBLIC.contains(&&*self.path) {
+            // Probes ask every few seconds.
+            tracing::debug!(target: "rpc", method, code = name, reason, call, key, tenant, ms);
         } else {
             tracing::info!(target: "rpc", method, code = name, reason, call, key, tenant, ms);
         }

@@ -13,6 +13,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hub_client::proto::hub::api_keys::v1::{RevokeApiKeyRequest, WhoAmIRequest};
 use hub_client::proto::hub::event_bus::v1::event_bus_client::EventBusClient;
 use hub_client::{Attr, CloudEvent, CloudEventAttributeValue, Data, Error, EventRecord, Transport};
 use hub_proto::hub::core::v1::Closing;
@@ -48,7 +49,10 @@ impl Product {
 
     async fn with(hub: &TestHub, slug: &str, scopes: &[&str]) -> Product {
         let key = hub.key(slug, scopes).await;
-        Product { bus: hub.client(&key).event_bus(), key }
+        Product {
+            bus: hub.client(&key).event_bus(),
+            key,
+        }
     }
 
     async fn send(&self, request: PublishRequest) -> Result<PublishResponse, Error> {
@@ -80,7 +84,10 @@ impl Product {
 
     /// All that the product sees, from a place to the end.
     async fn dump(&self, at: start_at::At) -> Vec<EventRecord> {
-        let request = SubscribeRequest { stop_when_caught_up: true, ..from(at) };
+        let request = SubscribeRequest {
+            stop_when_caught_up: true,
+            ..from(at)
+        };
         self.subscribe(request).await.rest().await.0
     }
 
@@ -99,7 +106,9 @@ impl Reader {
     async fn try_next(&mut self) -> Result<Option<Frame>, Error> {
         let frame = tokio::time::timeout(PATIENCE, self.frames.message()).await;
         let frame = frame.expect("a stream is never silent for so long");
-        frame.map(|frame| frame.map(|frame| frame.frame.unwrap())).map_err(Error::from)
+        frame
+            .map(|frame| frame.map(|frame| frame.frame.unwrap()))
+            .map_err(Error::from)
     }
 
     async fn next(&mut self) -> Frame {
@@ -167,7 +176,10 @@ impl Reader {
 }
 
 fn batch(events: Vec<CloudEvent>) -> PublishRequest {
-    PublishRequest { events, ..PublishRequest::default() }
+    PublishRequest {
+        events,
+        ..PublishRequest::default()
+    }
 }
 
 fn event(kind: &str, id: &str) -> CloudEvent {
@@ -187,7 +199,10 @@ fn ticket(id: &str) -> CloudEvent {
 
 /// A ticket with so many bytes of text.
 fn large_ticket(id: &str, bytes: usize) -> CloudEvent {
-    CloudEvent { data: Some(Data::TextData("x".repeat(bytes))), ..ticket(id) }
+    CloudEvent {
+        data: Some(Data::TextData("x".repeat(bytes))),
+        ..ticket(id)
+    }
 }
 
 fn attribute(attr: Attr) -> CloudEventAttributeValue {
@@ -203,13 +218,20 @@ fn with_attributes(
     attributes: &[(&str, CloudEventAttributeValue)],
 ) -> CloudEvent {
     let attributes = attributes.iter().cloned();
-    let attributes: BTreeMap<_, _> =
-        attributes.map(|(name, value)| (name.to_owned(), value)).collect();
-    CloudEvent { attributes, ..event }
+    let attributes: BTreeMap<_, _> = attributes
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    CloudEvent {
+        attributes,
+        ..event
+    }
 }
 
 fn from(at: start_at::At) -> SubscribeRequest {
-    SubscribeRequest { start: Some(StartAt { at: Some(at) }), ..SubscribeRequest::default() }
+    SubscribeRequest {
+        start: Some(StartAt { at: Some(at) }),
+        ..SubscribeRequest::default()
+    }
 }
 
 fn earliest() -> start_at::At {
@@ -218,7 +240,10 @@ fn earliest() -> start_at::At {
 
 fn of_types(types: &[&str]) -> EventFilter {
     let types = types.iter().map(|kind| (*kind).to_owned()).collect();
-    EventFilter { types, ..EventFilter::default() }
+    EventFilter {
+        types,
+        ..EventFilter::default()
+    }
 }
 
 fn ids(records: &[EventRecord]) -> Vec<String> {
@@ -231,5 +256,24 @@ fn sequences(records: &[EventRecord]) -> Vec<u64> {
 }
 
 fn numbered(prefix: &str, count: usize) -> Vec<String> {
-    (0..count).map(|number| format!("{prefix}-{number}")).collect()
+    (0..count)
+        .map(|number| format!("{prefix}-{number}"))
+        .collect()
+}
+
+/// Revokes a key of the first tenant, by its plaintext.
+async fn revoke(hub: &TestHub, key: &str) {
+    let whoami = hub
+        .client(key)
+        .api_keys()
+        .who_am_i(WhoAmIRequest {})
+        .await
+        .unwrap();
+    let key_id = whoami.into_inner().api_key.unwrap().key_id;
+    let request = RevokeApiKeyRequest {
+        key_id,
+        ..RevokeApiKeyRequest::default()
+    };
+    let admin = hub.client(&hub.first_tenant().admin_key);
+    admin.api_keys().revoke_api_key(request).await.unwrap();
 }

@@ -17,7 +17,10 @@ fn invalid() -> Vec<(CloudEvent, &'static str)> {
     let a = || ticket("a");
     let with = |name: &str, value| with_attributes(ticket("a"), &[(name, value)]);
     let nothing = hub_client::CloudEventAttributeValue { attr: None };
-    let late = Attr::CeTimestamp(Timestamp { seconds: 0, nanos: 1_000_000_000 });
+    let late = Attr::CeTimestamp(Timestamp {
+        seconds: 0,
+        nanos: 1_000_000_000,
+    });
     let long = "x".repeat(1025);
     let mut many = a();
     for number in 0..65 {
@@ -27,12 +30,48 @@ fn invalid() -> Vec<(CloudEvent, &'static str)> {
         (ticket(""), "id"),
         (ticket(&long), "id"),
         (ticket("a\0b"), "id"),
-        (CloudEvent { source: String::new(), ..a() }, "source"),
-        (CloudEvent { source: long.clone(), ..a() }, "source"),
-        (CloudEvent { source: "/with space".into(), ..a() }, "source"),
-        (CloudEvent { source: "/<tag>".into(), ..a() }, "source"),
-        (CloudEvent { spec_version: String::new(), ..a() }, "specversion"),
-        (CloudEvent { spec_version: "0.3".into(), ..a() }, "specversion"),
+        (
+            CloudEvent {
+                source: String::new(),
+                ..a()
+            },
+            "source",
+        ),
+        (
+            CloudEvent {
+                source: long.clone(),
+                ..a()
+            },
+            "source",
+        ),
+        (
+            CloudEvent {
+                source: "/with space".into(),
+                ..a()
+            },
+            "source",
+        ),
+        (
+            CloudEvent {
+                source: "/<tag>".into(),
+                ..a()
+            },
+            "source",
+        ),
+        (
+            CloudEvent {
+                spec_version: String::new(),
+                ..a()
+            },
+            "specversion",
+        ),
+        (
+            CloudEvent {
+                spec_version: "0.3".into(),
+                ..a()
+            },
+            "specversion",
+        ),
         (event("", "a"), "type"),
         (event(&"x".repeat(256), "a"), "type"),
         (event("ticket..created", "a"), "type"),
@@ -51,15 +90,30 @@ fn invalid() -> Vec<(CloudEvent, &'static str)> {
         (with("extension", nothing), "extension"),
         (with("extension", text(&long)), "extension"),
         (with("extension", text("a\0b")), "extension"),
-        (with("extension", attribute(Attr::CeBytes(vec![1; 1025].into()))), "extension"),
+        (
+            with("extension", attribute(Attr::CeBytes(vec![1; 1025].into()))),
+            "extension",
+        ),
         (with("extension", attribute(late)), "extension"),
         (with("subject", text("")), "subject"),
         (with("subject", attribute(Attr::CeInteger(1))), "subject"),
         (with("partitionkey", text("")), "partitionkey"),
-        (with("datacontenttype", attribute(Attr::CeBoolean(true))), "datacontenttype"),
+        (
+            with("datacontenttype", attribute(Attr::CeBoolean(true))),
+            "datacontenttype",
+        ),
         (with("time", text("2026-01-01T00:00:00Z")), "time"),
-        (with("dataschema", attribute(Attr::CeInteger(1))), "dataschema"),
-        (CloudEvent { data: Some(Data::TextData("a\0b".into())), ..a() }, "text_data"),
+        (
+            with("dataschema", attribute(Attr::CeInteger(1))),
+            "dataschema",
+        ),
+        (
+            CloudEvent {
+                data: Some(Data::TextData("a\0b".into())),
+                ..a()
+            },
+            "text_data",
+        ),
     ]
 }
 

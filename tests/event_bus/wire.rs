@@ -1,12 +1,10 @@
 //! Bytes that no CloudEvents library of today writes, published and read as bytes.
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use hub_client::{Error, Transport};
 use hub_proto::hub::event_bus::v1::{PublishResponse, SubscribeRequest};
-use hub_proto::wire::{
-    EventBatch, PublishRequest, SubscribeResponse, subscribe_response::Frame,
-};
-use http::uri::PathAndQuery;
+use hub_proto::wire::{EventBatch, PublishRequest, SubscribeResponse, subscribe_response::Frame};
 use prost::Message;
 use tonic::Request;
 use tonic::client::Grpc;
@@ -19,12 +17,12 @@ const PUBLISH: &str = "/hub.event_bus.v1.EventBus/Publish";
 const SUBSCRIBE: &str = "/hub.event_bus.v1.EventBus/Subscribe";
 
 /// Publishes encoded events.
-pub async fn publish(
-    transport: Transport,
-    events: Vec<Vec<u8>>,
-) -> Result<PublishResponse, Error> {
+pub async fn publish(transport: Transport, events: Vec<Vec<u8>>) -> Result<PublishResponse, Error> {
     let events = events.into_iter().map(Bytes::from).collect();
-    let request = PublishRequest { events, ..PublishRequest::default() };
+    let request = PublishRequest {
+        events,
+        ..PublishRequest::default()
+    };
     let mut grpc = Grpc::new(transport);
     grpc.ready().await.unwrap();
     let codec: ProstCodec<PublishRequest, PublishResponse> = ProstCodec::default();
@@ -39,10 +37,17 @@ async fn read(transport: Transport, request: SubscribeRequest) -> EventBatch {
     grpc.ready().await.unwrap();
     let codec: ProstCodec<SubscribeRequest, SubscribeResponse> = ProstCodec::default();
     let path = PathAndQuery::from_static(SUBSCRIBE);
-    let answer = grpc.server_streaming(Request::new(request), path, codec).await;
+    let answer = grpc
+        .server_streaming(Request::new(request), path, codec)
+        .await;
     let mut frames = answer.unwrap().into_inner();
     loop {
-        let frame = frames.message().await.unwrap().expect("one more frame").frame;
+        let frame = frames
+            .message()
+            .await
+            .unwrap()
+            .expect("one more frame")
+            .frame;
         if let Some(Frame::Events(batch)) = frame {
             return batch;
         }

@@ -1,6 +1,7 @@
 //! What one caller may take of the server.
 
 use std::io::ErrorKind;
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use hub_client::proto::hub::api_keys::v1::WhoAmIRequest;
@@ -72,8 +73,16 @@ both_databases! {
         let mut blocking = hub.core.db.begin().await.unwrap();
         let _: (i64,) = blocking.query(lock).one().await.unwrap();
         let mut platform = client.platform();
-        let request = CreateTenantRequest { name: "Slow".into(), ..Default::default() };
-        let slow = tokio::spawn(async move { platform.create_tenant(request).await });
+        let slow = tokio::spawn(async move {
+            loop {
+                let request = CreateTenantRequest { name: "Slow".into(), ..Default::default() };
+                match platform.create_tenant(request).await {
+                    // The other caller had the place.
+                    Err(status) if status.code() == Code::ResourceExhausted => {}
+                    done => return done,
+                }
+            }
+        });
         // The first call is at work once the second one finds no place.
         let refused = loop {
             match client.api_keys().who_am_i(WhoAmIRequest {}).await {
@@ -87,4 +96,24 @@ both_databases! {
         drop(blocking);
         assert!(slow.await.unwrap().is_ok());
     }
+}
+
+/// What a client says first in HTTP/2: the preface and empty settings.
+const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+// The transport alone closes it, whatever the database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_answers_no_more_is_noticed_within_25_seconds() {
+    let hub = TestHub::start(Backend::Sqlite).await;
+    let mut silent = TcpStream::connect(hub.addr).await.unwrap();
+    silent.write_all(BEGIN).await.unwrap();
+    let begun = Instant::now();
+    let mut said = Vec::new();
+    // It reads, but never answers a ping.
+    let ended = tokio::time::timeout(Duration::from_secs(27), silent.read_to_end(&mut said)).await;
+    assert!(ended.is_ok(), "the connection is still open");
+    assert!(
+        begun.elapsed() > Duration::from_secs(15),
+        "it was closed before it was asked"
+    );
 }

@@ -66,6 +66,11 @@ both_databases! {
         assert_eq!(answer.header("content-type"), "application/proto");
         let who = WhoAmIResponse::decode(answer.body).unwrap();
         assert_eq!(who.api_key.unwrap().scopes, ["hub:*"]);
+        // An error is JSON all the same.
+        let answer = post(&hub, WHO_AM_I, &headers[..1], "").await;
+        assert_eq!(answer.header("content-type"), "application/json");
+        assert_eq!(answer.reason(), "KEY_MISSING");
+        assert_eq!(answer.header("www-authenticate"), "Bearer");
     }
 
     async fn an_error_has_its_http_status_and_its_details(hub: TestHub) {

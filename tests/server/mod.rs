@@ -5,7 +5,6 @@ mod drain;
 mod errors;
 mod grpc_web;
 mod health;
-mod idle_streams;
 mod json;
 mod pages;
 mod program;

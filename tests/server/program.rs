@@ -125,7 +125,7 @@ both_databases! {
 }
 
 /// A key of a new tenant that reads events as the product `portal`.
-pub async fn portal_key(process: &TestProcess) -> String {
+async fn portal_key(process: &TestProcess) -> String {
     let operator = process.ready["operatorKey"].as_str().unwrap();
     let method = "hub.platform.v1.Platform/CreateTenant";
     let tenant = post_json(process.addr(), method, operator, r#"{"name":"Acme"}"#)

@@ -1,6 +1,8 @@
 //! What tests are made of: a hub in this process ([`TestHub`]) or in its own ([`TestProcess`]), on
 //! either database.
 
+use std::time::Duration;
+
 mod database;
 mod http;
 mod hub;
@@ -37,6 +39,18 @@ pub async fn given<T: Given>(backend: Backend) -> T {
     T::given(backend).await
 }
 
+/// A test that takes longer hangs.
+const TEST_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Fails a test that hangs, so that the others still tell.
+pub async fn in_time(test: impl Future<Output = ()>) {
+    let ended = tokio::time::timeout(TEST_TIMEOUT, test).await;
+    assert!(
+        ended.is_ok(),
+        "the test did not end within {TEST_TIMEOUT:?}"
+    );
+}
+
 /// Makes a test on each database of a function that takes a [`TestHub`], or a [`Backend`] to start
 /// something else on.
 ///
@@ -54,13 +68,13 @@ macro_rules! both_databases {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
                 let given = $crate::support::given($crate::support::Backend::Sqlite).await;
-                Box::pin(behaviour(given)).await;
+                $crate::support::in_time(Box::pin(behaviour(given))).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
                 let given = $crate::support::given($crate::support::Backend::Postgres).await;
-                Box::pin(behaviour(given)).await;
+                $crate::support::in_time(Box::pin(behaviour(given))).await;
             }
         }
     )+ };

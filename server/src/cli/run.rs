@@ -71,7 +71,9 @@ async fn serve(
     let mut signals = Signals::new()?;
     let shutdown = CancellationToken::new();
     let listener = TcpListener::bind(address).await;
-    let listener = listener.map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let listener = listener.map_err(|error| {
+        format!("cannot listen on {address}: {error}; --listen 127.0.0.1:0 picks a free port")
+    })?;
     let operator_key_file = config.operator_key_file.clone().unwrap_or_default();
     let running = crate::start(config, listener, Clock::system(), shutdown.clone()).await?;
     let started = Started {

@@ -1,0 +1,113 @@
+//! How a Subscribe stream ends: it says why, and where to go on.
+
+use hub_client::start_at::At;
+use hub_proto::hub::core::v1::ClosingReason;
+use hub_proto::hub::event_bus::v1::subscribe_response::Frame;
+use hub_proto::hub::event_bus::v1::{PublishRequest, SubscribeRequest};
+
+use super::{
+    HEARTBEAT, Product, batch, earliest, from, ids, large_ticket, numbered, revoke, ticket,
+};
+use crate::support::{Backend, TestHub};
+
+both_databases! {
+    async fn a_reader_that_takes_nothing_for_too_long_is_closed_and_can_resume(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
+        for part in 0..6 {
+            let events = numbered(&part.to_string(), 100);
+            let events = events.iter().map(|id| large_ticket(id, 10_000)).collect();
+            psa.send(PublishRequest { independent: true, ..batch(events) }).await.unwrap();
+        }
+        let mut reader = portal.subscribe(from(earliest())).await;
+        assert!(matches!(reader.next().await, Frame::Opened(_)));
+        // It fills its window and stops; meanwhile others are served, and time passes.
+        for _ in 0..20 {
+            assert_eq!(portal.dump_ids(At::AfterSequence(599)).await, ["5-99"]);
+            hub.clock.advance(hub.core.limits.slow_reader_timeout);
+        }
+        let (seen, closing) = reader.rest().await;
+        assert_eq!(closing.reason(), ClosingReason::TooSlow);
+        assert!(closing.reconnect_after.is_some());
+        assert!(seen.len() < 600, "it was never slow");
+        let left = portal.dump_ids(At::Cursor(closing.cursor)).await;
+        assert_eq!(ids(&seen).into_iter().chain(left).count(), 600);
+    }
+
+    async fn a_stream_of_full_age_asks_to_reconnect(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
+        let mut reader = portal.subscribe(SubscribeRequest::default()).await;
+        reader.caught_up().await;
+        // Not before its time.
+        let heartbeats = hub.core.limits.stream_age_max.as_secs() / HEARTBEAT.as_secs();
+        for _ in 0..heartbeats - 1 {
+            hub.clock.advance(HEARTBEAT);
+            assert!(matches!(reader.next().await, Frame::Progress(_)));
+        }
+        psa.publish(vec![ticket("a")]).await;
+        assert_eq!(ids(&reader.events(1).await), ["a"]);
+        hub.clock.advance(hub.core.limits.stream_age_max + HEARTBEAT);
+        psa.publish(vec![ticket("b")]).await;
+        let (seen, closing) = reader.rest().await;
+        assert_eq!(closing.reason(), ClosingReason::MaxAge);
+        assert!(closing.reconnect_after.is_some());
+        let left = portal.dump_ids(At::Cursor(closing.cursor)).await;
+        let all: Vec<String> = ids(&seen).into_iter().chain(left).collect();
+        assert_eq!(all, ["b"], "seen or left, once");
+    }
+
+    async fn a_stopping_server_closes_streams_that_still_have_much_to_send(mut hub: TestHub) {
+        let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
+        for part in 0..6 {
+            let events = numbered(&part.to_string(), 100);
+            let events = events.iter().map(|id| large_ticket(id, 10_000)).collect();
+            psa.send(PublishRequest { independent: true, ..batch(events) }).await.unwrap();
+        }
+        let mut reader = portal.subscribe(from(earliest())).await;
+        assert!(matches!(reader.next().await, Frame::Opened(_)));
+        let ((seen, closing), ()) = tokio::join!(reader.rest(), hub.stop());
+        assert_eq!(closing.reason(), ClosingReason::Draining);
+        assert!(closing.reconnect_after.is_some());
+        hub.restart().await;
+        let portal = Product { bus: hub.client(&portal.key).event_bus(), key: portal.key };
+        let left = portal.dump_ids(At::Cursor(closing.cursor)).await;
+        assert_eq!(seen.len() + left.len(), 600);
+    }
+
+    async fn a_revoked_key_ends_a_quiet_stream_at_the_next_heartbeat(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let portal = Product::new(&hub, "portal").await;
+        let mut reader = portal.subscribe(SubscribeRequest::default()).await;
+        reader.caught_up().await;
+        hub.clock.advance(HEARTBEAT);
+        assert!(matches!(reader.next().await, Frame::Progress(_)));
+        revoke(&hub, &portal.key).await;
+        hub.clock.advance(HEARTBEAT);
+        let error = reader.try_next().await.unwrap_err();
+        assert_eq!(error.reason(), Some("KEY_REVOKED"));
+    }
+
+    async fn a_revoked_key_ends_a_stream_that_is_never_quiet(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
+        let mut reader = portal.subscribe(SubscribeRequest::default()).await;
+        reader.caught_up().await;
+        revoke(&hub, &portal.key).await;
+        // An event every second: there is never a heartbeat.
+        let mut seconds = 0;
+        let error = loop {
+            assert!(seconds < 30, "a revoked key goes on reading");
+            hub.clock.advance(HEARTBEAT / 10);
+            seconds += 1;
+            psa.publish(vec![ticket(&seconds.to_string())]).await;
+            match reader.try_next().await {
+                Ok(Some(Frame::Events(_))) => {}
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.reason(), Some("KEY_REVOKED"));
+        assert!(seconds <= 12, "after {seconds} s");
+    }
+}
