@@ -79,6 +79,8 @@ pub async fn reason(Path(reason): Path<String>) -> impl IntoResponse {
 
 /// The page of a reason.
 pub fn page(reason: &str) -> Option<&'static str> {
+    // The pages link to each other as files.
+    let reason = reason.strip_suffix(".md").unwrap_or(reason);
     let at = REASONS
         .binary_search_by(|(name, _)| (*name).cmp(reason))
         .ok()?;

@@ -35,11 +35,16 @@ both_databases! {
     async fn a_batch_is_in_one_frame_and_no_frame_is_too_large(hub: TestHub) {
         let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
         let mut batch_of = std::collections::HashMap::new();
-        for (number, (count, bytes)) in
-            [(1, 10), (10, 100_000), (1000, 1000), (3, 1_000_000), (1, 10), (4, 1_040_000), (50, 20_000)]
-                .into_iter()
-                .enumerate()
-        {
+        let sizes = [
+            (1, 10),
+            (10, 100_000),
+            (1000, 1000),
+            (3, 1_000_000),
+            (1, 10),
+            (4, 1_040_000),
+            (50, 20_000),
+        ];
+        for (number, (count, bytes)) in sizes.into_iter().enumerate() {
             let events: Vec<_> = numbered(&number.to_string(), count)
                 .iter()
                 .map(|id| large_ticket(id, bytes))

@@ -3,6 +3,7 @@
 mod filters;
 mod frames;
 mod positions;
+mod processes;
 mod publish;
 mod publish_refusals;
 mod publish_stream;

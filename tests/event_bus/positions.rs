@@ -95,7 +95,8 @@ both_databases! {
         let cursor = cursor_after(&portal, 2).await;
         remove_before(&mut hub, 6).await;
         let (psa, portal) = (again(&hub, &psa), again(&hub, &portal));
-        for (at, first) in [(At::AfterSequence(0), 1), (At::Cursor(cursor), 3), (At::AfterSequence(4), 5)] {
+        let starts = [At::AfterSequence(0), At::Cursor(cursor), At::AfterSequence(4)];
+        for (at, first) in starts.into_iter().zip([1, 3, 5]) {
             let mut reader = portal.subscribe(from(at)).await;
             assert!(matches!(reader.next().await, Frame::Opened(_)));
             let Frame::Gap(gap) = reader.next_news().await else { panic!("a gap from {first}") };

@@ -53,7 +53,8 @@ both_databases! {
         let (events, closing) = portal.subscribe(filtered.clone()).await.rest().await;
         assert_eq!(ids(&events), all[2..]);
         psa.publish(vec![ticket("d")]).await;
-        let resumed = SubscribeRequest { start: from(At::Cursor(closing.cursor)).start, ..filtered };
+        let start = from(At::Cursor(closing.cursor)).start;
+        let resumed = SubscribeRequest { start, ..filtered };
         assert_eq!(ids(&portal.subscribe(resumed).await.rest().await.0), ["d"]);
     }
 
@@ -107,7 +108,8 @@ both_databases! {
             })
         };
         for (number, time) in times.iter().enumerate() {
-            for (from, first) in [(*time, 2 * number), (time - 1, 2 * number), (time + 1, 2 * number + 2)] {
+            let here = 2 * number;
+            for (from, first) in [(*time, here), (time - 1, here), (time + 1, here + 2)] {
                 let expected: Vec<u64> = (first as u64 + 1..=40).collect();
                 assert_eq!(sequences(&portal.dump(at(from)).await), expected, "{number} {from}");
             }

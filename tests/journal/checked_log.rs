@@ -14,6 +14,9 @@ const HEAD: Sql = Sql::same("select head, record_time from journal_heads where t
 /// Bytes of an event in `ids`.
 const ID_BYTES: usize = 32;
 
+/// Key, number of events, time, identities, events.
+type Row = (i64, i64, Micros, Vec<u8>, Vec<u8>);
+
 /// An event as the tables have it.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -32,7 +35,7 @@ pub struct CheckedLog {
 impl CheckedLog {
     /// Reads it, and checks that it is dense, that times never decrease and that the head agrees.
     pub async fn read(db: &Db, tenant: &TenantRef) -> CheckedLog {
-        let rows: Vec<(i64, i64, Micros, Vec<u8>, Vec<u8>)> = db
+        let rows: Vec<Row> = db
             .query(SEGMENTS)
             .bind(tenant.number())
             .all()

@@ -16,7 +16,8 @@ const POSTGRES_ONLY: &str = "journal_identities";
 
 const SQLITE_COLUMNS: &str = "
 select t.name, c.name, c.\"notnull\" <> 0 from sqlite_schema t, pragma_table_info(t.name) c
-where t.type = 'table' and t.name not like 'sqlite_%' and t.name not like '\\_migrations%' escape '\\'";
+where t.type = 'table' and t.name not like 'sqlite_%'
+    and t.name not like '\\_migrations%' escape '\\'";
 
 const POSTGRES_COLUMNS: &str = "
 select table_name::text, column_name::text, is_nullable = 'NO' from information_schema.columns

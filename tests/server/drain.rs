@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
-use hub_core::storage::Sql;
+use bytes::Bytes;
+use http::Method;
 use hub_proto::hub::api_keys::v1::WhoAmIRequest;
 use hub_proto::hub::event_bus::v1::SubscribeRequest;
 use hub_proto::hub::event_bus::v1::subscribe_response::Frame;
 use hub_proto::hub::platform::v1::CreateTenantRequest;
+use sqlx::{Connection, PgConnection, SqliteConnection};
 use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::support::{Backend, TestHub};
+use crate::durability::load;
+use crate::support::{Backend, Command, TestHub, TestProcess, request};
 
 /// A stop takes less than this if nothing holds it; the drain timeout is 10 s.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -40,29 +43,22 @@ both_databases! {
         assert!(stopped.is_ok(), "the open stream held the server");
     }
 
-    async fn a_call_that_is_at_work_is_finished(hub: TestHub) {
-        let lock = Sql::each(
-            "select head from journal_heads where tenant_no = 0",
-            "select head from journal_heads where tenant_no = 0 for update",
-        );
-        let mut blocking = hub.core.db.begin().await.unwrap();
-        let _: (i64,) = blocking.query(lock).one().await.unwrap();
-        let mut platform = hub.client(&hub.operator_key).platform();
-        let before = requests(&hub);
+    async fn a_call_that_is_at_work_is_finished(backend: Backend) {
+        let mut process = TestProcess::start(Command::Serve, backend, &[]).await;
+        let outsider = Outsider::lock(process.database_url()).await;
+        let key = process.ready["operatorKey"].as_str().unwrap();
+        let mut platform = load::client(process.addr(), key).platform();
         let working = tokio::spawn(async move {
             let request = CreateTenantRequest { name: "Late".into(), ..Default::default() };
             platform.create_tenant(request).await
         });
-        while requests(&hub) == before {
-            tokio::task::yield_now().await;
-        }
-        let (stopped, answered) = tokio::join!(hub.stop(), async {
-            hub.core.draining.cancelled().await;
-            drop(blocking);
-            working.await.unwrap()
-        });
-        let () = stopped;
+        while !began(&process).await {}
+        process.signal("TERM");
+        while TcpStream::connect(process.addr()).await.is_ok() {}
+        outsider.unlock().await;
+        let answered = working.await.unwrap();
         assert!(answered.is_ok(), "{answered:?}");
+        assert!(process.ended().await.success());
     }
 
     async fn nobody_can_connect_any_more(hub: TestHub) {
@@ -106,12 +102,49 @@ both_databases! {
     }
 }
 
-/// Calls of CreateTenant that began in this process, which counts those of all its hubs.
-fn requests(_hub: &TestHub) -> String {
-    let metrics = hub_server::telemetry::metrics().unwrap().render();
+/// Holds what CreateTenant needs.
+enum Outsider {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+}
+
+impl Outsider {
+    async fn lock(url: &str) -> Outsider {
+        if !url.starts_with("postgres") {
+            let mut connection = SqliteConnection::connect(url).await.unwrap();
+            sqlx::raw_sql("begin immediate")
+                .execute(&mut connection)
+                .await
+                .unwrap();
+            return Outsider::Sqlite(connection);
+        }
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        let lock = "begin; select head from journal_heads where tenant_no = 0 for update";
+        sqlx::raw_sql(lock).execute(&mut connection).await.unwrap();
+        Outsider::Postgres(connection)
+    }
+
+    async fn unlock(self) {
+        match self {
+            Outsider::Sqlite(mut connection) => {
+                sqlx::raw_sql("rollback")
+                    .execute(&mut connection)
+                    .await
+                    .unwrap();
+            }
+            Outsider::Postgres(mut connection) => {
+                sqlx::raw_sql("rollback")
+                    .execute(&mut connection)
+                    .await
+                    .unwrap();
+            }
+        }
+    }
+}
+
+/// Whether a call of CreateTenant has begun.
+async fn began(process: &TestProcess) -> bool {
+    let metrics = request(process.addr(), Method::GET, "/metrics", &[], Bytes::new());
     let counter = r#"grpc_server_started_total{grpc_service="hub.platform.v1.Platform""#;
-    metrics
-        .lines()
-        .filter(|line| line.starts_with(counter))
-        .collect()
+    metrics.await.text().contains(counter)
 }

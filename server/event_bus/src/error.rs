@@ -26,8 +26,11 @@ pub(crate) fn event_too_large(index: usize, size: usize, limit: usize) -> Error 
 }
 
 /// Too many events, or too many bytes, in one batch (`BATCH_TOO_LARGE`).
-pub(crate) fn batch_too_large(count: usize, size: usize, limit: &str) -> Error {
-    let message = format!("The batch has {count} events and {size} bytes; {limit}. Split it.");
+/// `of` is what the limit counts: events or bytes.
+pub(crate) fn batch_too_large(count: usize, size: usize, limit: usize, of: &str) -> Error {
+    let message = format!(
+        "The batch has {count} events and {size} bytes; {limit} {of} are allowed. Split it."
+    );
     Error::new(Code::InvalidArgument, DOMAIN, "BATCH_TOO_LARGE", message)
         .with("count", count)
         .with("size", size)

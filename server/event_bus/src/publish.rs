@@ -55,14 +55,16 @@ pub fn check(publisher: &Publisher, events: Vec<Bytes>, independent: bool) -> Re
         return Err(error::batch_too_large(
             events.len(),
             size,
-            "1000 events are allowed",
+            BATCH_EVENTS_MAX,
+            "events",
         ));
     }
     if size > BATCH_BYTES_MAX {
         return Err(error::batch_too_large(
             events.len(),
             size,
-            "4194304 bytes are allowed",
+            BATCH_BYTES_MAX,
+            "bytes",
         ));
     }
     let mut checked = Checked {

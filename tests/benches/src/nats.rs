@@ -82,7 +82,7 @@ impl Nats {
     }
 
     /// Keeps up to `window` messages in flight for `duration`: as atomic batches of that many
-    /// (at most [`BATCH_MAX`]) where there are, else each acknowledged by itself.
+    /// (at most a thousand) where there are, else each acknowledged by itself.
     ///
     /// # Errors
     /// NATS fails.

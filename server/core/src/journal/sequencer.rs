@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,9 @@ use super::{Append, Appended, Journal, Outcome, Work, Written};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::storage::Failure;
+
+/// Pause before heads that are all locked by others are tried again.
+const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
 /// An append that waits for its commit.
 pub(super) struct Member {
@@ -211,11 +215,15 @@ async fn commit(journal: &Arc<Journal>, group: Vec<Batch>) {
     match written {
         Ok(written) => {
             metrics::histogram!("hub_journal_commit_seconds").record(started.elapsed());
+            let all_busy = written.iter().all(Option::is_none);
             for (batch, written) in group.into_iter().zip(written) {
                 match written {
                     Some(written) => batch.answer(journal, written).await,
                     None => journal.queue.put_back(batch),
                 }
+            }
+            if all_busy {
+                tokio::time::sleep(BUSY_PAUSE).await;
             }
         }
         Err(failure) => commit_one_by_one(journal, group, failure).await,
