@@ -74,7 +74,9 @@ impl Default for Limits {
             group_linger: Duration::ZERO,
             tail_bytes_max: 64 * MIB,
             page_bytes_max: MIB,
-            identities_recent_max: 60_000,
+            // About 25 MB when full. Runs of this size are never merged, so that each identity is
+            // written to the index once.
+            identities_recent_max: 250_000,
             identities_window: Duration::from_secs(8 * 24 * 3600),
             key_cache_ttl: Duration::from_secs(5),
             key_cache_max: 100_000,

@@ -8,7 +8,7 @@ const BITS_PER_KEY: usize = 20;
 const WORDS: usize = 8;
 
 /// Says "certainly not" or "look it up".
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Filter {
     lines: Vec<[u64; WORDS]>,
     keys: usize,

@@ -9,7 +9,7 @@ use sqlx::SqlitePool;
 use tokio::task::JoinHandle;
 
 use super::filter::Filter;
-use super::index::{Index, Run, Steps};
+use super::index::{Index, Run, Steps, in_background};
 use super::ledger::{Known, Seen};
 use super::segment::{ID_BYTES, SEQ_BITS};
 use crate::clock::{Clock, Micros, micros};
@@ -25,7 +25,7 @@ pub(crate) struct Identities {
     pub(super) recent: Seen,
     flushing: Option<Flush>,
     runs: Vec<Run>,
-    filter: Filter,
+    filter: Arc<Filter>,
     index: Index,
     recent_max: usize,
     window: Micros,
@@ -34,7 +34,7 @@ pub(crate) struct Identities {
 
 struct Flush {
     seen: Arc<Seen>,
-    task: JoinHandle<sqlx::Result<(Vec<Run>, Option<Filter>)>>,
+    task: JoinHandle<sqlx::Result<(Vec<Run>, Filter)>>,
 }
 
 impl Identities {
@@ -62,7 +62,7 @@ impl Identities {
             recent: Seen::default(),
             flushing: None,
             runs: loaded.runs,
-            filter: loaded.filter,
+            filter: Arc::new(loaded.filter),
             index,
             recent_max: limits.identities_recent_max,
             window: micros(limits.identities_window),
@@ -170,12 +170,13 @@ impl Identities {
     fn spawn_flush(&mut self, seen: Arc<Seen>) {
         let (index, runs, batch) = (self.index.clone(), self.runs.clone(), seen.clone());
         let (now, window) = (self.clock.now(), self.window);
-        let needs_room = self.filter.room() < seen.len();
+        let filter = self.filter.clone();
         let task = tokio::spawn(async move {
-            let runs = index.write(runs, batch, now, window).await?;
-            let filter = match needs_room {
-                true => Some(index.rebuild_filter(&runs).await?),
-                false => None,
+            let runs = index.write(runs, batch.clone(), now, window).await?;
+            // Off the commit path: look-ups meanwhile find the set itself.
+            let filter = match filter.room() < batch.len() {
+                true => index.rebuild_filter(&runs).await?,
+                false => in_background(move || with_all(&filter, &batch)).await?,
             };
             Ok((runs, filter))
         });
@@ -197,10 +198,7 @@ impl Identities {
         match result {
             Ok(Ok((runs, filter))) => {
                 self.runs = runs;
-                match filter {
-                    Some(filter) => self.filter = filter,
-                    None => flush.seen.keys().for_each(|id| self.filter.insert(*id)),
-                }
+                self.filter = Arc::new(filter);
             }
             failed => {
                 tracing::warn!("the index of identities was not written: {failed:?}");
@@ -216,7 +214,7 @@ impl Identities {
         }
         if let Ok(loaded) = self.index.reload().await {
             self.runs = loaded.runs;
-            self.filter = loaded.filter;
+            self.filter = Arc::new(loaded.filter);
         }
     }
 
@@ -224,4 +222,10 @@ impl Identities {
         self.finish_flush(true).await;
         self.index.close().await;
     }
+}
+
+fn with_all(filter: &Filter, seen: &Seen) -> Filter {
+    let mut filter = filter.clone();
+    seen.keys().for_each(|identity| filter.insert(*identity));
+    filter
 }

@@ -292,7 +292,7 @@ impl Index {
 type Transaction = sqlx::Transaction<'static, sqlx::Sqlite>;
 
 /// Sorting half a million entries must not hold up the threads that serve calls.
-async fn in_background<T: Send + 'static>(
+pub(super) async fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> sqlx::Result<T> {
     tokio::task::spawn_blocking(work)
