@@ -1,6 +1,6 @@
 //! Connections: HTTP/1.1 and HTTP/2 with prior knowledge on one listener, each within bounds.
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockRef, Socket, TcpKeepalive};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,8 @@ const PROBES: u32 = 2;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Headers of an HTTP/1 request; HTTP/2 bounds their size only.
 const HEADERS_MAX: usize = 100;
+/// How long an ended connection is kept for the client to read the rest.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after the listener failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -148,6 +151,7 @@ impl Acceptor {
             if !spoke {
                 return;
             }
+            let kept = SockRef::from(&stream).try_clone();
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
                 request.extensions_mut().insert(Peer(peer));
                 request.extensions_mut().insert(connection.clone());
@@ -157,11 +161,13 @@ impl Acceptor {
             let mut serving =
                 std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
             let mut finishing = false;
-            loop {
+            let kept = loop {
                 tokio::select! {
                     ended = &mut serving => {
                         if let Err(error) = ended {
                             tracing::debug!(%peer, "a connection ended: {error}");
+                        } else if finishing && let Ok(kept) = kept {
+                            break kept;
                         }
                         return;
                     }
@@ -171,9 +177,25 @@ impl Acceptor {
                     }
                     () = close.cancelled() => return,
                 }
+            };
+            tokio::select! {
+                _ = tokio::time::timeout(LINGER_TIMEOUT, linger(kept)) => {}
+                () = close.cancelled() => {}
             }
         }
     }
+}
+
+/// Reads what the client still sends until it closes too. A socket that is closed with bytes
+/// unread, a window update of HTTP/2 say, resets the connection, and a reset takes from the client
+/// what it has not read yet: the end of its streams (RFC 1122, 4.2.2.13).
+async fn linger(kept: Socket) -> std::io::Result<()> {
+    kept.shutdown(Shutdown::Write)?;
+    kept.set_nonblocking(true)?;
+    let mut stream = TcpStream::from_std(kept.into())?;
+    let mut rest = [0; 1024];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 /// Small answers leave at once, and a dead peer is noticed also where HTTP has no pings.
