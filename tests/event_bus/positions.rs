@@ -15,10 +15,6 @@ const DELETE_BEFORE: Sql =
 const DELETE_FROM: Sql =
     Sql::same("delete from journal_segments where tenant_no = $1 and key >= $2");
 const SET_HEAD: Sql = Sql::same("update journal_heads set head = $2 where tenant_no = $1");
-const FORGET: Sql = Sql::each(
-    "select $1, $2",
-    "delete from journal_identities where key >= $2 and key >> 40 = $1",
-);
 
 async fn tenant(hub: &TestHub) -> TenantRef {
     hub.core.tenancy.find(&hub.first_tenant().id).await.unwrap()
@@ -43,12 +39,6 @@ async fn rewind(hub: &mut TestHub, seq: u64) {
     let (number, key) = (tenant.number(), tenant.key(seq));
     let mut tx = hub.core.db.begin().await.unwrap();
     tx.query(DELETE_FROM)
-        .bind(number)
-        .bind(key)
-        .execute()
-        .await
-        .unwrap();
-    tx.query(FORGET)
         .bind(number)
         .bind(key)
         .execute()

@@ -42,8 +42,11 @@ pub struct Limits {
     pub tail_bytes_max: usize,
     /// What a reader takes from the database or the tail at once, and aims at in a frame.
     pub page_bytes_max: usize,
-    /// Identities in memory before they are written to the index (SQLite).
+    /// Identities in memory before they are written to the index.
     pub identities_recent_max: usize,
+    /// Identities in memory, 100 bytes each, while the index cannot be written; beyond that
+    /// publishing is refused.
+    pub identities_unindexed_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     pub identities_window: Duration,
     /// How long a key that was looked up is believed.
@@ -77,6 +80,7 @@ impl Default for Limits {
             // About 25 MB when full. Runs of this size are never merged, so that each identity is
             // written to the index once.
             identities_recent_max: 250_000,
+            identities_unindexed_max: 4_000_000,
             identities_window: Duration::from_secs(8 * 24 * 3600),
             key_cache_ttl: Duration::from_secs(5),
             key_cache_max: 100_000,

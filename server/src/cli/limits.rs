@@ -67,8 +67,11 @@ limits! {
     tail_bytes_max: usize,
     /// What a reader takes from the database or the tail at once, and aims at in a frame.
     page_bytes_max: usize,
-    /// Identities in memory before they are written to the index (SQLite).
+    /// Identities in memory before they are written to the index.
     identities_recent_max: usize,
+    /// Identities in memory, 100 bytes each, while the index cannot be written; beyond that
+    /// publishing is refused.
+    identities_unindexed_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     identities_window: Length,
     /// How long a key that was looked up is believed.

@@ -1,24 +1,36 @@
-//! Which events were published before (SQLite): exact in memory for recent ones, a filter and
-//! sorted runs for older ones, rebuilt from the segments after a crash.
+//! Which events were published before: exact in memory for recent ones, a filter and sorted runs
+//! for older ones, rebuilt from the segments after a crash.
+//!
+//! On SQLite there is one process, and it knows all logs from its start. On PostgreSQL each process
+//! knows a log from its first append on, and whether it knows all of it is asked in the statement
+//! that appends.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sqlx::SqlitePool;
 use tokio::task::JoinHandle;
 
+use super::Work;
 use super::filter::Filter;
-use super::index::{Index, Run, Steps, in_background};
+use super::index::{Index, Loaded, Run, Steps, in_background};
 use super::ledger::{Known, Seen};
 use super::segment::{ID_BYTES, SEQ_BITS};
 use crate::clock::{Clock, Micros, micros};
 use crate::limits::Limits;
+use crate::storage::{Db, Failure, Sql};
 
 /// Segments read at once while the recent set is rebuilt.
 const REPLAY_SEGMENTS: i64 = 500;
-/// The recent set may outgrow its limit so often while the index cannot be written.
-const OVERFULL_FACTOR: usize = 16;
+
+const HEADS: Sql = Sql::same("select tenant_no, head from journal_heads");
+const IDS: Sql = Sql::same(
+    "select key, record_time, ids from journal_segments
+     where key >= $1 and key < $2 and record_time >= $3 order by key limit $4",
+);
+
+/// Every statement of this file, for the test that prepares them.
+pub const STATEMENTS: &[Sql] = &[HEADS, IDS];
 
 pub(crate) struct Identities {
     /// Since the last run, exact.
@@ -28,8 +40,16 @@ pub(crate) struct Identities {
     filter: Arc<Filter>,
     index: Index,
     recent_max: usize,
+    unindexed_max: usize,
     window: Micros,
     clock: Clock,
+}
+
+/// How far a log was read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Replayed {
+    pub(super) seq: u64,
+    pub(super) record_time: Micros,
 }
 
 struct Flush {
@@ -38,17 +58,15 @@ struct Flush {
 }
 
 impl Identities {
-    /// Reads the index and replays the segments after it.
+    /// Reads the index, and the segments of all logs after it.
     pub(super) async fn load(
-        journal: &SqlitePool,
+        db: &Db,
         path: PathBuf,
         limits: &Limits,
         clock: Clock,
         steps: Option<Steps>,
-    ) -> sqlx::Result<Identities> {
-        let heads: Vec<(i64, i64)> = sqlx::query_as("select tenant_no, head from journal_heads")
-            .fetch_all(journal)
-            .await?;
+    ) -> Result<Identities, Failure> {
+        let heads: Vec<(i64, i64)> = db.query(HEADS).all().await?;
         let heads: HashMap<i64, i64> = heads.into_iter().collect();
         let (mut index, mut loaded) = Index::open(&path, steps.clone()).await?;
         let ahead = |(tenant, covered): (&i64, &i64)| heads.get(tenant).unwrap_or(&0) < covered;
@@ -58,49 +76,68 @@ impl Identities {
             Index::remove(&path);
             (index, loaded) = Index::open(&path, steps).await?;
         }
-        let mut identities = Identities {
+        let covered = std::mem::take(&mut loaded.covered);
+        let mut identities = Identities::new(index, loaded, limits, clock);
+        for (tenant_no, head) in heads {
+            let covered = covered.get(&tenant_no).copied().unwrap_or(0);
+            if head > covered {
+                identities.replay(db, tenant_no, covered as u64).await?;
+            }
+        }
+        Ok(identities)
+    }
+
+    /// Knows nothing yet; a file that is there is made anew.
+    pub(super) async fn empty(
+        path: PathBuf,
+        limits: &Limits,
+        clock: Clock,
+    ) -> Result<Identities, Failure> {
+        Index::remove(&path);
+        let (index, loaded) = Index::open(&path, None).await?;
+        Ok(Identities::new(index, loaded, limits, clock))
+    }
+
+    fn new(index: Index, loaded: Loaded, limits: &Limits, clock: Clock) -> Identities {
+        Identities {
             recent: Seen::default(),
             flushing: None,
             runs: loaded.runs,
             filter: Arc::new(loaded.filter),
             index,
             recent_max: limits.identities_recent_max,
+            unindexed_max: limits.identities_unindexed_max,
             window: micros(limits.identities_window),
             clock,
-        };
-        for (tenant_no, head) in heads {
-            let covered = loaded.covered.get(&tenant_no).copied().unwrap_or(0);
-            if head > covered {
-                identities.replay(journal, tenant_no, covered).await?;
-            }
         }
-        Ok(identities)
     }
 
-    async fn replay(
+    /// Reads what a log has after `after` and within the window; `None` if there is nothing.
+    pub(super) async fn replay(
         &mut self,
-        journal: &SqlitePool,
+        db: &Db,
         tenant_no: i64,
-        covered: i64,
-    ) -> sqlx::Result<()> {
-        let mut from = (tenant_no << SEQ_BITS) + covered + 1;
+        after: u64,
+    ) -> Result<Option<Replayed>, Failure> {
+        let since = self.clock.now() - self.window;
+        let mut from = (tenant_no << SEQ_BITS) + after as i64 + 1;
+        let mut replayed = None;
         loop {
-            let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-                "select key, ids from journal_segments where key >= ? and key < ?
-                 order by key limit ?",
-            )
-            .bind(from)
-            .bind((tenant_no + 1) << SEQ_BITS)
-            .bind(REPLAY_SEGMENTS)
-            .fetch_all(journal)
-            .await?;
-            let Some((last, _)) = rows.last() else {
-                return Ok(());
+            let rows: Vec<(i64, Micros, Vec<u8>)> = db
+                .query(IDS)
+                .bind(from)
+                .bind((tenant_no + 1) << SEQ_BITS)
+                .bind(since)
+                .bind(REPLAY_SEGMENTS)
+                .all()
+                .await?;
+            for (key, record_time, ids) in &rows {
+                replayed = Some(self.remember_segment(*key, *record_time, ids));
+            }
+            let Some((last, _, _)) = rows.last() else {
+                return Ok(replayed);
             };
             from = last + 1;
-            for (key, ids) in &rows {
-                self.remember_segment(*key, ids);
-            }
             if self.recent.len() >= self.recent_max {
                 self.start_flush();
                 self.finish_flush(true).await;
@@ -108,7 +145,13 @@ impl Identities {
         }
     }
 
-    fn remember_segment(&mut self, key: i64, ids: &[u8]) {
+    /// Takes a stored segment in; returns where it ends.
+    pub(super) fn remember_segment(
+        &mut self,
+        key: i64,
+        record_time: Micros,
+        ids: &[u8],
+    ) -> Replayed {
         for (at, entry) in ids.chunks_exact(ID_BYTES).enumerate() {
             let (identity, content) = entry.split_at(16);
             let number = |bytes: &[u8]| {
@@ -123,10 +166,15 @@ impl Identities {
             // The first one stored is the one that duplicates are told of.
             self.recent.entry(number(identity)).or_insert(known);
         }
+        let first = key & ((1 << SEQ_BITS) - 1);
+        Replayed {
+            seq: first as u64 + (ids.len() / ID_BYTES).saturating_sub(1) as u64,
+            record_time,
+        }
     }
 
     /// An identity that is not in the recent set.
-    pub(super) async fn find_older(&self, identity: u128) -> sqlx::Result<Option<Known>> {
+    pub(super) async fn find_older(&self, identity: u128) -> Result<Option<Known>, Failure> {
         if let Some(known) = self.flushing.as_ref().and_then(|f| f.seen.get(&identity)) {
             return Ok(Some(*known));
         }
@@ -141,8 +189,33 @@ impl Identities {
         Ok(None)
     }
 
+    /// Those of these events that are known, but not in the recent set.
+    pub(super) async fn older_of(&self, works: &[Work<'_>]) -> Result<Seen, Failure> {
+        let mut older = Seen::default();
+        let events = works
+            .iter()
+            .flat_map(|work| &work.appends)
+            .flat_map(|append| &append.events);
+        for event in events {
+            if self.may_be_older(event.identity)
+                && let Some(known) = self.find_older(event.identity).await?
+            {
+                older.insert(event.identity, known);
+            }
+        }
+        Ok(older)
+    }
+
+    /// Where an event with this identity is.
+    pub(super) async fn find(&self, identity: u128) -> Result<Option<Known>, Failure> {
+        match self.recent.get(&identity) {
+            Some(known) => Ok(Some(*known)),
+            None => self.find_older(identity).await,
+        }
+    }
+
     /// True if `identity` may be among the older ones and has to be looked up.
-    pub(super) fn may_be_older(&self, identity: u128) -> bool {
+    fn may_be_older(&self, identity: u128) -> bool {
         self.flushing
             .as_ref()
             .is_some_and(|flush| flush.seen.contains_key(&identity))
@@ -151,7 +224,7 @@ impl Identities {
 
     /// The index could not be written for so long that memory would not stay bounded.
     pub(super) fn overfull(&self) -> bool {
-        self.recent.len() > OVERFULL_FACTOR * self.recent_max
+        self.recent.len() > self.unindexed_max
     }
 
     /// Called between commits: moves a full recent set to the index, off the commit path.

@@ -17,6 +17,7 @@ mod index;
 mod ledger;
 mod postgres;
 mod read;
+mod scratch;
 mod segment;
 mod sequencer;
 mod sqlite;
@@ -30,6 +31,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 pub use heads::{STATEMENTS as HEAD_STATEMENTS, lock as lock_head};
+pub use identities::STATEMENTS as IDENTITY_STATEMENTS;
 pub use read::{Page, STATEMENTS as READ_STATEMENTS};
 pub use segment::{Damaged, Entry, Kind, NewEvent, Run, Segment};
 pub use tail::{Log, Position};
@@ -160,12 +162,17 @@ impl Appended {
 }
 
 /// Appends of one tenant that go into one segment.
+#[derive(Clone)]
 pub(crate) struct Work<'a> {
     log: &'a Arc<Log>,
     appends: Vec<&'a Append>,
 }
 
 impl Work<'_> {
+    fn tenant_no(&self) -> i64 {
+        self.log.tenant().number()
+    }
+
     fn events(&self) -> usize {
         self.appends.iter().map(|append| append.events.len()).sum()
     }
@@ -227,7 +234,7 @@ impl Journal {
         steps: Option<index::Steps>,
     ) -> Result<Arc<Self>, String> {
         let store = match db.is_postgres() {
-            true => Store::Postgres(postgres::PostgresJournal::open(db, clock)?),
+            true => Store::Postgres(postgres::PostgresJournal::open(db, clock, &limits).await?),
             false => Store::Sqlite(sqlite::SqliteJournal::open(db, clock, &limits, steps).await?),
         };
         let journal = Arc::new(Journal {
@@ -313,6 +320,15 @@ impl Journal {
             Appended::new(append, mine.unwrap_or_default(), append.log.head())
         };
         Ok(appends.iter().map(answer).collect())
+    }
+
+    /// The sequence of the event with this identity, if it is remembered. Errors: `STORE_BUSY`.
+    pub async fn find_identity(&self, log: &Log, identity: u128) -> Result<Option<u64>> {
+        let key = match &self.store {
+            Store::Sqlite(store) => store.find(identity).await?,
+            Store::Postgres(store) => store.find(log.tenant(), identity).await?,
+        };
+        Ok(key.map(|key| log.tenant().seq(key)))
     }
 
     /// Shows a committed segment to readers; a hole before it is read from the database.

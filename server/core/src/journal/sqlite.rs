@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::identities::Identities;
 use super::index::Steps;
-use super::ledger::{Ledger, Seen, decide};
+use super::ledger::{Ledger, decide};
 use super::segment::{Builder, Segment};
 use super::{Work, Written};
 use crate::clock::{Clock, Micros};
@@ -53,7 +53,7 @@ impl SqliteJournal {
     ) -> Result<Self, String> {
         let sqlite = db.sqlite().ok_or("not an SQLite database")?.clone();
         let path = sqlite.beside(INDEX_FILE);
-        let identities = Identities::load(&sqlite.read, path, limits, clock.clone(), steps)
+        let identities = Identities::load(db, path, limits, clock.clone(), steps)
             .await
             .map_err(|error| format!("cannot read the journal: {error}"))?;
         let inserts = (1..=limits.group_tenants_max.max(1))
@@ -131,7 +131,7 @@ impl SqliteJournal {
     ) -> Result<Plan, Failure> {
         // All that can fail comes before the first claim: a claim that nothing takes back would
         // answer the next try of the event with a place where it is not.
-        let older = find_older(&state.identities, works).await?;
+        let older = state.identities.older_of(works).await?;
         let heads = load_heads(writer, state, works).await?;
         let mut plan = Plan::default();
         for (work, head) in works.iter().zip(heads) {
@@ -205,6 +205,12 @@ impl SqliteJournal {
             .collect()
     }
 
+    /// Where an event with this identity is stored.
+    pub(super) async fn find(&self, identity: u128) -> Result<Option<i64>, Failure> {
+        let known = self.state.lock().await.identities.find(identity).await?;
+        Ok(known.map(|known| known.key))
+    }
+
     pub(super) async fn close(&self) {
         self.state.lock().await.identities.close().await;
     }
@@ -225,22 +231,6 @@ fn undo(state: &mut State, plan: &Plan) {
         state.identities.recent.remove(identity);
     }
     state.heads.clear();
-}
-
-async fn find_older(identities: &Identities, works: &[Work<'_>]) -> Result<Seen, Failure> {
-    let mut older = Seen::default();
-    let events = works
-        .iter()
-        .flat_map(|work| &work.appends)
-        .flat_map(|append| &append.events);
-    for event in events {
-        if identities.may_be_older(event.identity)
-            && let Some(known) = identities.find_older(event.identity).await?
-        {
-            older.insert(event.identity, known);
-        }
-    }
-    Ok(older)
 }
 
 /// One for each work, in its order.

@@ -69,6 +69,13 @@ impl Db {
         Ok(Db { kind })
     }
 
+    /// The same database by connections of one's own.
+    pub(crate) fn over(pool: PgPool) -> Db {
+        Db {
+            kind: Kind::Postgres(pool),
+        }
+    }
+
     /// A statement that only reads.
     pub fn query(&self, sql: Sql) -> Query<'_> {
         match &self.kind {
