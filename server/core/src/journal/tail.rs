@@ -33,6 +33,8 @@ struct Tail {
     segments: VecDeque<Arc<Segment>>,
     /// Offered, but something between is missing.
     waiting: BTreeMap<u64, Arc<Segment>>,
+    /// Rises when stored events change: what was read before is not shown any more.
+    view: u64,
 }
 
 /// What the tail has for a reader.
@@ -80,7 +82,29 @@ impl Log {
 
     /// Takes a committed segment. Returns true if it has to wait for one that is missing.
     pub(crate) fn offer(self: &Arc<Self>, segment: Arc<Segment>, budget: &Budget) -> bool {
-        let mut tail = self.lock();
+        let tail = self.lock();
+        self.take(tail, segment, budget)
+    }
+
+    /// Takes a segment that was read from the database, unless stored events changed since `view`.
+    pub(crate) fn offer_of_view(
+        self: &Arc<Self>,
+        segment: Arc<Segment>,
+        budget: &Budget,
+        view: u64,
+    ) {
+        let tail = self.lock();
+        if tail.view == view {
+            self.take(tail, segment, budget);
+        }
+    }
+
+    fn take(
+        self: &Arc<Self>,
+        mut tail: MutexGuard<'_, Tail>,
+        segment: Arc<Segment>,
+        budget: &Budget,
+    ) -> bool {
         let mut head = self.head();
         if segment.last() <= head.seq {
             return false;
@@ -107,6 +131,29 @@ impl Log {
         drop(tail);
         budget.evict();
         incomplete
+    }
+
+    /// Which state of the stored events the tail shows; see [`Log::offer_of_view`].
+    pub(crate) fn view(&self) -> u64 {
+        self.lock().view
+    }
+
+    /// Stored events changed (erasure): all are read from the database again.
+    pub(crate) fn forget(&self, budget: &Budget) {
+        let mut tail = self.lock();
+        tail.view += 1;
+        let freed = tail.segments.drain(..).map(|s| s.memory()).sum();
+        drop(tail);
+        budget.release(freed);
+    }
+
+    /// Retention removed the events up to `floor`: the tail does not outlive them.
+    pub(crate) fn forget_through(&self, floor: u64, budget: &Budget) {
+        let mut tail = self.lock();
+        let gone = tail.segments.partition_point(|s| s.last() <= floor);
+        let freed = tail.segments.drain(..gone).map(|s| s.memory()).sum();
+        drop(tail);
+        budget.release(freed);
     }
 
     /// Moves on to a head whose events are only in the database.
@@ -269,6 +316,23 @@ mod tests {
         assert_eq!(log.head().seq, 13);
         assert!(matches!(log.look(9, 1000), Look::Behind));
         assert!(matches!(log.look(10, 1000), Look::Segments(_)));
+    }
+
+    #[test]
+    fn what_was_forgotten_is_read_from_the_database_and_the_head_stays() {
+        let (log, budget) = (log(), Budget::new(1 << 20));
+        (1..=5).for_each(|first| assert!(!log.offer(segment(first, 1), &budget)));
+        log.forget_through(2, &budget);
+        assert!(matches!(log.look(1, 1000), Look::Behind));
+        assert!(matches!(log.look(2, 1000), Look::Segments(_)));
+        let view = log.view();
+        log.forget(&budget);
+        assert!(matches!(log.look(4, 1000), Look::Behind));
+        assert_eq!((log.head().seq, budget.bytes()), (5, 0));
+        log.offer_of_view(segment(6, 1), &budget, view);
+        assert_eq!(log.head().seq, 5, "read before the change");
+        log.offer_of_view(segment(6, 1), &budget, log.view());
+        assert!(matches!(log.look(5, 1000), Look::Segments(_)));
     }
 
     #[test]
