@@ -24,6 +24,11 @@ const HOLDING: Sql = Sql::each(
     "select key, length(ids)::bigint, data from journal_segments
      where key <= $1 and key >= $2 order by key desc limit 1 for update",
 );
+// Before the segment, as retention does, so that the two never wait for each other in a circle.
+const LOCK: Sql = Sql::each(
+    "select erasures from journal_floors where tenant_no = $1",
+    "select erasures from journal_floors where tenant_no = $1 for update",
+);
 const REPLACE: Sql = Sql::same("update journal_segments set data = $2 where key = $1");
 const COUNT: Sql = Sql::same(
     "update journal_floors set erasures = erasures + 1,
@@ -38,6 +43,7 @@ const OVERWRITE_NO_MORE: Sql = Sql::each("pragma secure_delete = off", "select 1
 
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[
+    LOCK,
     HOLDING,
     REPLACE,
     COUNT,
@@ -66,6 +72,8 @@ impl Journal {
         let Some(asked) = seqs.first().copied() else {
             return Ok(Vec::new());
         };
+        retention::begin(tx, tenant).await?;
+        let _: (i64,) = tx.query(LOCK).bind(tenant.number()).one().await?;
         let row: Option<(i64, i64, Vec<u8>)> = tx
             .query(HOLDING)
             .bind(tenant.key(asked))
@@ -89,7 +97,6 @@ impl Journal {
         let _: Option<(i32,)> = tx.query(OVERWRITE).optional().await?;
         tx.query(REPLACE).bind(key).bind(data).execute().await?;
         let _: Option<(i32,)> = tx.query(OVERWRITE_NO_MORE).optional().await?;
-        retention::begin(tx, tenant).await?;
         tx.query(COUNT)
             .bind(tenant.number())
             .bind(last as i64)

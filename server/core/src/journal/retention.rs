@@ -157,7 +157,7 @@ impl Journal {
             (state, counting) = self.count_bytes(tenant, state).await?;
         }
         let mut removed = self.remove_chunk(kept, state, now).await?;
-        if removed.events == 0 && !counting {
+        if removed.events == 0 && !removed.more && !counting {
             removed.more = self.sweep(tenant, state.floor, now).await?;
         }
         removed.more |= counting;
