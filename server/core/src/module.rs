@@ -8,8 +8,10 @@ use crate::clock::Clock;
 use crate::cursor::Cursors;
 use crate::journal::Journal;
 use crate::limits::Limits;
+use crate::sealing::Sealer;
 use crate::storage::Db;
 use crate::tenancy::Tenancy;
+use crate::worker::Workers;
 
 /// What every domain works with; cheap to clone.
 #[derive(Clone)]
@@ -24,10 +26,19 @@ pub struct Core {
     pub limits: Arc<Limits>,
     /// Makes and checks cursors.
     pub cursors: Arc<Cursors>,
+    /// Seals what is stored of secrets.
+    pub sealer: Arc<Sealer>,
     /// The tenants.
     pub tenancy: Tenancy,
     /// Set once the server is being stopped: streams say Closing and end.
     pub draining: CancellationToken,
+}
+
+impl Core {
+    /// The supervised workers of this process; they stop before the journal closes.
+    pub fn workers(&self) -> &Workers {
+        self.journal.workers()
+    }
 }
 
 /// A domain, ready to be served.
