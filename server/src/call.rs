@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+
+use crate::telemetry::trace::Trace;
 
 /// Header of every answer, HTTP pages included. Inside the server the request carries it too, so
 /// that a domain can write the id of the call into what it stores.
@@ -19,30 +21,30 @@ pub struct Call {
     pub id: Arc<str>,
     /// When it arrived.
     pub started: Instant,
+    /// The trace that it belongs to.
+    pub trace: Trace,
 }
 
 impl Call {
-    /// A call that starts now.
-    pub fn begin() -> Self {
+    /// A call that starts now; these are its headers.
+    pub fn begin(headers: &HeaderMap) -> Self {
         Call {
             id: hub_core::id::new("req").into(),
             started: Instant::now(),
+            trace: Trace::of(headers),
         }
     }
 
     /// The call of a request, which [`identify`] put there.
     pub fn of(request: &Request) -> Self {
-        request
-            .extensions()
-            .get()
-            .cloned()
-            .unwrap_or_else(Call::begin)
+        let known = request.extensions().get().cloned();
+        known.unwrap_or_else(|| Call::begin(request.headers()))
     }
 }
 
 /// Gives the request an id of ours; one that the caller sent is not believed.
 pub async fn identify(mut request: Request, next: Next) -> Response {
-    let call = Call::begin();
+    let call = Call::begin(request.headers());
     let value = HeaderValue::from_str(&call.id).ok();
     if let Some(value) = &value {
         request.headers_mut().insert(REQUEST_ID, value.clone());

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     fn explained(status: &Status) -> Explained {
-        Explainer::new("http://hub.example/").explain(status, &Call::begin(), "hub.x.v1.X/Do")
+        Explainer::new("http://hub.example/").explain(status, &Call::begin(&axum::http::HeaderMap::new()), "hub.x.v1.X/Do")
     }
 
     #[test]

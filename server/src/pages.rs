@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use hub_core::journal::TenantRef;
 use hub_core::module::Core;
@@ -31,25 +31,35 @@ pub async fn live() -> impl IntoResponse {
     "ok\n"
 }
 
-/// The server takes calls: the database and the journal answer, and it is not being stopped.
-pub async fn ready(State(pages): State<Pages>) -> impl IntoResponse {
+/// The server takes calls: the database and the journal answer, all workers work, and it is not
+/// being stopped. With `?verbose` it tells of each worker.
+pub async fn ready(State(pages): State<Pages>, uri: Uri) -> impl IntoResponse {
+    let verbose = uri
+        .query()
+        .is_some_and(|query| query.starts_with("verbose"));
     let core = &pages.core;
     let database = passes(async { core.db.ping().await.is_ok() }).await;
     let journal = passes(async { core.journal.log(&TenantRef::system()).await.is_ok() }).await;
-    let checks = [
-        ("database", database),
-        ("journal", journal),
-        ("serving", !core.draining.is_cancelled()),
+    let workers = core.workers().health();
+    let mut checks = vec![
+        ("database".to_owned(), database),
+        ("journal".to_owned(), journal),
+        ("serving".to_owned(), !core.draining.is_cancelled()),
+        ("workers".to_owned(), workers.iter().all(|worker| worker.up)),
     ];
+    let told = workers.iter().filter(|worker| verbose || !worker.up);
+    checks.extend(told.map(|worker| (format!("worker {}", worker.name), worker.up)));
     let passed = checks.iter().all(|(_, passed)| *passed);
     let status = if passed {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let lines =
-        checks.map(|(name, passed)| format!("{name} {}\n", if passed { "ok" } else { "failed" }));
-    (status, [(header::CONTENT_TYPE, TEXT)], lines.concat())
+    let line = |(name, passed): &(String, bool)| {
+        format!("{name} {}\n", if *passed { "ok" } else { "failed" })
+    };
+    let lines: String = checks.iter().map(line).collect();
+    (status, [(header::CONTENT_TYPE, TEXT)], lines)
 }
 
 async fn passes(check: impl Future<Output = bool>) -> bool {

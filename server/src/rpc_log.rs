@@ -1,11 +1,15 @@
-//! One line and one count per RPC. Never payloads, never keys.
+//! One span, one line and one count per RPC. Never payloads, never keys.
+//!
+//! What is logged while the call is at work carries the span: the call's id and its trace. The
+//! line at its end has the same by itself.
 
 use std::sync::Arc;
 
 use hub_core::auth::Caller;
 use hub_proto::policy;
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use tonic::Code;
+use tracing::Span;
 
 use crate::call::Call;
 
@@ -47,6 +51,7 @@ impl Record {
             .unwrap_or(UNKNOWN);
         counter!("grpc_server_started_total", "grpc_service" => labels.0, "grpc_method" => labels.1)
             .increment(1);
+        open(labels).increment(1.0);
         let call = call.clone();
         Record {
             call,
@@ -62,6 +67,24 @@ impl Record {
         self.path.strip_prefix('/').unwrap_or(&self.path)
     }
 
+    /// The span of the call.
+    pub fn span(&self) -> Span {
+        let (method, trace) = (cut(self.method()), &self.call.trace);
+        let span = tracing::info_span!(
+            target: "rpc",
+            "rpc",
+            method,
+            call = &*self.call.id,
+            trace = %trace.trace_id,
+            span = %trace.span_id,
+            parent = tracing::field::Empty,
+        );
+        if let Some(parent) = trace.parent {
+            span.record("parent", tracing::field::display(parent));
+        }
+        span
+    }
+
     /// The call ended with this code and, if it is an error, this reason.
     pub fn finish(mut self, code: Code, reason: &str) {
         self.write(code, reason);
@@ -69,6 +92,7 @@ impl Record {
 
     fn write(&mut self, code: Code, reason: &str) {
         self.finished = true;
+        open(self.labels).decrement(1.0);
         let (service, method) = self.labels;
         let name = code_name(code);
         counter!(
@@ -87,13 +111,20 @@ impl Record {
         let tenant = caller.and_then(|caller| caller.tenant.as_ref());
         let tenant = tenant.map_or("", |tenant| tenant.id());
         let (method, call, ms) = (cut(self.method()), &*self.call.id, took.as_secs_f64() * 1e3);
+        let trace = tracing::field::display(self.call.trace.trace_id);
         if matches!(code, Code::Internal | Code::Unknown | Code::DataLoss) {
-            tracing::error!(target: "rpc", method, code = name, reason, call, key, tenant, ms);
+            tracing::error!(
+                target: "rpc", method, code = name, reason, call, trace, key, tenant, ms
+            );
         } else if matches!(code, Code::Ok | Code::Cancelled) && PUBLIC.contains(&&*self.path) {
             // Probes ask every few seconds.
-            tracing::debug!(target: "rpc", method, code = name, reason, call, key, tenant, ms);
+            tracing::debug!(
+                target: "rpc", method, code = name, reason, call, trace, key, tenant, ms
+            );
         } else {
-            tracing::info!(target: "rpc", method, code = name, reason, call, key, tenant, ms);
+            tracing::info!(
+                target: "rpc", method, code = name, reason, call, trace, key, tenant, ms
+            );
         }
     }
 }
@@ -105,6 +136,11 @@ impl Drop for Record {
             self.write(Code::Cancelled, "");
         }
     }
+}
+
+/// Calls of a method at work now.
+fn open((service, method): (&'static str, &'static str)) -> metrics::Gauge {
+    gauge!("hub_calls_open", "grpc_service" => service, "grpc_method" => method)
 }
 
 /// A path of a stranger does not fill the log.

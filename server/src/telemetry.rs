@@ -1,11 +1,15 @@
-//! Logs and metrics of the process.
+//! Logs and metrics of the process, and the traces that its calls belong to.
 
+pub mod metrics;
+pub mod trace;
+
+use std::convert::Infallible;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use hub_core::worker::Workers;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -30,6 +34,13 @@ const SECONDS: [f64; 12] = [
     0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0,
 ];
 
+/// Refuses what is not a filter.
+pub fn check_filter(filter: &str) -> Result<String, String> {
+    EnvFilter::try_new(filter)
+        .map(|_| filter.to_owned())
+        .map_err(|error| format!("not a filter: {error}"))
+}
+
 /// Sends log lines to standard error; standard output is for what a command answers.
 pub fn log(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter)
@@ -38,10 +49,19 @@ pub fn log(format: LogFormat, filter: &str) -> Result<(), String> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    let set = match format {
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
-        LogFormat::Auto if !terminal => lines.json().flatten_event(true).try_init(),
-        LogFormat::Auto | LogFormat::Pretty => lines.with_ansi(terminal).try_init(),
+    let pretty = match format {
+        LogFormat::Json => false,
+        LogFormat::Pretty => true,
+        LogFormat::Auto => terminal,
+    };
+    let set = match pretty {
+        true => lines.with_ansi(terminal).try_init(),
+        // A span is within no other: the list of spans would say the same again.
+        false => lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .try_init(),
     };
     set.map_err(|error| format!("cannot log: {error}"))
 }
@@ -59,28 +79,30 @@ pub fn log_panics() {
 }
 
 /// The recorder of the process; the servers of one process share it.
-pub fn metrics() -> Result<PrometheusHandle, String> {
+pub fn recorder() -> Result<PrometheusHandle, String> {
     static HANDLE: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
     HANDLE
         .get_or_init(|| {
             let matcher = Matcher::Suffix("_seconds".to_owned());
             let failed = |error| format!("cannot record metrics: {error}");
-            PrometheusBuilder::new()
+            let recorder = PrometheusBuilder::new()
                 .set_buckets_for_metric(matcher, &SECONDS)
                 .map_err(failed)?
                 .install_recorder()
-                .map_err(failed)
+                .map_err(failed)?;
+            metrics::describe();
+            Ok(recorder)
         })
         .clone()
 }
 
-/// Keeps the recorder small until the server stops.
-pub async fn upkeep(handle: PrometheusHandle, stopped: CancellationToken) {
-    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
-    loop {
-        tokio::select! {
-            () = stopped.cancelled() => return,
-            _ = ticks.tick() => handle.run_upkeep(),
+/// Keeps the recorder small until the workers stop.
+pub fn upkeep(handle: PrometheusHandle, workers: &Workers) {
+    workers.every("metrics-upkeep", UPKEEP_INTERVAL, move || {
+        let handle = handle.clone();
+        async move {
+            handle.run_upkeep();
+            Ok::<(), Infallible>(())
         }
-    }
+    });
 }
