@@ -138,7 +138,8 @@ pub async fn check(hub: &Hub, notes: &[Notes]) -> usize {
     acknowledged
 }
 
-async fn read(hub: &Hub) -> Vec<(u64, String)> {
+/// A tenant's whole log: sequences and ids.
+pub async fn read(hub: &Hub) -> Vec<(u64, String)> {
     let options = SubscribeOptions::default()
         .all_products()
         .earliest()

@@ -2,5 +2,5 @@
 
 mod kill;
 pub mod load;
-mod postgres;
+pub mod postgres;
 mod sync;

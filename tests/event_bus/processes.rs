@@ -3,17 +3,17 @@
 use hub_client::start_at::At;
 use hub_core::clock::Clock;
 use hub_proto::hub::event_bus::v1::SubscribeRequest;
-use hub_server::{Config, Running};
+use hub_server::Running;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Product, earliest, from, ids, numbered, ticket};
-use crate::support::{Backend, Command, Tenant, TestProcess};
+use crate::support::{Backend, Command, Tenant, TestProcess, config};
 
 /// A second server on the database of the first.
-async fn second(first: &TestProcess) -> Running {
+pub(super) async fn second(first: &TestProcess) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = Config::new(first.database_url());
+    let config = config(first.database_url());
     let shutdown = CancellationToken::new();
     let running = hub_server::start(config, listener, Clock::system(), shutdown).await;
     running.unwrap()
