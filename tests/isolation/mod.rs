@@ -1,0 +1,110 @@
+//! No call reads or changes what is of another tenant, whatever it sends.
+//!
+//! Generated from the descriptors: a new RPC is called as soon as it is built. What it can show is
+//! planted by [`seeds`], the one place to add to.
+
+mod contract;
+mod cursors;
+mod fingerprint;
+mod fuzz;
+mod mutations;
+mod seeds;
+mod tokens;
+mod values;
+mod wire;
+mod world;
+
+use std::time::Instant;
+
+use http::Method;
+
+use self::fingerprint::{Tables, changed, seen};
+use self::fuzz::{Attack, is_made};
+use self::seeds::{CHANGES_NOTHING, SHOWS_NOTHING};
+use self::world::World;
+use crate::journal::random::Seed;
+use crate::support::{Backend, request};
+
+/// Calls until an RPC that changes something has to have changed something.
+const TRIES_MAX: usize = 80;
+
+both_databases! {
+    async fn no_call_of_a_tenant_reads_or_changes_another(backend: Backend) {
+        let (seed, began) = (Seed::choose(), Instant::now());
+        let mut world = World::make(backend, seed.0).await;
+        let mut wire = wire::Wire::connect(world.hub.addr).await;
+        let mut tables = Tables::open(&world.hub, backend).await;
+        let seen_before = seen(&world.other, &mut wire).await;
+        let rows_before = tables.rows(&world.other).await;
+        assert!(seen_before.len() > 5 && rows_before.values().any(|rows| rows.len() > 3));
+
+        let mut attack = Attack::new(&world, &world.one, &world.other, seed.0);
+        let report = attack.run(&mut wire, |_| true).await;
+        report.is_clean();
+        for rpc in world.contract.rpcs.iter().filter(|rpc| rpc.built && !rpc.policy.operator_only) {
+            let method = rpc.policy.method;
+            assert!(report.succeeded(method) > 0, "{method}: {:?}", report.outcomes[method]);
+        }
+        let rows_after = tables.rows(&world.other).await;
+        assert_eq!(changed(&rows_before, &rows_after), Vec::<String>::new());
+        let seen_after = seen(&world.other, &mut wire).await;
+        for (before, after) in seen_before.iter().zip(&seen_after) {
+            assert_eq!(before, after);
+        }
+        nothing_is_on_the_pages(&mut world).await;
+        eprintln!("seed {}: {} calls in {:?}", seed.0, report.calls, began.elapsed());
+        for (method, outcomes) in report.outcomes.iter().filter(|(_, told)| told.len() > 1) {
+            eprintln!("{method}: {outcomes:?}");
+        }
+    }
+
+    async fn a_tenant_that_attacks_itself_is_found_by_every_rpc_that_reads(backend: Backend) {
+        let seed = Seed::choose();
+        let world = World::make(backend, seed.0).await;
+        let mut wire = wire::Wire::connect(world.hub.addr).await;
+        let mut attack = Attack::new(&world, &world.other, &world.other, seed.0);
+        let report = attack.run(&mut wire, |rpc| rpc.built && rpc.reads()).await;
+        let silent = |method| SHOWS_NOTHING.iter().any(|(known, _)| *known == method);
+        let rpcs = world.contract.rpcs.iter().filter(|rpc| rpc.built && rpc.reads());
+        for rpc in rpcs.filter(|rpc| !rpc.policy.operator_only && !silent(rpc.policy.method)) {
+            let method = rpc.policy.method;
+            let found = report.leaks.contains_key(method);
+            assert!(found, "{method} shows nothing that seeds.rs plants: plant something");
+        }
+    }
+
+    async fn a_tenant_that_changes_itself_is_found_for_every_rpc_that_changes(backend: Backend) {
+        let seed = Seed::choose();
+        let world = World::make(backend, seed.0).await;
+        let mut wire = wire::Wire::connect(world.hub.addr).await;
+        let mut tables = Tables::open(&world.hub, backend).await;
+        let mut attack = Attack::new(&world, &world.other, &world.other, seed.0);
+        let silent = |method| CHANGES_NOTHING.iter().any(|(known, _)| *known == method);
+        let rpcs = world.contract.rpcs.iter().filter(|rpc| rpc.built && !rpc.reads());
+        for rpc in rpcs.filter(|rpc| !rpc.policy.operator_only && !silent(rpc.policy.method)) {
+            let before = tables.rows(&world.other).await;
+            let mut is_changed = false;
+            for _ in 0..TRIES_MAX / 10 {
+                for _ in 0..10 {
+                    wire.call(&attack.call(rpc)).await;
+                }
+                is_changed = !changed(&before, &tables.rows(&world.other).await).is_empty();
+                if is_changed {
+                    break;
+                }
+            }
+            assert!(is_changed, "no call of {} changed anything", rpc.policy.method);
+        }
+    }
+}
+
+/// The pages beside the API are for everyone, so nothing of anyone is on them.
+async fn nothing_is_on_the_pages(world: &mut World) {
+    for path in ["/metrics", "/readyz", "/livez"] {
+        let page = request(world.hub.addr, Method::GET, path, &[], "").await;
+        let made = world.other.known.all().filter(|text| is_made(text));
+        for text in made.chain([&world.other.mark]) {
+            assert!(!page.text().contains(text.as_str()), "{path} names {text}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What each tenant has. A request here has to succeed as soon as its RPC is built; until then it
+//! is left out. `$MARK` is a text that only this tenant knows, `$N` counts, `$UUID` is new, and
+//! `$key_` is the newest id with this prefix that the tenant has seen.
+
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    Admin,
+    Product,
+}
+
+/// A request that leaves something.
+pub struct Seed {
+    pub method: &'static str,
+    pub by: By,
+    /// So many times.
+    pub times: usize,
+    pub json: &'static str,
+}
+
+const fn admin(method: &'static str, times: usize, json: &'static str) -> Seed {
+    Seed {
+        method,
+        by: By::Admin,
+        times,
+        json,
+    }
+}
+
+const fn product(method: &'static str, times: usize, json: &'static str) -> Seed {
+    Seed {
+        method,
+        by: By::Product,
+        times,
+        json,
+    }
+}
+
+/// In this order.
+pub const SEEDS: &[Seed] = &[
+    admin(
+        "hub.api_keys.v1.ApiKeys/CreateApiKey",
+        4,
+        r#"{"apiKey":{"name":"$MARK key $N","scopes":["psa:tickets.read"],
+            "labels":{"$MARK":"$MARK"},"allowedCidrs":[]},"requestId":"$UUID"}"#,
+    ),
+    admin(
+        "hub.api_keys.v1.ApiKeys/RevokeApiKey",
+        1,
+        r#"{"keyId":"$key_","reason":"$MARK"}"#,
+    ),
+    admin(
+        "hub.event_bus.v1.EventBus/PutEventType",
+        2,
+        r#"{"eventType":{"type":"note.added$N","purpose":"$MARK","sources":["psa"],
+            "destinations":["portal"],"example":"{\"a\":\"$MARK\"}"}}"#,
+    ),
+    admin(
+        "hub.platform.v1.Platform/SetIntegration",
+        1,
+        r#"{"source":"psa","destination":"portal","enabled":true,"reason":"$MARK"}"#,
+    ),
+    admin(
+        "hub.platform.v1.Platform/SetIntegration",
+        1,
+        r#"{"source":"psa","destination":"crm","enabled":false,"reason":"$MARK"}"#,
+    ),
+    admin(
+        "hub.platform.v1.Platform/SetProductSubscription",
+        1,
+        r#"{"product":"voice","active":false}"#,
+    ),
+    admin(
+        "hub.platform.v1.Platform/UpdateTenant",
+        1,
+        r#"{"tenant":{"name":"$MARK"},"updateMask":"name"}"#,
+    ),
+    product(
+        "hub.event_bus.v1.EventBus/CreateSubscription",
+        3,
+        r#"{"subscription":{"name":"worker-$N","labels":{"why":"$MARK"},
+            "filter":{"types":["ticket.*"]}},"requestId":"$UUID"}"#,
+    ),
+    product(
+        "hub.event_bus.v1.EventBus/Publish",
+        6,
+        r#"{"events":[{"id":"one-$N","source":"/psa/tickets","specVersion":"1.0",
+            "type":"ticket.created","textData":"{\"text\":\"$MARK\"}",
+            "attributes":{"subject":{"ceString":"$MARK"},
+                "datacontenttype":{"ceString":"application/json"}}},
+            {"id":"two-$N","source":"/psa/tickets","specVersion":"1.0",
+            "type":"$MARK.made","textData":"$MARK"}]}"#,
+    ),
+    product(
+        "hub.event_bus.v1.EventBus/PublishStream",
+        1,
+        r#"{"frame":"1","events":[{"id":"three-$N","source":"/psa/tickets","specVersion":"1.0",
+            "type":"ticket.created","textData":"$MARK"}]}"#,
+    ),
+    admin(
+        "hub.event_bus.v1.EventBus/EraseEvents",
+        1,
+        r#"{"eventIds":["$evt_"],"reason":"$MARK"}"#,
+    ),
+];
+
+/// What an RPC that reads shows of the seeds, by a complete request; others are generated.
+pub const READS: &[(&str, &str)] = &[
+    (
+        "hub.event_bus.v1.EventBus/Subscribe",
+        r#"{"start":{"earliest":true},"allProducts":true,"stopWhenCaughtUp":true}"#,
+    ),
+    (
+        "hub.event_bus.v1.EventBus/GetEvent",
+        r#"{"identity":{"source":"/psa/tickets","id":"one-1","product":"psa"}}"#,
+    ),
+    ("hub.event_bus.v1.EventBus/GetEvent", r#"{"sequence":"1"}"#),
+];
+
+/// RPCs that read, and have nothing of one tenant to show yet, each with the reason.
+pub const SHOWS_NOTHING: &[(&str, &str)] = &[
+    ("hub.platform.v1.Platform/GetJob", "nothing makes jobs yet"),
+    (
+        "hub.platform.v1.Platform/ListJobs",
+        "nothing makes jobs yet",
+    ),
+    ("hub.platform.v1.Platform/ListTenants", "only operators may"),
+];
+
+/// Values of fields that the hub checks, by the name of the field.
+pub const VALUES: &[(&str, &[&str])] = &[
+    ("product", &["psa", "portal", "crm"]),
+    ("products", &["psa", "portal", "crm"]),
+    ("destination", &["portal", "psa", "crm"]),
+    ("destinations", &["portal", "hub"]),
+    ("source", &["psa", "/psa/tickets"]),
+    ("sources", &["psa", "*"]),
+    ("type", &["ticket.created", "note.added1", "company"]),
+    ("types", &["ticket.created", "ticket.*", "**"]),
+    ("event_type", &["ticket.created"]),
+    ("event_types", &["ticket.created"]),
+    ("spec_version", &["1.0"]),
+    (
+        "scopes",
+        &["psa:tickets.read", "hub:events.read", "hub:*", "crm:*"],
+    ),
+    (
+        "action",
+        &["tickets.read", "hub.platform.v1.Platform/SetIntegration"],
+    ),
+    ("allowed_cidrs", &["10.0.0.0/8"]),
+    ("json_schema", &["{}", "{\"type\":\"object\"}"]),
+    ("example", &["{}"]),
+    ("paths", &["*", "name", "labels", "retention", "scopes"]),
+    ("text_data", &["{}", "{\"a\":1}"]),
+    ("subscription", &["portal", "worker-1"]),
+    ("url", &["https://hooks.example.com/hub"]),
+    ("kind", &["webhooks.", ""]),
+    ("client_ip", &["127.0.0.1"]),
+    ("host", &["localhost"]),
+];
+
+/// What puts a tenant in order after anything was sent by it.
+pub const HEALING: &[(&str, &str)] = &[
+    (
+        "hub.platform.v1.Platform/SetProductSubscription",
+        r#"{"product":"psa","active":true}"#,
+    ),
+    (
+        "hub.platform.v1.Platform/SetProductSubscription",
+        r#"{"product":"portal","active":true}"#,
+    ),
+    (
+        "hub.platform.v1.Platform/SetIntegration",
+        r#"{"source":"psa","destination":"portal","enabled":true,"reason":"$MARK"}"#,
+    ),
+];
+
+/// RPCs that change nothing of a tenant that their tables hold, each with the reason.
+pub const CHANGES_NOTHING: &[(&str, &str)] = &[];
