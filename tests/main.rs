@@ -18,8 +18,14 @@ mod event_bus;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod isolation;
+#[cfg(test)]
 mod journal;
 #[cfg(test)]
 mod platform;
 #[cfg(test)]
+mod processes;
+#[cfg(test)]
 mod server;
+#[cfg(test)]
+mod tidy;

@@ -46,6 +46,8 @@ pub struct HubBuilder {
     key: Option<String>,
     tenant: Option<String>,
     timeout: Duration,
+    #[cfg(feature = "tls")]
+    tls: crate::tls::Tls,
 }
 
 impl Hub {
@@ -57,6 +59,8 @@ impl Hub {
             key: None,
             tenant: None,
             timeout: TIMEOUT,
+            #[cfg(feature = "tls")]
+            tls: crate::tls::Tls::default(),
         }
     }
 
@@ -130,6 +134,28 @@ impl HubBuilder {
         self
     }
 
+    /// Authorities of the server's certificate, PEM, in place of Mozilla's, e.g. of a company's
+    /// own. For `https` URLs.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.tls.authorities = Some(pem.into());
+        self
+    }
+
+    /// The certificate chain that this program shows, and its private key, both PEM; for hubs that
+    /// ask for one. For `https` URLs.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn client_certificate(
+        mut self,
+        chain: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.tls.own = Some((chain.into(), key.into()));
+        self
+    }
+
     /// Connects with the first call.
     ///
     /// # Errors
@@ -154,12 +180,26 @@ impl HubBuilder {
             self.tenant.as_deref(),
             Some(self.timeout),
         )?;
-        let transport = InterceptedService::new(connect(endpoint(&self.url)?), headers);
+        let transport = InterceptedService::new(connect(self.endpoint()?), headers);
         Ok(Hub { transport, runtime })
+    }
+
+    #[cfg(feature = "tls")]
+    fn endpoint(&self) -> Result<Endpoint> {
+        endpoint(&self.url, |endpoint| self.tls.secured(endpoint))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn endpoint(&self) -> Result<Endpoint> {
+        endpoint(&self.url, |_| {
+            let message = "The URL is https, and this program was built without it. Turn on the \
+                           feature `tls` of hub-client.";
+            Err(Error::local(Code::FailedPrecondition, message))
+        })
     }
 }
 
-fn endpoint(url: &str) -> Result<Endpoint> {
+fn endpoint(url: &str, secured: impl FnOnce(Endpoint) -> Result<Endpoint>) -> Result<Endpoint> {
     let url = url.trim();
     let url = if url.contains("://") || url.starts_with("unix:") {
         url.to_owned()
@@ -180,21 +220,6 @@ fn endpoint(url: &str) -> Result<Endpoint> {
             "{scheme:?} is not a scheme of the hub. Use http or https."
         ))),
     }
-}
-
-#[cfg(feature = "tls")]
-fn secured(endpoint: Endpoint) -> Result<Endpoint> {
-    let tls = tonic::transport::ClientTlsConfig::new().with_enabled_roots();
-    endpoint
-        .tls_config(tls)
-        .map_err(|error| Error::invalid(format!("TLS can't be set up: {error}.")))
-}
-
-#[cfg(not(feature = "tls"))]
-fn secured(_: Endpoint) -> Result<Endpoint> {
-    let message = "The URL is https, and this program was built without it. Turn on the feature \
-                   `tls` of hub-client.";
-    Err(Error::local(Code::FailedPrecondition, message))
 }
 
 impl fmt::Debug for HubBuilder {

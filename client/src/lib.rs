@@ -45,6 +45,8 @@ mod hub;
 mod publisher;
 mod silence;
 mod subscriber;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use call::{CallHeaders, Transport};
 pub use error::{Error, Result, Violation};

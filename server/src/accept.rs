@@ -1,25 +1,32 @@
-//! Connections: HTTP/1.1 and HTTP/2 with prior knowledge on one listener, each within bounds.
+//! Connections: HTTP/1.1 and HTTP/2, with TLS or with prior knowledge, on one listener, each within
+//! bounds.
 
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hub_core::clock::Clock;
 use hub_core::limits::Limits;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use crate::admission::Peer;
 use crate::bounds::Connection;
+use crate::pace::{Paced, watched};
+use crate::tls::{Tls, Verified};
 
 /// A connection without life is noticed within interval + timeout.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -37,12 +44,17 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after the listener failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A connection, with TLS or without.
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
 /// Serves connections until it is told to stop.
 pub struct Acceptor {
     router: Router,
-    builder: Builder<TokioExecutor>,
+    builder: Builder<Paced>,
+    paced: Paced,
     calls_max: usize,
     slots: Arc<Semaphore>,
+    tls: Option<Arc<Tls>>,
     open: TaskTracker,
     /// Finish what runs, take nothing new.
     finish: CancellationToken,
@@ -52,8 +64,18 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Serves `router` on at most `connections_max` connections at once.
-    pub fn new(router: Router, limits: &Limits, connections_max: usize) -> Self {
-        let mut builder = Builder::new(TokioExecutor::new());
+    pub fn new(
+        router: Router,
+        limits: &Limits,
+        clock: Clock,
+        connections_max: usize,
+        tls: Option<Arc<Tls>>,
+    ) -> Self {
+        let paced = Paced {
+            clock,
+            limit: limits.slow_reader_timeout,
+        };
+        let mut builder = Builder::new(paced.clone());
         let head_bytes = usize::try_from(limits.header_bytes_max).unwrap_or(usize::MAX);
         builder
             .http1()
@@ -72,8 +94,10 @@ impl Acceptor {
         Acceptor {
             router,
             builder,
+            paced,
             calls_max: limits.connection_requests_max,
             slots: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
+            tls,
             open: TaskTracker::new(),
             finish: CancellationToken::new(),
             close: CancellationToken::new(),
@@ -123,7 +147,7 @@ impl Acceptor {
         if let Err(error) = prepare(&stream) {
             tracing::debug!(%peer, "cannot set socket options: {error}");
         }
-        let serving = self.serve(stream, peer, slot);
+        let serving = watched(self.paced.clone(), self.serve(stream, peer, slot));
         self.open.spawn(serving);
     }
 
@@ -135,6 +159,8 @@ impl Acceptor {
     ) -> impl Future<Output = ()> + Send + 'static {
         let (finish, close) = (self.finish.clone(), self.close.clone());
         let (builder, router) = (self.builder.clone(), self.router.clone());
+        // Those of this moment: they may be replaced while the hub runs.
+        let tls = self.tls.as_ref().map(|tls| tls.acceptor());
         let calls = Arc::new(Semaphore::new(self.calls_max.min(Semaphore::MAX_PERMITS)));
         let connection = Connection {
             calls,
@@ -142,19 +168,22 @@ impl Acceptor {
         };
         async move {
             let _slot = slot;
-            let mut first = [0];
-            let speaks = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first));
-            let spoke = tokio::select! {
-                spoke = speaks => spoke.is_ok(),
-                () = finish.cancelled() => false,
-            };
-            if !spoke {
-                return;
-            }
+            let _open = Open::begin();
             let kept = SockRef::from(&stream).try_clone();
+            let greeting = tokio::time::timeout(HEAD_TIMEOUT, greet(stream, tls, peer));
+            let greeted = tokio::select! {
+                greeted = greeting => greeted.ok().flatten(),
+                () = finish.cancelled() => None,
+            };
+            let Some((stream, verified)) = greeted else {
+                return;
+            };
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
                 request.extensions_mut().insert(Peer(peer));
                 request.extensions_mut().insert(connection.clone());
+                if let Some(verified) = verified {
+                    request.extensions_mut().insert(verified);
+                }
                 // A router is always ready.
                 router.clone().call(request)
             });
@@ -186,6 +215,33 @@ impl Acceptor {
     }
 }
 
+/// Waits until the client speaks, then makes the handshake of TLS; none if that fails.
+async fn greet(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    peer: SocketAddr,
+) -> Option<(Stream, Option<Verified>)> {
+    stream.peek(&mut [0]).await.ok()?;
+    let Some(tls) = tls else {
+        return Some((Either::Left(stream), None));
+    };
+    match tls.accept(stream).await {
+        Ok(stream) => {
+            let shown = stream.get_ref().1.peer_certificates();
+            let verified = shown.is_some_and(|chain| !chain.is_empty());
+            Some((
+                Either::Right(Box::new(stream)),
+                verified.then_some(Verified),
+            ))
+        }
+        Err(error) => {
+            metrics::counter!("hub_tls_handshakes_failed_total").increment(1);
+            tracing::debug!(%peer, "a TLS handshake failed: {error}");
+            None
+        }
+    }
+}
+
 /// Reads what the client still sends until it closes too. A socket that is closed with bytes
 /// unread, a window update of HTTP/2 say, resets the connection, and a reset takes from the client
 /// what it has not read yet: the end of its streams (RFC 1122, 4.2.2.13).
@@ -196,6 +252,22 @@ async fn linger(kept: Socket) -> std::io::Result<()> {
     let mut rest = [0; 1024];
     while stream.read(&mut rest).await? > 0 {}
     Ok(())
+}
+
+/// Counts a connection as open until it is dropped.
+struct Open;
+
+impl Open {
+    fn begin() -> Self {
+        metrics::gauge!("hub_connections_open").increment(1.0);
+        Open
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::gauge!("hub_connections_open").decrement(1.0);
+    }
 }
 
 /// Small answers leave at once, and a dead peer is noticed also where HTTP has no pings.

@@ -8,19 +8,23 @@ use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::Response;
-use hub_core::auth::{self, Authenticator, Caller, Credential};
+use hub_core::auth::{self, Authenticator, Caller, Credential, Origin};
 use hub_core::error::{Error, Result};
 use hub_core::tenancy::Tenancy;
 use hub_proto::policy::{MethodPolicy, method_policy};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::call::Call;
 use crate::modules;
+use crate::tls::Verified;
 use crate::unexplained;
 use crate::until_drained::UntilDrained;
 
 /// Services that anyone may ask.
-const PUBLIC: [&str; 2] = ["/grpc.health.v1.", "/grpc.reflection."];
+const PUBLIC: [&str; 2] = [HEALTH, "/grpc.reflection."];
+/// Probes have no certificate.
+const HEALTH: &str = "/grpc.health.v1.";
 
 /// What decides.
 #[derive(Clone)]
@@ -31,6 +35,8 @@ pub struct Gate {
     pub tenancy: Tenancy,
     /// Set once the server is being stopped.
     pub draining: CancellationToken,
+    /// Callers need a certificate beside their key.
+    pub certificates: bool,
 }
 
 /// Address of the other end of a connection; in the extensions of its requests.
@@ -40,6 +46,10 @@ pub struct Peer(pub SocketAddr);
 /// The layer. The caller goes into the extensions of request and response.
 pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
+    let shown = request.extensions().get::<Verified>().is_some();
+    if gate.certificates && !shown && !path.starts_with(HEALTH) {
+        return refuse(unexplained::no_certificate());
+    }
     if PUBLIC.iter().any(|public| path.starts_with(public)) {
         // These know nothing of draining, and a client may watch health for ever.
         let response = next.run(request).await;
@@ -53,9 +63,16 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
         return next.run(request).await;
     }
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-    let caller = match gate.decide(policy, request.headers(), peer).await {
+    let decided = gate.decide(policy, request.headers(), peer).await;
+    let outcome = decided.as_ref().map_or_else(Error::reason, |_| "OK");
+    metrics::counter!("hub_key_verifications_total", "outcome" => outcome).increment(1);
+    let mut caller = match decided {
         Ok(caller) => caller,
         Err(error) => return refuse(error),
+    };
+    caller.origin = Origin {
+        call_id: Call::of(&request).id,
+        client_ip: peer,
     };
     // Strangers do not learn what is built.
     let mut response = if modules::is_built(policy.method) {

@@ -7,9 +7,9 @@ use hub_proto::policy::{MethodPolicy, method_policies};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::Request;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::Request;
 use tonic_prost::ProstCodec;
 
 use crate::{Config, Running, modules};

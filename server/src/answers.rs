@@ -17,9 +17,11 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
 use tonic::Status;
+use tracing::{Instrument, Span};
 
 use crate::call::Call;
 use crate::explain::{Explained, Explainer};
+use crate::pace;
 use crate::rpc_log::Record;
 
 /// The layer.
@@ -30,7 +32,9 @@ pub async fn complete(
 ) -> Response {
     let call = Call::of(&request);
     let record = Record::begin(&call, request.uri().path());
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let span = record.span();
+    let answered = next.run(request).instrument(span.clone());
+    let answered = AssertUnwindSafe(answered).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|_| Status::internal(PANICKED).into_http());
     let mut ending = Ending {
         explainer,
@@ -42,11 +46,14 @@ pub async fn complete(
         ending.finish(response.headers_mut());
         return response;
     }
+    let id = ending.call.id.clone();
     response.map(|inner| {
-        Body::new(Answer {
+        let answer = Answer {
             inner,
+            span,
             ending: Some(ending),
-        })
+        };
+        pace::watch(Body::new(answer), id)
     })
 }
 
@@ -91,6 +98,7 @@ fn write(explained: &Explained, headers: &mut HeaderMap) {
 /// The body of an answer, whose trailers are completed as they pass.
 struct Answer {
     inner: Body,
+    span: Span,
     /// Taken by the trailers; dropped with the body if the caller leaves before.
     ending: Option<Ending>,
 }
@@ -121,7 +129,8 @@ impl http_body::Body for Answer {
             return Poll::Ready(None);
         }
         let inner = Pin::new(&mut this.inner);
-        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| inner.poll_frame(cx)));
+        let polled = || this.span.in_scope(|| inner.poll_frame(cx));
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(polled));
         match polled {
             Err(_) => this.failed(PANICKED),
             Ok(Poll::Ready(Some(Err(error)))) => {

@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use hub_core::limits::Limits;
 
+use crate::sealing_key::KeyText;
+
+use crate::tls::Files;
+
 /// Configuration of one server.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -19,6 +23,14 @@ pub struct Config {
     pub connections_max: usize,
     /// File that gets the operator key at the first start, mode 0600; none = it is not written.
     pub operator_key_file: Option<PathBuf>,
+    /// Whether tables are brought up to date at the start; else an old schema is refused.
+    pub migrate: bool,
+    /// Certificates; none = without TLS.
+    pub tls: Option<Files>,
+    /// Seals what is stored of secrets: base64 of 32 bytes. PostgreSQL needs it, or the file.
+    pub sealing_key: Option<KeyText>,
+    /// File with the sealing key; none = with SQLite `sealing.key` beside the database.
+    pub sealing_key_file: Option<PathBuf>,
     /// The bounds.
     pub limits: Limits,
 }
@@ -38,6 +50,10 @@ impl Config {
             public_url: None,
             connections_max: CONNECTIONS_MAX,
             operator_key_file: None,
+            migrate: true,
+            tls: None,
+            sealing_key: None,
+            sealing_key_file: None,
             limits: Limits::default(),
         }
     }

@@ -171,7 +171,11 @@ mod tests {
     use super::*;
 
     fn explained(status: &Status) -> Explained {
-        Explainer::new("http://hub.example/").explain(status, &Call::begin(&axum::http::HeaderMap::new()), "hub.x.v1.X/Do")
+        Explainer::new("http://hub.example/").explain(
+            status,
+            &Call::begin(&axum::http::HeaderMap::new()),
+            "hub.x.v1.X/Do",
+        )
     }
 
     #[test]

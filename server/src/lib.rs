@@ -11,6 +11,8 @@
 
 mod accept;
 mod admission;
+#[cfg(test)]
+mod alone;
 mod answers;
 mod bounds;
 mod call;
@@ -21,10 +23,14 @@ mod dev;
 mod explain;
 pub mod listen;
 pub mod modules;
+mod offline;
+mod pace;
 mod pages;
 mod private_file;
 mod rpc_log;
+pub mod sealing_key;
 pub mod telemetry;
+pub mod tls;
 mod unexplained;
 mod unknown;
 mod until_drained;
@@ -37,12 +43,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use hub_api_keys::Keys;
 use hub_core::clock::Clock;
 use hub_core::cursor::Cursors;
 use hub_core::journal::Journal;
 use hub_core::module::Core;
-use hub_core::storage::{Db, Options};
+use hub_core::storage::{self, Db, Options};
 use hub_core::tenancy::Tenancy;
 use hub_proto::policy::method_policies;
 use tokio::net::TcpListener;
@@ -57,7 +62,9 @@ use accept::Acceptor;
 use admission::Gate;
 use explain::Explainer;
 use listen::Parts;
+use modules::Keys;
 use pages::Pages;
+use tls::Tls;
 
 /// How long the database may take to close once all calls have ended or were cut off.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,18 +110,19 @@ pub async fn start(
     let addr = listener
         .local_addr()
         .map_err(|error| format!("cannot listen: {error}"))?;
+    let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
     let core = open(&config, clock).await?;
     let keys = modules::keys(&core)?;
     let operator_key = operator_key(&keys.keys, config.operator_key_file.as_deref()).await?;
     let authenticator = keys.authenticator.clone();
     let services = modules::services(&core, keys);
-    let metrics = telemetry::metrics()?;
+    let metrics = telemetry::recorder()?;
     let health = HealthReporter::new();
     report(&health, ServingStatus::Serving).await;
-    let public_url = config
-        .public_url
-        .clone()
-        .unwrap_or_else(|| format!("http://{addr}"));
+    let public_url = config.public_url.clone().unwrap_or_else(|| match &tls {
+        Some(_) => format!("https://{addr}"),
+        None => format!("http://{addr}"),
+    });
     let router = listen::stack(Parts {
         services,
         health: listen::routes(Routes::new(health_service(&health))),
@@ -122,6 +130,9 @@ pub async fn start(
             authenticator,
             tenancy: core.tenancy.clone(),
             draining: core.draining.clone(),
+            certificates: config
+                .tls
+                .is_some_and(|tls| tls.client_authorities.is_some()),
         },
         explainer: Explainer::new(&public_url),
         pages: Pages {
@@ -130,8 +141,14 @@ pub async fn start(
         },
         limits: core.limits.clone(),
     })?;
-    let acceptor = Arc::new(Acceptor::new(router, &core.limits, config.connections_max));
-    tokio::spawn(telemetry::upkeep(metrics, core.draining.clone()));
+    let (limits, clock) = (&core.limits, core.clock.clone());
+    let acceptor = Acceptor::new(router, limits, clock, config.connections_max, tls.clone());
+    let acceptor = Arc::new(acceptor);
+    if let Some(tls) = tls {
+        tokio::spawn(tls.watch(core.draining.clone()));
+    }
+    telemetry::upkeep(metrics, core.workers());
+    hub_core::replay::work(core.workers(), &core.db, &core.clock);
     let serving = serve(acceptor, listener, core.clone(), health, shutdown.clone());
     // In a task of its own, so that it goes on although nobody waits for it.
     let task = tokio::spawn(serving);
@@ -158,13 +175,20 @@ async fn open(config: &Config, clock: Clock) -> Result<Core, String> {
         size_bytes_max: config.database_bytes_max,
     })
     .await?;
-    modules::migrate(&db).await?;
+    if config.migrate {
+        modules::migrate(&db).await?;
+    } else {
+        storage::refuse_other(&db.schemas(&modules::migrations()).await?)?;
+    }
+    // Before anything runs that would keep a database open which is refused.
+    let sealer = sealing_key::sealer(config, &db).await?;
     let limits = Arc::new(config.limits.clone());
     let journal = Journal::open(&db, clock.clone(), limits.clone()).await?;
     let key = hub_core::secrets::load(&db, "cursor_key").await;
     let key = key.map_err(|error| format!("cannot load the key of the cursors: {error}"))?;
     Ok(Core {
-        tenancy: Tenancy::new(db.clone()),
+        sealer: Arc::new(sealer),
+        tenancy: Tenancy::new(db.clone(), journal.clone()),
         cursors: Arc::new(Cursors::new(key)),
         db,
         journal,
@@ -241,6 +265,7 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
     let service = |method: &'static str| method.split('/').next().unwrap_or_default();
     let built: BTreeSet<_> = modules::BUILT
         .iter()
+        .filter(|method| modules::is_built(method))
         .map(|method| service(method))
         .collect();
     let all: BTreeSet<_> = method_policies()

@@ -1,9 +1,25 @@
-//! THE list of domains: the only file that names them all.
+//! THE list of domains: the only file that names them all. Each is a feature of this crate, and the
+//! server builds and passes its tests with any of them alone.
 
 use axum::Router;
-use hub_api_keys::Plugged;
+#[cfg(feature = "api_keys")]
+use hub_api_keys as keys_domain;
+#[cfg(not(feature = "api_keys"))]
+use hub_core::bootstrap as keys_domain;
 use hub_core::module::{Core, Module};
-use hub_core::storage::Db;
+use hub_core::storage::{self, Db, Migrations};
+
+pub use keys_domain::{Keys, Plugged, Replaced};
+
+/// The domains that this server is built with.
+pub const DOMAINS: &[&str] = &[
+    #[cfg(feature = "api_keys")]
+    "api_keys",
+    #[cfg(feature = "event_bus")]
+    "event_bus",
+    #[cfg(feature = "platform")]
+    "platform",
+];
 
 /// The RPCs that are built; all others answer NOT_IMPLEMENTED. README's status table says the same.
 pub const BUILT: &[&str] = &[
@@ -12,20 +28,48 @@ pub const BUILT: &[&str] = &[
     "hub.api_keys.v1.ApiKeys/ListApiKeys",
     "hub.api_keys.v1.ApiKeys/RevokeApiKey",
     "hub.api_keys.v1.ApiKeys/WhoAmI",
+    "hub.event_bus.v1.EventBus/EraseEvents",
+    "hub.event_bus.v1.EventBus/GetEvent",
+    "hub.event_bus.v1.EventBus/ListEventTypes",
+    "hub.event_bus.v1.EventBus/ListEvents",
     "hub.event_bus.v1.EventBus/Publish",
     "hub.event_bus.v1.EventBus/PublishStream",
+    "hub.event_bus.v1.EventBus/PutEventType",
     "hub.event_bus.v1.EventBus/Subscribe",
     "hub.platform.v1.Platform/CreateTenant",
+    "hub.platform.v1.Platform/GetTenant",
+    "hub.platform.v1.Platform/ListAuditEntries",
+    "hub.platform.v1.Platform/ListIntegrations",
+    "hub.platform.v1.Platform/ListProducts",
+    "hub.platform.v1.Platform/ListTenants",
+    "hub.platform.v1.Platform/SetIntegration",
+    "hub.platform.v1.Platform/SetProductSubscription",
+    "hub.platform.v1.Platform/UpdateProduct",
+    "hub.platform.v1.Platform/UpdateTenant",
 ];
 
 /// Whether a method, e.g. `hub.api_keys.v1.ApiKeys/WhoAmI`, is built.
 pub fn is_built(method: &str) -> bool {
-    BUILT.binary_search(&method).is_ok()
+    let domain = method.split('.').nth(1).unwrap_or_default();
+    DOMAINS.contains(&domain) && BUILT.binary_search(&method).is_ok()
 }
 
-/// Brings the tables of all domains up to date.
+/// The tables of all domains, in the order in which they are made.
+pub fn migrations() -> Vec<Migrations> {
+    Vec::from([
+        hub_core::journal::migrations(),
+        #[cfg(feature = "api_keys")]
+        hub_api_keys::migrations(),
+        #[cfg(feature = "event_bus")]
+        hub_event_bus::migrations(),
+    ])
+}
+
+/// Brings the tables of all domains up to date. Those of a newer hub are refused.
 pub async fn migrate(db: &Db) -> Result<(), String> {
-    for migrations in [hub_core::journal::migrations(), hub_api_keys::migrations()] {
+    let migrations = migrations();
+    storage::refuse_newer(&db.schemas(&migrations).await?)?;
+    for migrations in migrations {
         db.migrate(&migrations).await?;
     }
     Ok(())
@@ -33,16 +77,22 @@ pub async fn migrate(db: &Db) -> Result<(), String> {
 
 /// The domain of keys, which the others need to know their callers.
 pub fn keys(core: &Core) -> Result<Plugged, String> {
-    hub_api_keys::module(core)
+    keys_domain::module(core)
 }
 
 /// The services of all domains.
+#[cfg_attr(
+    not(any(feature = "event_bus", feature = "platform")),
+    expect(unused_variables, reason = "there is no domain to give it to")
+)]
 pub fn services(core: &Core, keys: Plugged) -> Router {
-    let modules: [Module; 3] = [
+    let modules = Vec::<Module>::from([
+        #[cfg(feature = "event_bus")]
         hub_event_bus::module(core, keys.authenticator),
+        #[cfg(feature = "platform")]
         hub_platform::module(core, keys.keys),
         keys.module,
-    ];
+    ]);
     modules.into_iter().fold(Router::new(), |all, module| {
         tracing::debug!(domain = module.name, "serving");
         all.merge(module.router.reset_fallback())

@@ -59,6 +59,19 @@ pub fn not_implemented(method: &str, text: &str) -> Error {
     Error::new(Code::Unimplemented, CORE, "NOT_IMPLEMENTED", message).with("method", method)
 }
 
+/// The connection carries no certificate of the caller, and RPCs need one.
+pub fn no_certificate() -> Error {
+    let message = "The connection carries no client certificate, and this hub needs one beside \
+                   the key. Connect with one of its authority.";
+    Error::new(
+        Code::Unauthenticated,
+        "hub.api_keys",
+        "KEY_MISSING",
+        message,
+    )
+    .with("expectedHeader", "none: a TLS client certificate")
+}
+
 /// A message of `size` bytes where `limit` are read; `size` is none if it was not told.
 pub fn too_large(size: Option<u64>, limit: u64) -> Error {
     let what = match size {

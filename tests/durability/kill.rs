@@ -103,7 +103,7 @@ async fn acknowledged_events_survive_sigkill_on_sqlite() {
 async fn acknowledged_events_survive_sigkill_of_the_hub_and_of_postgres() {
     let began = Instant::now();
     let server = Server::start();
-    let database = Database::on_own_server(server.url.clone());
+    let database = Database::at(server.url.clone());
     let mut process = TestProcess::start_on(Command::Serve, database, &[]).await;
     let load = Load::start(&process).await;
     for round in 0..kills() {

@@ -1,12 +1,17 @@
 //! Publishing and reading events through the API.
 
+mod erase;
+mod event_type_schemas;
+mod event_types;
 mod filters;
 mod frames;
+mod log;
 mod positions;
 mod processes;
 mod publish;
 mod publish_refusals;
 mod publish_stream;
+mod retention;
 mod stream_ends;
 mod subscribe;
 mod wire;

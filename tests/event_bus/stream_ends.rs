@@ -4,33 +4,75 @@ use hub_client::start_at::At;
 use hub_proto::hub::core::v1::ClosingReason;
 use hub_proto::hub::event_bus::v1::subscribe_response::Frame;
 use hub_proto::hub::event_bus::v1::{PublishRequest, SubscribeRequest};
+use tonic::Code;
 
 use super::{
     HEARTBEAT, Product, batch, earliest, from, ids, large_ticket, numbered, revoke, ticket,
 };
 use crate::support::{Backend, TestHub};
 
+/// More than a window of HTTP/2 takes: 600 events, 6 MB.
+async fn publish_large(psa: &Product) {
+    for part in 0..6 {
+        let events = numbered(&part.to_string(), 100);
+        let events = events.iter().map(|id| large_ticket(id, 10_000)).collect();
+        let request = PublishRequest {
+            independent: true,
+            ..batch(events)
+        };
+        psa.send(request).await.unwrap();
+    }
+}
+
+/// Time passes, more than a reader may take nothing and less than twice that; others are served.
+async fn takes_nothing(hub: &TestHub, portal: &Product) {
+    for _ in 0..6 {
+        assert_eq!(portal.dump_ids(At::AfterSequence(599)).await, ["5-99"]);
+        hub.clock.advance(hub.core.limits.slow_reader_timeout / 4);
+    }
+}
+
 both_databases! {
     async fn a_reader_that_takes_nothing_for_too_long_is_closed_and_can_resume(backend: Backend) {
-        let hub = TestHub::options(backend).manual_clock().start().await;
+        // What is under way stays small, so that Closing can wait behind it.
+        let options = TestHub::options(backend).manual_clock();
+        let hub = options.limits(|limits| limits.page_bytes_max = 64 << 10).start().await;
         let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
-        for part in 0..6 {
-            let events = numbered(&part.to_string(), 100);
-            let events = events.iter().map(|id| large_ticket(id, 10_000)).collect();
-            psa.send(PublishRequest { independent: true, ..batch(events) }).await.unwrap();
-        }
+        publish_large(&psa).await;
         let mut reader = portal.subscribe(from(earliest())).await;
         assert!(matches!(reader.next().await, Frame::Opened(_)));
-        // It fills its window and stops; meanwhile others are served, and time passes.
-        for _ in 0..20 {
-            assert_eq!(portal.dump_ids(At::AfterSequence(599)).await, ["5-99"]);
-            hub.clock.advance(hub.core.limits.slow_reader_timeout);
-        }
+        takes_nothing(&hub, &portal).await;
         let (seen, closing) = reader.rest().await;
         assert_eq!(closing.reason(), ClosingReason::TooSlow);
         assert!(closing.reconnect_after.is_some());
         assert!(seen.len() < 600, "it was never slow");
         let left = portal.dump_ids(At::Cursor(closing.cursor)).await;
+        assert_eq!(ids(&seen).into_iter().chain(left).count(), 600);
+    }
+
+    async fn a_reader_that_takes_nothing_with_much_under_way_is_cut_off_and_can_resume(
+        backend: Backend,
+    ) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
+        publish_large(&psa).await;
+        let mut reader = portal.subscribe(from(earliest())).await;
+        takes_nothing(&hub, &portal).await;
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        let error = loop {
+            match reader.try_next().await {
+                Ok(Some(Frame::Opened(_))) => {}
+                Ok(Some(Frame::Events(batch))) => {
+                    seen.extend(batch.events);
+                    cursor = batch.cursor;
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code(), Code::Cancelled, "{error}");
+        assert!(error.is_retryable());
+        let left = portal.dump_ids(At::Cursor(cursor)).await;
         assert_eq!(ids(&seen).into_iter().chain(left).count(), 600);
     }
 
@@ -59,11 +101,7 @@ both_databases! {
 
     async fn a_stopping_server_closes_streams_that_still_have_much_to_send(mut hub: TestHub) {
         let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
-        for part in 0..6 {
-            let events = numbered(&part.to_string(), 100);
-            let events = events.iter().map(|id| large_ticket(id, 10_000)).collect();
-            psa.send(PublishRequest { independent: true, ..batch(events) }).await.unwrap();
-        }
+        publish_large(&psa).await;
         let mut reader = portal.subscribe(from(earliest())).await;
         assert!(matches!(reader.next().await, Frame::Opened(_)));
         let ((seen, closing), ()) = tokio::join!(reader.rest(), hub.stop());

@@ -2,11 +2,14 @@
 
 mod cancelled;
 mod checked_log;
+mod erasure;
 mod fairness;
 mod history;
+mod listing;
+mod processes;
 mod property;
-mod random;
+pub mod random;
 mod reader;
-mod schema;
+mod removal;
 mod store;
 mod tail;

@@ -2,11 +2,15 @@
 
 use std::env;
 
+use hub_server::Config;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
 
 /// Server on which tests make databases: `postgres://USER@HOST:PORT/postgres`.
 const SERVER: &str = "HUB_TEST_POSTGRES";
+
+/// Sealing key of all hubs of the tests, as base64 of 32 bytes.
+pub const SEALING_KEY: &str = "dGVzdHMgdGVzdHMgdGVzdHMgdGVzdHMgdGVzdHMgb2s=";
 
 /// Which database a test runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +56,20 @@ impl Database {
         }
     }
 
-    /// One on a server that the test runs itself; it is gone with that server.
-    pub fn on_own_server(url: String) -> Self {
+    /// One that the test keeps otherwise: on a server of its own, or another test object's, with
+    /// which it goes.
+    pub fn at(url: String) -> Self {
         let folder = TempDir::with_prefix("hub-test-").unwrap();
         Database {
             url,
             folder,
             name: None,
         }
+    }
+
+    /// The configuration of a hub on it.
+    pub fn config(&self) -> Config {
+        config(&self.url)
     }
 
     /// Which kind it is.
@@ -70,6 +80,13 @@ impl Database {
             Backend::Sqlite
         }
     }
+}
+
+/// The configuration of a hub in this process, on the same database as others.
+pub fn config(url: &str) -> Config {
+    let mut config = Config::new(url);
+    config.sealing_key = SEALING_KEY.parse().ok();
+    config
 }
 
 impl Drop for Database {

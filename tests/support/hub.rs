@@ -70,7 +70,7 @@ impl Options {
     pub async fn start(self) -> TestHub {
         let panics = Watch::begin();
         let database = Database::new(self.backend).await;
-        let mut config = Config::new(database.url.clone());
+        let mut config = database.config();
         (self.config)(&mut config);
         let running = serve(&config, &self.clock).await;
         let operator_key = running.operator_key.clone().expect("a new database");
@@ -108,6 +108,11 @@ impl TestHub {
     /// `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// What `--database` would take, to look at the tables beside the hub.
+    pub fn database_url(&self) -> &str {
+        &self.config.database
     }
 
     /// A new tenant.

@@ -10,10 +10,10 @@ mod panics;
 mod process;
 mod tenant;
 
-pub use database::{Backend, Database};
+pub use database::{Backend, Database, SEALING_KEY, config};
 pub use http::{Answer, frame, post_grpc, post_json, request};
 pub use hub::TestHub;
-pub use process::{Command, TestProcess};
+pub use process::{Command, Ended, TestProcess};
 pub use tenant::Tenant;
 
 /// What a test function may ask for.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::process::Child;
 
-use super::database::{Backend, Database};
+use super::database::{Backend, Database, SEALING_KEY};
 
 /// A process that is not ready by then has failed.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,6 +25,17 @@ pub enum Command {
     Dev,
     /// `hub serve`.
     Serve,
+}
+
+/// A command that ran to its end.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub status: ExitStatus,
+    /// What it wrote to standard output.
+    pub output: String,
+    /// What it wrote to standard error.
+    pub log: String,
 }
 
 /// A running program on a database of its own. Dropping it kills the process.
@@ -46,6 +57,12 @@ impl TestProcess {
     /// The same on a given database.
     pub async fn start_on(command: Command, database: Database, flags: &[&str]) -> Self {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        if command == Command::Serve && database.backend() == Backend::Postgres {
+            // `serve` does so by itself on SQLite only.
+            let arguments = ["migrate", "--database", &database.url];
+            let migrated = Self::run(database.folder.path(), &arguments).await;
+            assert!(migrated.status.success(), "{}", migrated.log);
+        }
         let child = spawn(command, &database, &flags);
         let mut process = TestProcess {
             ready: Value::Null,
@@ -61,17 +78,33 @@ impl TestProcess {
     /// Runs the program with flags that it refuses: its status, and what it said.
     pub async fn refused(flags: &[&str]) -> (ExitStatus, String) {
         let folder = tempfile::TempDir::with_prefix("hub-test-").unwrap();
-        let mut refused = tokio::process::Command::new(program());
-        refused
-            .args(flags)
-            .current_dir(folder.path())
+        let ended = Self::run(folder.path(), flags).await;
+        (ended.status, ended.log)
+    }
+
+    /// Runs a command in a folder to its end.
+    pub async fn run(folder: &Path, arguments: &[&str]) -> Ended {
+        Self::run_with(folder, &[], arguments).await
+    }
+
+    /// The same with variables.
+    pub async fn run_with(folder: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Ended {
+        let mut command = tokio::process::Command::new(program());
+        command
+            .args(arguments)
+            .envs(arguments.iter().find_map(|argument| sealing_key(argument)))
+            .envs(variables.iter().copied())
+            .current_dir(folder)
+            .stdin(Stdio::null())
             .kill_on_drop(true);
-        let ended = tokio::time::timeout(END_TIMEOUT, refused.output()).await;
+        let ended = tokio::time::timeout(END_TIMEOUT, command.output()).await;
         let output = ended.expect("it ends by itself").unwrap();
-        (
-            output.status,
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ended {
+            status: output.status,
+            output: text(&output.stdout),
+            log: text(&output.stderr),
+        }
     }
 
     /// Starts the same again, on the same database; it must have ended.
@@ -190,12 +223,19 @@ fn spawn(command: Command, database: &Database, flags: &[String]) -> Child {
         .arg(folder.join("ready.json"))
         .args(flags)
         .current_dir(folder)
+        .envs(sealing_key(&database.url))
         .stdin(Stdio::null())
         .stdout(file("out"))
         .stderr(file("log"))
         .kill_on_drop(true)
         .spawn()
         .unwrap()
+}
+
+/// PostgreSQL needs a sealing key; with SQLite the hub makes its own.
+fn sealing_key(url: &str) -> Option<(&'static str, &'static str)> {
+    url.starts_with("postgres:")
+        .then_some(("HUB_SEALING_KEY", SEALING_KEY))
 }
 
 /// `HUB_BIN`, or `hub` where cargo puts programs of the profile of this test.

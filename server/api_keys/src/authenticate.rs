@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use hub_core::auth::{Answer, Authenticator, Caller, Credential};
+use hub_core::auth::{self, Answer, Authenticator, Caller, Credential};
 use hub_core::error::{Error, Result};
 use subtle::ConstantTimeEq;
 
@@ -33,7 +33,8 @@ impl Authenticator for Keys {
         Box::pin(async move {
             let record = self.record_by_id(&caller.key_id).await?;
             let record = record.ok_or_else(error::not_recognized)?;
-            record.check_works(self.core.clock.now())
+            record.check_works(self.core.clock.now())?;
+            auth::check_subscription(caller, &self.core.tenancy).await
         })
     }
 }

@@ -144,6 +144,7 @@ mod tests {
             product: None,
             scopes: Scopes::default(),
             all_tenants: true,
+            origin: hub_core::auth::Origin::default(),
         };
         Arc::new(Record {
             caller,

@@ -6,8 +6,7 @@ use hub_core::auth::{self, Caller};
 use hub_core::clock::{Clock, Micros, from_timestamp, timestamp};
 use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
-use hub_core::products;
-use hub_core::replay::Call;
+use hub_core::replay::{Call, Done, Retry};
 use hub_proto::hub::api_keys::v1::{
     ApiKey, ApiKeyState, CreateApiKeyRequest, CreateApiKeyResponse, GetApiKeyRequest,
     GetApiKeyResponse, ListApiKeysRequest, ListApiKeysResponse, Revocation, RevokeApiKeyRequest,
@@ -37,13 +36,18 @@ impl ApiKeys for Service {
     ) -> Answer<CreateApiKeyResponse> {
         let caller = auth::caller(&request)?;
         let (new, call) = new_key(&caller, request.into_inner())?;
-        let created = self.keys.create(&caller, new, call).await?;
-        Ok(Response::new(CreateApiKeyResponse {
-            api_key: Some(self.show(&created.key)),
-            plaintext: created
-                .plaintext
-                .map_or_else(String::new, |key| key.expose().to_owned()),
-        }))
+        let message = |key: &Key| self.created(key).encode_to_vec();
+        let message = &message;
+        let retry = call.map(|call| Retry { call, message });
+        let (mut answer, secret) = match self.keys.create(&caller, new, retry).await? {
+            Done::First(made) => (
+                self.created(&made.key),
+                Some(made.plaintext.expose().to_owned()),
+            ),
+            Done::Again(before) => (before.decode()?, before.secret),
+        };
+        answer.plaintext = secret.unwrap_or_default();
+        Ok(Response::new(answer))
     }
 
     async fn get_api_key(&self, request: Request<GetApiKeyRequest>) -> Answer<GetApiKeyResponse> {
@@ -96,16 +100,14 @@ impl ApiKeys for Service {
     async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Answer<WhoAmIResponse> {
         let caller = auth::caller(&request)?;
         let key = self.keys.own(&caller).await?;
-        // Every tenant has all products until product subscriptions can be changed.
-        let active: &[&str] = if caller.tenant.is_some() {
-            &products::SLUGS
-        } else {
-            &[]
+        let active_products = match &caller.tenant {
+            Some(tenant) => self.keys.core.tenancy.active_products(tenant).await?,
+            None => Vec::new(),
         };
         Ok(Response::new(WhoAmIResponse {
             api_key: Some(self.show(&key)),
             tenant_id: caller.tenant.as_ref().map_or("", TenantRef::id).to_owned(),
-            active_products: active.iter().map(|slug| (*slug).to_owned()).collect(),
+            active_products,
             rate_limit: None,
         }))
     }
@@ -114,6 +116,14 @@ impl ApiKeys for Service {
 impl Service {
     fn show(&self, key: &Key) -> ApiKey {
         show(key, self.clock.now())
+    }
+
+    /// The answer to a call that made `key`, without its secret.
+    fn created(&self, key: &Key) -> CreateApiKeyResponse {
+        CreateApiKeyResponse {
+            api_key: Some(self.show(key)),
+            plaintext: String::new(),
+        }
     }
 }
 

@@ -8,11 +8,10 @@ use hub_core::journal::TenantRef;
 use hub_core::storage::Tx;
 
 use crate::keys::{Keys, NewKey};
-use crate::secret::Plaintext;
 use crate::store;
 
-/// Who made the first operator key.
-const HUB: &str = "hub";
+/// Who made the operator keys that nobody else made.
+pub(crate) const HUB: &str = "hub";
 
 impl Keys {
     /// At the first start: makes the operator's key and returns its secret, which nobody can show
@@ -23,13 +22,9 @@ impl Keys {
         if store::lock_operators(&mut tx).await? {
             return Ok(None);
         }
-        let new = NewKey {
-            all_tenants: true,
-            ..administrator("operator")
-        };
         let now = self.core.clock.now();
         let made = self
-            .insert(&mut tx, &TenantRef::system(), new, HUB, now)
+            .insert(&mut tx, &TenantRef::system(), operator(), HUB, now)
             .await?;
         self.commit(tx, log, made.event).await?;
         Ok(Some(made.plaintext.expose().to_owned()))
@@ -54,17 +49,13 @@ impl KeyIssuer for Keys {
             })
         })
     }
+}
 
-    fn keep_plaintext(&self, issued: &IssuedKey) {
-        if let Some(plaintext) = Plaintext::parse(&issued.plaintext) {
-            self.kept
-                .put(&issued.key_id, plaintext, self.core.clock.now());
-        }
-    }
-
-    fn kept_plaintext(&self, key_id: &str) -> Option<String> {
-        let kept = self.kept.get(key_id, self.core.clock.now());
-        kept.map(|plaintext| plaintext.expose().to_owned())
+/// The key of no tenant that may do everything.
+pub(crate) fn operator() -> NewKey {
+    NewKey {
+        all_tenants: true,
+        ..administrator("operator")
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use hub_core::auth::{Caller, Scopes};
-use hub_core::clock::Micros;
+use hub_core::audit::Changes;
+use hub_core::auth::{Caller, Origin, Scopes};
+use hub_core::clock::{Micros, timestamp};
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use hub_proto::hub::api_keys::v1::ApiKeyState;
@@ -95,6 +96,21 @@ impl Key {
         }
     }
 
+    /// What a new key has, for the audit log. Its secret is not part of it.
+    pub(crate) fn as_changes(&self) -> Changes {
+        let expire_time = self.expire_time.map(|at| timestamp(at).to_string());
+        let changes = Changes::new()
+            .field("name", "", &self.name)
+            .field("product", "", self.product.as_deref().unwrap_or_default())
+            .field("scopes", "", self.scopes.join(" "))
+            .field("allowed_cidrs", "", self.cidrs.join(" "))
+            .field("expire_time", "", expire_time.unwrap_or_default())
+            .field("all_tenants", false, self.tenant.is_none());
+        self.labels.iter().fold(changes, |changes, (name, value)| {
+            changes.field(&format!("labels.{name}"), "", value)
+        })
+    }
+
     pub(crate) fn rights(&self) -> Rights<'_> {
         Rights {
             scopes: &self.scopes,
@@ -128,6 +144,7 @@ impl Record {
                 product: key.product.as_deref().map(Into::into),
                 scopes: Scopes::new(key.scopes.iter().cloned()),
                 all_tenants: key.tenant.is_none(),
+                origin: Origin::default(),
             },
             cidrs,
             end: key.end(),

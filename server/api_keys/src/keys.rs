@@ -7,12 +7,12 @@ use hub_core::auth::{self, Caller};
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::hub_event::HubEvent;
-use hub_core::journal::{Append, Log, NewEvent, Outcome, TenantRef};
+use hub_core::journal::{Append, Log, NewEvent, Outcome, TenantRef, lock_head};
 use hub_core::module::Core;
 use hub_core::page::{self, List};
-use hub_core::replay::{Begun, Call};
+use hub_core::replay::{Begun, Done, Retry};
 use hub_core::storage::Tx;
-use hub_core::{id, products};
+use hub_core::{audit, id};
 
 use crate::addresses::Cidr;
 use crate::cache::Cache;
@@ -20,7 +20,6 @@ use crate::error;
 use crate::key::Key;
 use crate::scopes::{self, Rights};
 use crate::secret::Plaintext;
-use crate::secret::kept::Kept;
 use crate::store::{self, Filter};
 
 /// Where the events about keys come from.
@@ -36,7 +35,6 @@ pub(crate) const CREATE: &str = "hub.api_keys.v1.ApiKeys/CreateApiKey";
 pub struct Keys {
     pub(crate) core: Core,
     pub(crate) cache: Cache,
-    pub(crate) kept: Kept,
 }
 
 /// What a caller says of a key to be made.
@@ -58,13 +56,13 @@ pub struct NewKey {
     pub all_tenants: bool,
 }
 
-/// A key that was made, by this call or by the one of which it is a retry.
+/// A key that was just made.
 #[derive(Debug)]
 pub struct Created {
     /// The key.
     pub key: Key,
-    /// Its secret; none if a retry comes later than 10 minutes, or reaches another process.
-    pub plaintext: Option<Plaintext>,
+    /// Its secret, which nobody can show again.
+    pub plaintext: Plaintext,
 }
 
 /// A page of keys.
@@ -82,7 +80,6 @@ impl Keys {
         Keys {
             core: core.clone(),
             cache,
-            kept: Kept::default(),
         }
     }
 
@@ -94,13 +91,14 @@ impl Keys {
         &self,
         caller: &Caller,
         new: NewKey,
-        call: Option<Call>,
-    ) -> Result<Created> {
+        retry: Option<Retry<'_, Key>>,
+    ) -> Result<Done<Created>> {
         let now = self.core.clock.now();
         let tenant = tenant_of_new(caller, new.all_tenants)?;
-        scopes::check_form(&new.scopes)?;
+        let products = self.core.tenancy.products().await?;
+        scopes::check_form(&new.scopes, &products)?;
         let product = (!new.product.is_empty()).then_some(new.product.as_str());
-        product.map_or(Ok(()), products::require)?;
+        product.map(|slug| products.require(slug)).transpose()?;
         let rights = Rights {
             scopes: &new.scopes,
             product,
@@ -110,39 +108,34 @@ impl Keys {
         check_fields(&new, now)?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
-        if let Some(call) = &call
-            && let Begun::Again(key_id) = call.begin(&mut tx, now).await?
+        if let Some(Retry { call, .. }) = &retry
+            && let Begun::Again(answer) = call.begin(&mut tx, &self.core.sealer, now).await?
         {
-            drop(tx);
-            return self.created_before(&tenant, &key_id, now).await;
+            return Ok(Done::Again(answer));
         }
+        // Before the audit log, as whoever revokes a key does.
+        lock_head(&mut tx, &TenantRef::system()).await?;
         let made = self
             .insert(&mut tx, &tenant, new, &caller.key_id, now)
             .await?;
-        if let Some(call) = &call {
-            call.finish(&mut tx, &made.key.key_id).await?;
-            // Before the commit, which runs on even if the caller is gone and calls again.
-            self.kept.put(&made.key.key_id, made.plaintext.clone(), now);
+        if let Some(Retry { call, message }) = &retry {
+            let (message, secret) = (message(&made.key), made.plaintext.expose());
+            let sealer = &self.core.sealer;
+            call.finish(&mut tx, sealer, message, Some(secret)).await?;
         }
+        let change = audit::Change {
+            caller,
+            action: CREATE,
+            resource: &made.key.key_id,
+            changes: made.key.as_changes(),
+            time: now,
+        };
+        audit::record(&mut tx, &tenant, change).await?;
         self.commit(tx, log, made.event).await?;
-        Ok(Created {
+        Ok(Done::First(Created {
             key: made.key,
-            plaintext: Some(made.plaintext),
-        })
-    }
-
-    async fn created_before(
-        &self,
-        tenant: &TenantRef,
-        key_id: &str,
-        now: Micros,
-    ) -> Result<Created> {
-        let key = store::find(&self.core.db, tenant, key_id).await?;
-        let key = key.ok_or_else(|| Error::internal("a retry names a key that is not there"))?;
-        Ok(Created {
-            key,
-            plaintext: self.kept.get(key_id, now),
-        })
+            plaintext: made.plaintext,
+        }))
     }
 
     /// Makes a key as part of `tx`; nothing about it is checked any more.

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - The plaintext of a key is in the answer that made it, and nowhere else: stored is its SHA-256,
-//!   and no log, error or `Debug` shows it. For a safe retry it stays in memory for 10 minutes.
+//!   and no log, error or `Debug` shows it. For a safe retry it is kept sealed for 10 minutes.
 //! - A key that was revoked is refused by the next call on the same process, and by every process
 //!   once `Limits::key_cache_ttl` has passed.
 //! - No key gives, or ends, rights that it does not have itself.
@@ -17,6 +17,7 @@ mod grpc;
 mod issue;
 mod key;
 mod keys;
+mod operator;
 mod revoke;
 mod scopes;
 mod secret;
@@ -33,6 +34,7 @@ use tonic::service::Routes;
 
 pub use key::{Key, Revocation};
 pub use keys::{Created, Keys, NewKey, Page};
+pub use operator::Replaced;
 pub use secret::Plaintext;
 pub use store::{Filter, STATEMENTS, migrations};
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use hub_core::audit::{self, Changes};
 use hub_core::auth::Caller;
+use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::journal::{TenantRef, lock_head};
 
@@ -10,6 +12,9 @@ use crate::key::{Key, Revocation};
 use crate::keys::{Keys, key_event, tenant_of};
 use crate::scopes;
 use crate::store;
+
+/// The RPC that ends keys, as its policy names it.
+const REVOKE: &str = "hub.api_keys.v1.ApiKeys/RevokeApiKey";
 
 impl Keys {
     /// Revokes a key; the next call with it is refused. A key that was revoked before stays as it
@@ -55,6 +60,20 @@ impl Keys {
             drop(tx);
             return self.get(caller, key_id).await;
         };
+        let before = Key {
+            revocation: None,
+            ..key.clone()
+        };
+        let change = audit::Change {
+            caller,
+            action: REVOKE,
+            resource: key_id,
+            changes: Changes::new()
+                .field("state", state(&before, time), state(&key, time))
+                .field("revocation.reason", "", reason),
+            time,
+        };
+        audit::record(&mut tx, &tenant, change).await?;
         let event = key_event(&key, "key.revoked", &caller.key_id, time, reason);
         let committed = self.commit(tx, log, event).await;
         // Whatever came of it: after a lost answer of the database the key may be revoked.
@@ -67,4 +86,8 @@ impl Keys {
         }
         Ok(key)
     }
+}
+
+fn state(key: &Key, now: Micros) -> &'static str {
+    key.state(now).as_str_name()
 }

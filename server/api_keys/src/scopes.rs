@@ -2,7 +2,7 @@
 
 use hub_core::auth::{ADMINISTRATOR, Caller, covers, is_scope};
 use hub_core::error::Result;
-use hub_core::products;
+use hub_core::products::Products;
 
 use crate::error;
 
@@ -25,13 +25,13 @@ impl Rights<'_> {
 }
 
 /// `SCOPE_INVALID`, or `PRODUCT_NOT_FOUND` for a scope of a product that does not exist.
-pub(crate) fn check_form(scopes: &[String]) -> Result<()> {
+pub(crate) fn check_form(scopes: &[String], products: &Products) -> Result<()> {
     for scope in scopes {
         if !is_scope(scope) {
             return Err(error::scope_invalid(scope));
         }
         if let Some((product, _)) = scope.split_once(':') {
-            products::require(product)?;
+            products.require(product)?;
         }
     }
     Ok(())
@@ -77,6 +77,7 @@ mod tests {
             product: product.map(Into::into),
             scopes: Scopes::new(scopes.iter().map(|scope| (*scope).to_owned())),
             all_tenants,
+            origin: hub_core::auth::Origin::default(),
         }
     }
 

@@ -75,6 +75,10 @@ const ANY_OPERATOR: Sql = Sql::same(
     "select count(*) from api_keys where tenant_no = 0 and product is null
        and replace(scopes, '\"hub:*\"', '') <> scopes",
 );
+const OPERATORS: Sql = Sql::same(
+    "select key_id from api_keys where tenant_no = 0 and product is null and created_by = $1
+       and revoke_time is null and replace(scopes, '\"hub:*\"', '') <> scopes order by key_id",
+);
 
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[
@@ -86,6 +90,7 @@ pub const STATEMENTS: &[Sql] = &[
     REVOKE,
     LOCK_OPERATOR,
     ANY_OPERATOR,
+    OPERATORS,
 ];
 
 /// Tables of this domain.
@@ -272,4 +277,11 @@ pub async fn lock_operators(tx: &mut Tx) -> Result<bool> {
     let _: (i32,) = tx.query(LOCK_OPERATOR).one().await?;
     let (count,): (i64,) = tx.query(ANY_OPERATOR).one().await?;
     Ok(count > 0)
+}
+
+/// Ids of the operator keys that `created_by` made and that were not revoked.
+pub async fn operators_by(tx: &mut Tx, created_by: &str) -> Result<Vec<String>> {
+    let query = tx.query(OPERATORS).bind(created_by.to_owned());
+    let rows: Vec<(String,)> = query.all().await?;
+    Ok(rows.into_iter().map(|(key_id,)| key_id).collect())
 }

@@ -96,6 +96,17 @@ pub struct Caller {
     pub scopes: Scopes,
     /// The key itself belongs to no tenant.
     pub all_tenants: bool,
+    /// The call that it makes.
+    pub origin: Origin,
+}
+
+/// Where a call comes from, for the audit log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Id of the call, `req_…`; empty outside of one.
+    pub call_id: Arc<str>,
+    /// Address of the caller, if known.
+    pub client_ip: Option<IpAddr>,
 }
 
 impl Caller {
@@ -172,19 +183,12 @@ pub trait KeyIssuer: Send + Sync {
         tenant: &'a TenantRef,
         created_by: &'a str,
     ) -> Answer<'a, IssuedKey>;
-
-    /// Keeps the secret of a committed key in memory for 10 minutes, so that a retry of the call
-    /// that made it can show it again.
-    fn keep_plaintext(&self, issued: &IssuedKey);
-
-    /// The secret, if it is still kept.
-    fn kept_plaintext(&self, key_id: &str) -> Option<String>;
 }
 
 /// Decides whether a caller may call a method, and for which tenant.
 ///
-/// Errors: those of the authenticator, `SCOPE_MISSING`, `OPERATOR_ONLY`, `TENANT_REQUIRED`,
-/// `TENANT_NOT_FOUND`, `PRODUCT_REQUIRED`.
+/// Errors: those of the authenticator, `TENANT_NOT_FOUND`, `SUBSCRIPTION_INACTIVE`,
+/// `OPERATOR_ONLY`, `SCOPE_MISSING`, `TENANT_REQUIRED`, `PRODUCT_REQUIRED`.
 pub async fn admit(
     policy: &MethodPolicy,
     credential: Credential<'_>,
@@ -192,13 +196,14 @@ pub async fn admit(
     tenancy: &Tenancy,
 ) -> Result<Caller> {
     let mut caller = authenticator.authenticate(credential).await?;
+    name_tenant(&mut caller, credential.headers, tenancy).await?;
+    check_subscription(&caller, tenancy).await?;
     if policy.operator_only && !caller.is_operator() {
         return Err(operator_only(policy.method));
     }
     if !policy.scope.is_empty() {
         caller.require(policy.scope)?;
     }
-    name_tenant(&mut caller, credential.headers, tenancy).await?;
     if caller.tenant.is_none() && !policy.all_tenants && !policy.operator_only {
         return Err(tenant_required());
     }
@@ -221,6 +226,17 @@ async fn name_tenant(caller: &mut Caller, headers: &HeaderMap, tenancy: &Tenancy
             caller.tenant = Some(tenancy.find(named).await?);
             Ok(())
         }
+    }
+}
+
+/// A product's key works while the tenant's subscription to the product is active; a long stream
+/// asks again while it runs. A key without tenant is checked for each tenant that it names.
+///
+/// Errors: `SUBSCRIPTION_INACTIVE`.
+pub async fn check_subscription(caller: &Caller, tenancy: &Tenancy) -> Result<()> {
+    match (&caller.tenant, &caller.product) {
+        (Some(tenant), Some(product)) => tenancy.require_active(tenant, product).await,
+        _ => Ok(()),
     }
 }
 

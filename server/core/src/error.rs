@@ -65,6 +65,13 @@ impl Error {
         self
     }
 
+    /// Adds a place that is wrong and what is wrong there (`BadRequest`); cut at 200 and 300 bytes.
+    #[must_use]
+    pub fn violation(mut self, field: impl Into<String>, problem: impl Into<String>) -> Self {
+        self.inner.violations.push((field.into(), problem.into()));
+        self
+    }
+
     /// Tells the caller to wait (`RetryInfo`).
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
@@ -80,6 +87,13 @@ impl Error {
             .with("fields", &field);
         error.inner.violations.push((field, problem));
         error
+    }
+
+    /// The resource is not the one that the caller read (`ETAG_MISMATCH`).
+    pub fn etag_mismatch(current: impl fmt::Display) -> Self {
+        let message = "The resource changed since you read it. Read it again, apply your change to \
+                       it, then retry.";
+        Error::new(Code::Aborted, CORE, "ETAG_MISMATCH", message).with("currentEtag", current)
     }
 
     /// The database cannot take the write now (`STORE_BUSY`). `cause` is one word for programs.

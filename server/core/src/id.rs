@@ -7,6 +7,11 @@ pub fn new(prefix: &str) -> String {
     format!("{prefix}_{}", base32(uuid::Uuid::now_v7().as_u128(), 26))
 }
 
+/// The id with this number, e.g. a hash: for things that are found without asking a database.
+pub fn of(prefix: &str, number: u128) -> String {
+    format!("{prefix}_{}", base32(number, 26))
+}
+
 /// Id of the event at `key` (tenant number and sequence in one number): no index is needed to
 /// find the event again.
 pub fn event(key: i64) -> String {

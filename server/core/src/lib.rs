@@ -3,16 +3,22 @@
 //! - [`storage`]: one SQL text on SQLite and PostgreSQL.
 //! - [`journal`]: the append-only log of each tenant, the heart of the hub.
 //! - [`auth`]: who is calling and what that key may do.
+//! - [`bootstrap`]: the keys of a hub that is built without the domain of keys.
 //! - [`error`]: the one error type that leaves a domain.
 //! - [`cursor`], [`clock`], [`id`], [`limits`], [`tenancy`], [`secrets`]: what these share.
-//! - [`page`], [`products`], [`replay`]: lists in pages, the suite's slugs, safe retry of a call.
+//! - [`page`], [`products`], [`replay`]: lists in pages, the suite's products, safe retry of a call.
+//! - [`worker`], [`sealing`]: supervised work in the background, secrets that are stored.
+//! - [`audit`]: who changed what.
 //! - [`hub_event`]: what the hub itself tells in the system log.
 //! - [`module`]: what a domain gets from the server, and what it hands back.
 
+pub mod audit;
 pub mod auth;
+pub mod bootstrap;
 pub mod clock;
 pub mod cursor;
 pub mod error;
+pub mod field_mask;
 pub mod hub_event;
 pub mod id;
 pub mod journal;
@@ -21,6 +27,8 @@ pub mod module;
 pub mod page;
 pub mod products;
 pub mod replay;
+pub mod sealing;
 pub mod secrets;
 pub mod storage;
 pub mod tenancy;
+pub mod worker;

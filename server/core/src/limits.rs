@@ -38,6 +38,9 @@ pub struct Limits {
     pub append_wait_max: Duration,
     /// How long a commit waits for more events; 0 = not at all.
     pub group_linger: Duration,
+    /// Shortest pause between two hints to the other processes on a PostgreSQL that logs have
+    /// grown; 0 = none are sent or listened for, and logs are only polled, twice a second.
+    pub notify_interval: Duration,
     /// Newest events kept in memory, of all tenants.
     pub tail_bytes_max: usize,
     /// What a reader takes from the database or the tail at once, and aims at in a frame.
@@ -47,6 +50,10 @@ pub struct Limits {
     /// Identities in memory, 100 bytes each, while the index cannot be written; beyond that
     /// publishing is refused.
     pub identities_unindexed_max: usize,
+    /// Events that a page of the event log examines before it ends, full or not.
+    pub listing_events_max: usize,
+    /// What a page of the event log reads of the database before it ends, full or not.
+    pub listing_bytes_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     pub identities_window: Duration,
     /// How long a key that was looked up is believed.
@@ -75,12 +82,15 @@ impl Default for Limits {
             group_tenants_max: 16,
             append_wait_max: Duration::from_secs(10),
             group_linger: Duration::ZERO,
+            notify_interval: Duration::from_millis(5),
             tail_bytes_max: 64 * MIB,
             page_bytes_max: MIB,
             // About 25 MB when full. Runs of this size are never merged, so that each identity is
             // written to the index once.
             identities_recent_max: 250_000,
             identities_unindexed_max: 4_000_000,
+            listing_events_max: 10_000,
+            listing_bytes_max: 64 * MIB,
             identities_window: Duration::from_secs(8 * 24 * 3600),
             key_cache_ttl: Duration::from_secs(5),
             key_cache_max: 100_000,

@@ -45,6 +45,25 @@ pub fn size(asked: i32) -> Result<usize> {
     usize::try_from(size).map_err(|_| Error::field("page_size", "must be 0..1000"))
 }
 
+/// Cuts what was read for a page, one more than asked for, to the page: `size` things and about
+/// `bytes_max` bytes, at least one, or a list would never end. Returns whether more follows.
+pub fn cut<T>(
+    things: &mut Vec<T>,
+    size: usize,
+    bytes_max: usize,
+    encoded_len: impl Fn(&T) -> usize,
+) -> bool {
+    let mut bytes = 0;
+    let fitting = things.iter().take_while(|thing| {
+        bytes += encoded_len(thing);
+        bytes <= bytes_max
+    });
+    let fitting = fitting.count().max(1).min(size);
+    let more = things.len() > fitting;
+    things.truncate(fitting);
+    more
+}
+
 impl Cursors {
     /// A token that continues `list` after the thing named `after`.
     pub fn write_page(&self, list: List<'_>, now: Micros, after: &str) -> String {
@@ -148,6 +167,19 @@ mod tests {
         ] {
             assert_eq!(refused.unwrap_err().reason(), "PAGE_TOKEN_INVALID");
         }
+    }
+
+    #[test]
+    fn a_page_is_cut_at_its_size_and_its_bytes_but_never_empty() {
+        let cut_to = |size, bytes_max| {
+            let mut things = vec![30; 5];
+            let more = cut(&mut things, size, bytes_max, |bytes| *bytes);
+            (things.len(), more)
+        };
+        assert_eq!(cut_to(4, 1000), (4, true));
+        assert_eq!(cut_to(5, 1000), (5, false));
+        assert_eq!(cut_to(5, 100), (3, true));
+        assert_eq!(cut_to(5, 10), (1, true));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use prost::Message;
 use std::sync::Arc;
 
 use crate::filter::{Filter, Scope};
+use crate::routing::Configuration;
 
 /// Most events of a frame.
 const FRAME_EVENTS_MAX: u32 = 1000;
@@ -61,23 +62,27 @@ impl Batcher {
         }
     }
 
-    /// Takes events after `after` until the frame is full. `remaining` cuts exactly, even within
+    /// Takes events after `after` until the frame is full. Each segment comes with the
+    /// configuration by which its events are routed; none = they are not. `remaining` cuts exactly, even within
     /// a batch.
     pub(crate) fn take(
         &self,
-        segments: &[Arc<Segment>],
+        segments: &[(Arc<Segment>, Option<Arc<Configuration>>)],
         after: Position,
         bytes_aim: usize,
         remaining: Option<u32>,
     ) -> Result<Taken> {
         let mut frame = Frame::default();
         let mut position = after;
-        'segments: for segment in segments {
+        'segments: for (segment, configuration) in segments {
             let run = segment.run().map_err(Error::internal)?;
             let admitted: Vec<bool> = run
                 .kinds
                 .iter()
-                .map(|kind| self.filter.admits(kind, &self.scope))
+                .map(|kind| {
+                    self.filter
+                        .admits(kind, &self.scope, configuration.as_deref())
+                })
                 .collect();
             let skip = (position.seq + 1).saturating_sub(segment.first()) as usize;
             let mut next = skip;
@@ -163,11 +168,11 @@ impl Batcher {
 }
 
 /// The fingerprint of the last event taken, whose segment may have been left half-way.
-fn fingerprint_at(segments: &[Arc<Segment>], seq: u64) -> u64 {
-    let at = segments.partition_point(|segment| segment.last() < seq);
+fn fingerprint_at(segments: &[(Arc<Segment>, Option<Arc<Configuration>>)], seq: u64) -> u64 {
+    let at = segments.partition_point(|(segment, _)| segment.last() < seq);
     let found = segments.get(at);
     found
-        .and_then(|segment| segment.fingerprint(seq))
+        .and_then(|(segment, _)| segment.fingerprint(seq))
         .unwrap_or_default()
 }
 

@@ -1,7 +1,11 @@
 //! The reasons of the event bus: what happened, and what the caller can do.
 
+use std::time::Duration;
+
 use hub_core::error::Error;
 use tonic::Code;
+
+use crate::schema::Problem;
 
 const DOMAIN: &str = "hub.event_bus";
 
@@ -53,6 +57,81 @@ pub(crate) fn source_not_allowed(index: usize, kind: &str, product: &str, source
     .with("type", kind)
     .with("product", product)
     .with("sources", sources)
+}
+
+/// A schema of the catalogue cannot be used, or its example does not match it (`SCHEMA_INVALID`).
+/// `of` is the field of the entry.
+pub(crate) fn schema_invalid(of: &str, problem: &Problem) -> Error {
+    let message = format!("{of} cannot be used: {problem}. Fix it.");
+    let position = match problem.pointer.as_str() {
+        "" => "/",
+        pointer => pointer,
+    };
+    Error::new(Code::InvalidArgument, DOMAIN, "SCHEMA_INVALID", message)
+        .with("position", position)
+        .violation(format!("event_type.{of}"), problem.to_string())
+}
+
+/// Violations that the message itself tells; the details have all.
+const TOLD_MAX: usize = 3;
+
+/// The data does not match the schema of its type (`SCHEMA_VIOLATION`). There is one violation at
+/// least.
+pub(crate) fn schema_violation(index: usize, kind: &str, violations: &[Problem]) -> Error {
+    let place = |violation: &Problem| match violation.pointer.as_str() {
+        "" => "the data".to_owned(),
+        pointer => cut(pointer),
+    };
+    let told: Vec<String> = violations
+        .iter()
+        .take(TOLD_MAX)
+        .map(|violation| format!("{} {}", place(violation), violation.problem))
+        .collect();
+    let more = match violations.len().saturating_sub(TOLD_MAX) {
+        0 => String::new(),
+        more => format!("; {more} more"),
+    };
+    let message = format!("Event {index}: {}{more}. Fix the data.", told.join("; "));
+    let path = violations.first().map_or("", |first| &first.pointer);
+    let error = Error::new(Code::InvalidArgument, DOMAIN, "SCHEMA_VIOLATION", message)
+        .with("index", index)
+        .with("type", kind)
+        .with("path", path);
+    violations.iter().fold(error, |error, violation| {
+        let field = format!("events[{index}].data{}", cut(&violation.pointer));
+        error.violation(field, violation.problem.clone())
+    })
+}
+
+/// Places can be as long as the data that they are in.
+fn cut(pointer: &str) -> String {
+    match pointer.len() > POINTER_BYTES_MAX {
+        true => format!(
+            "{}…",
+            &pointer[..pointer.floor_char_boundary(POINTER_BYTES_MAX)]
+        ),
+        false => pointer.to_owned(),
+    }
+}
+
+/// Longest place that a message tells.
+const POINTER_BYTES_MAX: usize = 100;
+
+/// The catalogue of the tenant is full (`QUOTA_EXCEEDED`).
+pub(crate) fn catalogue_full(quota: &'static str, limit: u64) -> Error {
+    let message = format!(
+        "The catalogue of the tenant has no room: {limit} {quota} are allowed. Replace an entry \
+         that is no longer used."
+    );
+    Error::new(
+        Code::ResourceExhausted,
+        hub_core::error::CORE,
+        "QUOTA_EXCEEDED",
+        message,
+    )
+    .with("quota", quota)
+    .with("limit", limit)
+    .retry_after(Duration::from_secs(3600))
 }
 
 /// The identity was used for another event (`EVENT_ID_REUSED`): a stored one, or one before it in
@@ -130,4 +209,25 @@ pub(crate) fn log_rewound(restored_at: &str) -> Error {
         message,
     )
     .with("restoredAt", restored_at)
+}
+
+/// No such event for this caller, or it is gone (`EVENT_NOT_FOUND`).
+pub(crate) fn event_not_found(event_id: &str, earliest: u64) -> Error {
+    let message = format!(
+        "There is no event {event_id}, or it passed retention. Read from {earliest} on, the \
+         oldest sequence that is still there."
+    );
+    Error::new(Code::NotFound, DOMAIN, "EVENT_NOT_FOUND", message)
+        .with("eventId", event_id)
+        .with("earliestSequence", earliest)
+}
+
+/// No such subscription for this caller (`SUBSCRIPTION_NOT_FOUND`).
+pub(crate) fn subscription_not_found(subscription_id: &str) -> Error {
+    let message = format!(
+        "There is no subscription {subscription_id} of yours. Use an id from the event log's \
+         deliveries."
+    );
+    Error::new(Code::NotFound, DOMAIN, "SUBSCRIPTION_NOT_FOUND", message)
+        .with("subscriptionId", subscription_id)
 }

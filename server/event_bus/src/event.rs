@@ -69,6 +69,12 @@ pub fn check(
     })
 }
 
+/// Whether a text can be the type of an event; else what is wrong with it.
+pub fn check_type(text: &str) -> Result<(), &'static str> {
+    required(text.as_bytes(), TYPE_BYTES_MAX)?;
+    is_type(text.as_bytes())
+}
+
 fn required(value: &[u8], limit: usize) -> Result<(), &'static str> {
     if value.is_empty() {
         return Err("is required");

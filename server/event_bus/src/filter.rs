@@ -11,7 +11,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::error;
-use crate::routing;
+use crate::routing::{self, Configuration, Event, Outcome};
 
 const TYPES_MAX: usize = 100;
 const ATTRIBUTES_MAX: usize = 10;
@@ -94,7 +94,13 @@ impl Filter {
     }
 
     /// Whether all events of this product and type are out, whatever their attributes.
-    pub fn admits(&self, kind: &Kind, scope: &Scope) -> bool {
+    /// Without a configuration events are not routed: the reader sees those of all products.
+    pub fn admits(
+        &self,
+        kind: &Kind,
+        scope: &Scope,
+        configuration: Option<&Configuration>,
+    ) -> bool {
         let named = self.types.iter().any(|pattern| pattern.matches(&kind.kind));
         if !self.types.is_empty() && !named {
             return false;
@@ -102,7 +108,39 @@ impl Filter {
         if !self.products.is_empty() && !self.products.contains(&kind.product) {
             return false;
         }
-        scope.all_products || routing::flows(&kind.kind, &kind.product, &scope.product, named)
+        let event = Event {
+            kind: &kind.kind,
+            source: &kind.product,
+        };
+        configuration.is_none_or(|configuration| {
+            routing::flows(configuration, event, &scope.product, named) == Some(Outcome::Flows)
+        })
+    }
+
+    /// Whether an encoded event matches, wherever it goes.
+    pub fn takes(&self, event: Event<'_>, bytes: &Bytes) -> bool {
+        self.covers(event.kind, event.source)
+            && (!self.has_attributes() || self.matches_attributes(bytes.clone()))
+    }
+
+    /// Whether events of this type and product match, attributes aside, wherever they go.
+    pub fn covers(&self, kind: &str, product: &str) -> bool {
+        let of_type = self.types.iter().any(|pattern| pattern.matches(kind));
+        let of_product = self.products.iter().any(|named| named == product);
+        (self.types.is_empty() || of_type) && (self.products.is_empty() || of_product)
+    }
+
+    /// Whether it names types or products.
+    pub fn narrows_kinds(&self) -> bool {
+        !self.types.is_empty() || !self.products.is_empty()
+    }
+
+    /// The types, if it names some and none by a pattern; each once.
+    pub fn literal_types(&self) -> Option<std::collections::BTreeSet<String>> {
+        if self.types.is_empty() {
+            return None;
+        }
+        self.types.iter().map(Pattern::literal).collect()
     }
 
     /// Whether an event has to be looked into.
@@ -174,6 +212,18 @@ impl Pattern {
             });
         }
         Ok(Pattern(segments))
+    }
+
+    /// The type, if it is one without wildcard.
+    fn literal(&self) -> Option<String> {
+        let mut parts = Vec::with_capacity(self.0.len());
+        for segment in &self.0 {
+            let Segment::Literal(text) = segment else {
+                return None;
+            };
+            parts.push(text.as_str());
+        }
+        Some(parts.join("."))
     }
 
     fn matches(&self, kind: &str) -> bool {
@@ -298,7 +348,9 @@ mod tests {
             ("*.created", "ticket.created", true),
             ("**", "anything.at.all", true),
         ] {
-            let admitted = filter(&[pattern]).unwrap().admits(&kind(name), &all("crm"));
+            let admitted = filter(&[pattern])
+                .unwrap()
+                .admits(&kind(name), &all("crm"), None);
             assert_eq!(admitted, expected, "{pattern} {name}");
         }
     }

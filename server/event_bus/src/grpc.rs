@@ -6,20 +6,31 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use hub_core::auth::{self, Authenticator};
 use hub_core::module::Core;
-use hub_proto::hub::event_bus::v1::{PublishResponse, PublishStreamResponse, SubscribeRequest};
+use hub_proto::hub::event_bus::v1::{
+    EraseEventsRequest, EraseEventsResponse, EventType, GetEventRequest, GetEventResponse,
+    ListEventTypesRequest, ListEventTypesResponse, ListEventsRequest, ListEventsResponse,
+    PublishResponse, PublishStreamResponse, PutEventTypeRequest, PutEventTypeResponse,
+    SubscribeRequest,
+};
 use hub_proto::server::event_bus_server::EventBus;
 use hub_proto::wire::{PublishRequest, PublishStreamRequest, SubscribeResponse};
+use prost::Message;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::event_types::{self, Catalogues};
 use crate::publish::{self, Publisher};
 use crate::publish_stream::PublishSession;
+use crate::routing::Configurations;
 use crate::subscribe::Reader;
+use crate::{erase, log, log_list};
 
 /// The service.
 pub(crate) struct Service {
     pub(crate) core: Core,
     pub(crate) authenticator: Arc<dyn Authenticator>,
+    pub(crate) configurations: Configurations,
+    pub(crate) catalogues: Arc<Catalogues>,
 }
 
 #[tonic::async_trait]
@@ -31,7 +42,11 @@ impl EventBus for Service {
         let caller = auth::caller(&request)?;
         let product = caller.product()?.clone();
         let log = self.core.journal.log(caller.tenant()?).await?;
-        let publisher = Publisher { product, log };
+        let publisher = Publisher {
+            product,
+            log,
+            configurations: self.configurations.clone(),
+        };
         let response = publish::publish(&self.core, &publisher, request.into_inner()).await?;
         Ok(Response::new(response))
     }
@@ -42,7 +57,9 @@ impl EventBus for Service {
     ) -> Result<Response<BoxStream<PublishStreamResponse>>, Status> {
         let caller = auth::caller(&request)?;
         let (core, authenticator) = (self.core.clone(), self.authenticator.clone());
-        let mut session = PublishSession::new(core, authenticator, caller, request.into_inner())?;
+        let configurations = self.configurations.clone();
+        let frames = request.into_inner();
+        let mut session = PublishSession::new(core, authenticator, configurations, caller, frames)?;
         session.open().await?;
         let frames = stream::unfold(session, |mut session| async move {
             session.next().await.map(|frame| (frame, session))
@@ -56,7 +73,8 @@ impl EventBus for Service {
     ) -> Result<Response<BoxStream<SubscribeResponse>>, Status> {
         let caller = auth::caller(&request)?;
         let (core, authenticator) = (self.core.clone(), self.authenticator.clone());
-        let reader = Reader::open(core, authenticator, caller, request.into_inner()).await?;
+        let (configurations, request) = (self.configurations.clone(), request.into_inner());
+        let reader = Reader::open(core, authenticator, configurations, caller, request).await?;
         let frames = stream::unfold(Some(reader), |reader| async move {
             let mut reader = reader?;
             match reader.next().await {
@@ -68,5 +86,96 @@ impl EventBus for Service {
             }
         });
         Ok(Response::new(frames.boxed()))
+    }
+
+    async fn get_event(
+        &self,
+        request: Request<GetEventRequest>,
+    ) -> Result<Response<GetEventResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let asked = request.into_inner().event;
+        let entry = log::get(&self.core, &self.configurations, &caller, asked).await?;
+        Ok(Response::new(GetEventResponse { entry: Some(entry) }))
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let request = request.into_inner();
+        let page = log_list::list(&self.core, &self.configurations, &caller, request).await?;
+        Ok(Response::new(page))
+    }
+
+    async fn erase_events(
+        &self,
+        request: Request<EraseEventsRequest>,
+    ) -> Result<Response<EraseEventsResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let EraseEventsRequest { event_ids, reason } = request.into_inner();
+        let erased = erase::erase(&self.core, &caller, &event_ids, &reason).await?;
+        Ok(Response::new(EraseEventsResponse { erased }))
+    }
+
+    async fn list_event_types(
+        &self,
+        request: Request<ListEventTypesRequest>,
+    ) -> Result<Response<ListEventTypesResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let request = request.into_inner();
+        let page = (request.page_size, request.page_token.as_str());
+        let filter = event_types::Filter {
+            source: request.source,
+            destination: request.destination,
+        };
+        let size_of = |entry: &event_types::EventType| show_event_type(entry).encoded_len();
+        let (core, catalogues) = (&self.core, &self.catalogues);
+        let page = event_types::list(core, catalogues, &caller, &filter, page, size_of).await?;
+        Ok(Response::new(ListEventTypesResponse {
+            event_types: page
+                .entries
+                .iter()
+                .map(|entry| show_event_type(entry))
+                .collect(),
+            next_page_token: page.next_page_token,
+        }))
+    }
+
+    async fn put_event_type(
+        &self,
+        request: Request<PutEventTypeRequest>,
+    ) -> Result<Response<PutEventTypeResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let asked = request.into_inner().event_type.unwrap_or_default();
+        let entry = event_types::EventType {
+            name: asked.r#type,
+            purpose: asked.purpose,
+            sources: asked.sources,
+            destinations: asked.destinations,
+            json_schema: asked.json_schema.into(),
+            example: asked.example,
+            deprecated: asked.deprecated,
+            ..event_types::EventType::default()
+        };
+        let (core, catalogues) = (&self.core, &self.catalogues);
+        let entry = event_types::put(core, catalogues, &caller, entry, &asked.etag).await?;
+        Ok(Response::new(PutEventTypeResponse {
+            event_type: Some(show_event_type(&entry)),
+        }))
+    }
+}
+
+fn show_event_type(entry: &event_types::EventType) -> EventType {
+    EventType {
+        r#type: entry.name.clone(),
+        purpose: entry.purpose.clone(),
+        sources: entry.sources.clone(),
+        destinations: entry.destinations.clone(),
+        json_schema: entry.json_schema.to_string(),
+        example: entry.example.clone(),
+        built_in: entry.built_in,
+        deprecated: entry.deprecated,
+        etag: entry.etag(),
     }
 }

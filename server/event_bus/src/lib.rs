@@ -8,15 +8,26 @@
 //! - Events are encoded once; all readers share the bytes.
 
 mod batch;
+mod catalogue;
+pub mod default_subscriptions;
+mod erase;
 mod error;
 pub mod event;
 pub mod event_types;
 pub mod filter;
 mod grpc;
+mod log;
+mod log_entry;
+mod log_list;
 pub mod publish;
 mod publish_stream;
+mod retention;
+mod routes;
 pub mod routing;
+mod schema;
+mod store;
 mod subscribe;
+mod visibility;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +36,20 @@ use hub_core::auth::Authenticator;
 use hub_core::module::{Core, Module};
 use hub_proto::server::event_bus_server::EventBusServer;
 
+use event_types::Catalogues;
+use routing::Configurations;
+pub use store::{STATEMENTS, migrations};
+
 /// The service, ready to be served. `authenticator` is asked again while streams run.
 pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
+    let catalogues = Arc::new(Catalogues::new(core));
     let service = grpc::Service {
         core: core.clone(),
         authenticator,
+        configurations: Configurations::new(core, catalogues.clone()),
+        catalogues,
     };
+    begin_workers(core);
     let server = EventBusServer::new(service)
         .max_decoding_message_size(core.limits.message_bytes_max)
         .max_encoding_message_size(usize::MAX);
@@ -39,6 +58,25 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
         name: "event_bus",
         router,
     }
+}
+
+/// What goes on behind the calls.
+fn begin_workers(core: &Core) {
+    let workers = core.journal.workers();
+    let removing = core.clone();
+    workers.every("retention", retention::INTERVAL, move || {
+        let core = removing.clone();
+        async move { retention::pass(&core).await }
+    });
+    let making = core.clone();
+    workers.every(
+        "default-subscriptions",
+        default_subscriptions::INTERVAL,
+        move || {
+            let core = making.clone();
+            async move { default_subscriptions::make_missing(&core).await }
+        },
+    );
 }
 
 /// A stream speaks a little before the promised time, so that a slow network does not break it.

@@ -6,13 +6,17 @@ use bytes::Bytes;
 use hub_core::cursor::{Cursor, Stream};
 use hub_core::error::{Error, Result};
 use hub_core::id;
-use hub_core::journal::{Append, Appended, Log, NewEvent, Outcome, Pending, TenantRef};
+use hub_core::journal::{Append, Appended, Log, NewEvent, Outcome, Pending};
 use hub_core::module::Core;
+use hub_core::tenancy;
 use hub_proto::hub::event_bus::v1::{PublishResponse, PublishResult, PublishWarning};
 use hub_proto::wire::PublishRequest;
 
-use crate::event_types;
-use crate::{error, event, routing};
+use crate::catalogue::EventType;
+use crate::routes::{self, Routes};
+use crate::routing::{Configuration, Configurations};
+use crate::schema::Schemas;
+use crate::{error, event};
 
 /// Most events in one batch.
 pub const BATCH_EVENTS_MAX: usize = 1000;
@@ -26,10 +30,13 @@ pub struct Publisher {
     pub product: Arc<str>,
     /// The tenant's log.
     pub log: Arc<Log>,
+    /// Where its events go.
+    pub configurations: Configurations,
 }
 
 /// A batch that was checked: what is to be stored, and the answer to each event.
 pub struct Checked {
+    configuration: Arc<Configuration>,
     events: Vec<NewEvent>,
     results: Vec<Slot>,
     independent: bool,
@@ -41,6 +48,7 @@ enum Slot {
     Refused(Error),
     /// To be stored.
     Accepted {
+        entry: Option<Arc<EventType>>,
         destinations: u32,
         warnings: Vec<i32>,
     },
@@ -48,8 +56,18 @@ enum Slot {
 
 /// Checks a batch. Errors of single events are kept in an independent batch, else returned.
 ///
-/// Errors: `BATCH_TOO_LARGE`, `EVENT_INVALID`, `EVENT_TOO_LARGE`, `EVENT_SOURCE_NOT_ALLOWED`.
-pub fn check(publisher: &Publisher, events: Vec<Bytes>, independent: bool) -> Result<Checked> {
+/// Errors: `SUBSCRIPTION_INACTIVE`, `BATCH_TOO_LARGE`, `EVENT_INVALID`, `EVENT_TOO_LARGE`,
+/// `EVENT_SOURCE_NOT_ALLOWED`, `SCHEMA_VIOLATION`.
+pub async fn check(
+    publisher: &Publisher,
+    configuration: Arc<Configuration>,
+    events: Vec<Bytes>,
+    independent: bool,
+) -> Result<Checked> {
+    // A key without tenant publishes for many; of its own tenant each call was asked before.
+    if !configuration.is_active(&publisher.product) {
+        return Err(tenancy::inactive(&publisher.product));
+    }
     let size = events.iter().map(Bytes::len).sum();
     if events.len() > BATCH_EVENTS_MAX {
         return Err(error::batch_too_large(
@@ -71,9 +89,11 @@ pub fn check(publisher: &Publisher, events: Vec<Bytes>, independent: bool) -> Re
         events: Vec::with_capacity(events.len()),
         results: Vec::with_capacity(events.len()),
         independent,
+        configuration: configuration.clone(),
     };
+    let mut routes = Routes::new(&configuration, &publisher.product);
     for (index, bytes) in events.into_iter().enumerate() {
-        match check_event(publisher, index, bytes) {
+        match check_event(publisher, &configuration, &mut routes, index, bytes) {
             Ok((event, slot)) => {
                 checked.events.push(event);
                 checked.results.push(slot);
@@ -82,13 +102,22 @@ pub fn check(publisher: &Publisher, events: Vec<Bytes>, independent: bool) -> Re
             Err(problem) => return Err(problem),
         }
     }
-    Ok(checked)
+    drop(routes);
+    checked
+        .match_schemas(publisher.configurations.schemas())
+        .await
 }
 
-fn check_event(publisher: &Publisher, index: usize, bytes: Bytes) -> Result<(NewEvent, Slot)> {
+fn check_event(
+    publisher: &Publisher,
+    configuration: &Configuration,
+    routes: &mut Routes<'_>,
+    index: usize,
+    bytes: Bytes,
+) -> Result<(NewEvent, Slot)> {
     let event = event::check(index, bytes, publisher.log.tenant(), &publisher.product)?;
     let kind = String::from_utf8_lossy(&event.kind);
-    let entry = event_types::find(&kind);
+    let entry = configuration.catalogue.find(&kind);
     if let Some(entry) = entry.filter(|entry| !entry.may_publish(&publisher.product)) {
         let sources = entry.sources.join(", ");
         return Err(error::source_not_allowed(
@@ -98,7 +127,7 @@ fn check_event(publisher: &Publisher, index: usize, bytes: Bytes) -> Result<(New
             &sources,
         ));
     }
-    let destinations = routing::destinations(entry, &publisher.product);
+    let destinations = routes.count(&event.kind, &event.event);
     let mut warnings = Vec::new();
     if entry.is_none() {
         warnings.push(PublishWarning::TypeUnknown as i32);
@@ -106,9 +135,13 @@ fn check_event(publisher: &Publisher, index: usize, bytes: Bytes) -> Result<(New
     if destinations == 0 {
         warnings.push(PublishWarning::NoRoute as i32);
     }
+    if entry.is_some_and(|entry| entry.deprecated) {
+        warnings.push(PublishWarning::TypeDeprecated as i32);
+    }
     Ok((
         event,
         Slot::Accepted {
+            entry: entry.cloned(),
             destinations,
             warnings,
         },
@@ -116,14 +149,42 @@ fn check_event(publisher: &Publisher, index: usize, bytes: Bytes) -> Result<(New
 }
 
 impl Checked {
+    /// Checks the data of events whose types have a schema.
+    async fn match_schemas(mut self, schemas: &Schemas) -> Result<Checked> {
+        let configuration = self.configuration.clone();
+        if !configuration.catalogue.has_schemas() {
+            return Ok(self);
+        }
+        let slots = self.results.iter().enumerate();
+        let accepted = slots.filter(|(_, slot)| matches!(slot, Slot::Accepted { .. }));
+        let indexes: Vec<usize> = accepted.map(|(index, _)| index).collect();
+        let events = indexes.iter().copied().zip(&self.events);
+        let mut violating = schemas.check(&configuration.catalogue, events).await?;
+        if !self.independent
+            && let Some(first) = violating.pop_first()
+        {
+            return Err(first.1);
+        }
+        let mut index = indexes.iter();
+        self.events.retain(|_| {
+            index
+                .next()
+                .is_none_or(|index| !violating.contains_key(index))
+        });
+        for (index, problem) in violating {
+            self.results[index] = Slot::Refused(problem);
+        }
+        Ok(self)
+    }
+
     /// Hands the batch to the journal; the answer comes when it is on disk.
     pub async fn submit(self, core: &Core, publisher: &Publisher) -> Result<Submitted> {
         let Checked {
             events,
             results,
             independent,
+            configuration,
         } = self;
-        let tenant = publisher.log.tenant().clone();
         let pending = match events.is_empty() {
             true => None,
             false => {
@@ -138,7 +199,8 @@ impl Checked {
         Ok(Submitted {
             pending,
             results,
-            tenant,
+            publisher: publisher.clone(),
+            configuration,
             independent,
         })
     }
@@ -156,7 +218,8 @@ impl Checked {
 pub struct Submitted {
     pending: Option<Pending>,
     results: Vec<Slot>,
-    tenant: TenantRef,
+    publisher: Publisher,
+    configuration: Arc<Configuration>,
     independent: bool,
 }
 
@@ -170,26 +233,32 @@ pub struct Stored {
 
 impl Submitted {
     /// Waits for the disk. Errors: `EVENT_ID_REUSED` (whole batch), `STORE_BUSY`.
-    pub async fn stored(self) -> Result<Stored> {
+    pub async fn stored(self, core: &Core) -> Result<Stored> {
         let Submitted {
             pending,
             results,
-            tenant,
+            publisher,
+            configuration,
             independent,
         } = self;
+        let tenant = publisher.log.tenant();
         let appended = match pending {
             Some(pending) => Some(pending.wait().await?),
             None => None,
         };
         let mut outcomes = appended.iter().flat_map(|appended| &appended.outcomes);
         let mut answers = Vec::with_capacity(results.len());
+        let mut published = Published::new(&publisher.product);
         for (index, slot) in results.into_iter().enumerate() {
             if let Slot::Refused(_) = slot {
                 answers.push(slot.answer(0, String::new(), false));
                 continue;
             }
             let (seq, duplicate) = match outcomes.next() {
-                Some(Outcome::Stored { seq }) => (*seq, false),
+                Some(Outcome::Stored { seq }) => {
+                    published.add(&slot);
+                    (*seq, false)
+                }
                 Some(Outcome::Duplicate(position)) => (position.seq, true),
                 Some(Outcome::Reused { seq }) => {
                     let first = (*seq > 0).then(|| id::event(tenant.key(*seq)));
@@ -206,10 +275,66 @@ impl Submitted {
             };
             answers.push(slot.answer(seq, id::event(tenant.key(seq)), duplicate));
         }
+        let Publisher {
+            log,
+            configurations,
+            ..
+        } = &publisher;
+        let journal = &core.journal;
+        routes::settle(journal, log, configurations, &configuration, &mut answers).await;
         Ok(Stored {
             results: answers,
             appended,
         })
+    }
+}
+
+/// Counts stored events by source and type; those of a batch mostly are of one type.
+struct Published<'a> {
+    source: &'a str,
+    kind: String,
+    count: u64,
+}
+
+impl<'a> Published<'a> {
+    /// Types that are not the hub's own are counted as one: a label must not have many values.
+    const OTHER: &'static str = "other";
+
+    fn new(source: &'a str) -> Self {
+        Published {
+            source,
+            kind: String::new(),
+            count: 0,
+        }
+    }
+
+    fn add(&mut self, slot: &Slot) {
+        let kind = match slot {
+            Slot::Accepted {
+                entry: Some(entry), ..
+            } if entry.built_in => entry.name.as_str(),
+            _ => Self::OTHER,
+        };
+        if self.kind != kind {
+            self.tell();
+            kind.clone_into(&mut self.kind);
+        }
+        self.count += 1;
+    }
+
+    fn tell(&mut self) {
+        let count = std::mem::take(&mut self.count);
+        if count > 0 {
+            let (source, kind) = (self.source.to_owned(), self.kind.clone());
+            metrics::counter!("hub_events_published_total", "source" => source, "type" => kind)
+                .increment(count);
+        }
+    }
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        self.tell();
     }
 }
 
@@ -223,6 +348,7 @@ impl Slot {
             Slot::Accepted {
                 destinations,
                 warnings,
+                ..
             } => PublishResult {
                 sequence,
                 event_id,
@@ -241,7 +367,15 @@ pub async fn publish(
     publisher: &Publisher,
     request: PublishRequest,
 ) -> Result<PublishResponse> {
-    let checked = check(publisher, request.events, request.independent)?;
+    let tenant = publisher.log.tenant();
+    let configuration = publisher.configurations.current(tenant).await?;
+    let checked = check(
+        publisher,
+        configuration,
+        request.events,
+        request.independent,
+    )
+    .await?;
     if request.validate_only {
         let cursor = cursor(core, publisher, publisher.log.head());
         return Ok(PublishResponse {
@@ -249,7 +383,8 @@ pub async fn publish(
             cursor,
         });
     }
-    let stored = checked.submit(core, publisher).await?.stored().await?;
+    let submitted = checked.submit(core, publisher).await?;
+    let stored = submitted.stored(core).await?;
     let position = stored
         .appended
         .map_or(publisher.log.head(), |appended| appended.position);

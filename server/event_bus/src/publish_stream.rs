@@ -26,6 +26,7 @@ use hub_proto::wire::PublishStreamRequest;
 use tonic::{Status, Streaming};
 
 use crate::publish::{self, Publisher, Stored};
+use crate::routing::Configurations;
 
 /// Frames that may wait for their commit.
 const WINDOW_FRAMES: u32 = 64;
@@ -37,6 +38,7 @@ pub struct PublishSession {
     core: Core,
     authenticator: Arc<dyn Authenticator>,
     caller: Caller,
+    configurations: Configurations,
     product: Arc<str>,
     inbound: Streaming<PublishStreamRequest>,
     publisher: Option<Publisher>,
@@ -88,6 +90,7 @@ impl PublishSession {
     pub fn new(
         core: Core,
         authenticator: Arc<dyn Authenticator>,
+        configurations: Configurations,
         caller: Caller,
         inbound: Streaming<PublishStreamRequest>,
     ) -> Result<Self> {
@@ -98,6 +101,7 @@ impl PublishSession {
             core,
             authenticator,
             caller,
+            configurations,
             product,
             inbound,
             publisher: None,
@@ -132,6 +136,7 @@ impl PublishSession {
             let publisher = Publisher {
                 product: self.product.clone(),
                 log,
+                configurations: self.configurations.clone(),
             };
             opened.head_sequence = publisher.log.head().seq;
             opened.cursor = publish::cursor(&self.core, &publisher, publisher.log.head());
@@ -228,9 +233,10 @@ impl PublishSession {
             publisher,
             result,
         };
+        let core = self.core.clone();
         let submitted = match self.submit(frame).await {
             Ok((publisher, submitted)) => async move {
-                let result = submitted.stored().await;
+                let result = submitted.stored(&core).await;
                 done(Some(publisher), result)
             }
             .boxed(),
@@ -251,7 +257,9 @@ impl PublishSession {
         frame: PublishStreamRequest,
     ) -> Result<(Publisher, publish::Submitted)> {
         let publisher = self.publisher_of(&frame.tenant_id).await?;
-        let checked = publish::check(&publisher, frame.events, frame.independent)?;
+        let configuration = self.configurations.current(publisher.log.tenant()).await?;
+        let checked =
+            publish::check(&publisher, configuration, frame.events, frame.independent).await?;
         let submitted = checked.submit(&self.core, &publisher).await?;
         Ok((publisher, submitted))
     }
@@ -274,6 +282,7 @@ impl PublishSession {
         let publisher = Publisher {
             product: self.product.clone(),
             log,
+            configurations: self.configurations.clone(),
         };
         self.publisher = Some(publisher.clone());
         Ok(publisher)

@@ -1,39 +1,272 @@
-//! The decision: does an event flow to a product? A pure function, used by whoever asks.
+//! The decision: where does an event go? A pure function of the event and of the tenant's
+//! configuration at one routing epoch, used by whoever asks: publish, the readers, the log.
+//!
+//! A segment of the log says under which epoch it was committed, and what was in force at an epoch
+//! never changes, so that everybody comes to the same answer, whenever they ask.
 
-use hub_core::products;
+use std::sync::Arc;
 
-use crate::event_types::{self, EventType};
+use hub_core::error::Result;
+use hub_core::journal::{Journal, TenantRef};
+use hub_core::module::Core;
+use hub_core::products::{Product, Products};
+use hub_core::tenancy::{Blocked, Snapshot, Tenancy};
+use hub_proto::hub::event_bus::v1::NotRoutedReason;
 
-/// Whether an event of this type from `source` flows to `destination`.
+use crate::event_types::{Catalogue, Catalogues, EventType};
+use crate::filter::Filter;
+use crate::schema::Schemas;
+
+/// All that decides where events of a tenant go, at one epoch.
+#[derive(Debug, Clone)]
+pub struct Configuration {
+    /// The epoch.
+    pub epoch: u64,
+    /// The products; one that is there keeps its number for ever.
+    pub products: Arc<Products>,
+    /// Product subscriptions and integrations.
+    pub entitlements: Arc<Snapshot>,
+    /// Types of events, and which products they go to.
+    pub catalogue: Arc<Catalogue>,
+    /// Durable subscriptions beside the default ones.
+    pub subscriptions: Arc<[Subscription]>,
+}
+
+impl Configuration {
+    /// Whether the tenant's subscription to a product is active.
+    pub fn is_active(&self, product: &str) -> bool {
+        let number = self.products.number(product);
+        number.is_some_and(|number| self.entitlements.is_active(number))
+    }
+}
+
+/// A durable subscription that a product made itself.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// Id, `sub_…`.
+    pub subscription_id: String,
+    /// Slug of the product that owns it.
+    pub product: String,
+    /// Which events it takes.
+    pub filter: Filter,
+}
+
+/// What of an event decides where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// CloudEvents type.
+    pub kind: &'a str,
+    /// Slug of the product that published it.
+    pub source: &'a str,
+}
+
+/// What becomes of an event for a destination that the catalogue or a filter names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It goes there.
+    Flows,
+    /// It was recorded, but does not go there.
+    NotRouted(NotRoutedReason),
+}
+
+/// A destination of an event.
+#[derive(Debug, Clone)]
+pub struct Destination<'a> {
+    /// Slug of the product.
+    pub product: &'a str,
+    /// The product's own subscription; none = its default one.
+    pub subscription: Option<&'a Subscription>,
+    /// Whether the event goes there.
+    pub outcome: Outcome,
+}
+
+/// What becomes of an event for one product; `None` if nothing names the product.
 ///
 /// `chosen` says that the reader's own filter names the type: types outside the catalogue go only
 /// to readers that ask for them. A product is never routed its own events.
-pub fn flows(kind: &str, source: &str, destination: &str, chosen: bool) -> bool {
-    if source == destination {
-        return false;
-    }
-    match event_types::find(kind) {
+pub fn flows(
+    configuration: &Configuration,
+    event: Event<'_>,
+    destination: &str,
+    chosen: bool,
+) -> Option<Outcome> {
+    let named = match configuration.catalogue.find(event.kind) {
         Some(entry) => entry.goes_to(destination),
         None => chosen,
+    };
+    (named && event.source != destination).then(|| outcome(configuration, event, destination))
+}
+
+/// All destinations that the catalogue or a filter names, default ones first, by product.
+///
+/// `matches` says whether the event matches the filter of a subscription. `*` in the catalogue
+/// names the products that have a subscription to begin with: now, or at an earlier epoch.
+pub fn destinations<'a>(
+    configuration: &'a Configuration,
+    event: Event<'_>,
+    matches: impl Fn(&Filter) -> bool,
+) -> Vec<Destination<'a>> {
+    let entry = configuration.catalogue.find(event.kind);
+    let default = configuration.products.iter().filter(|product| {
+        entry.is_some_and(|entry| names(configuration, entry, product))
+            && product.slug != event.source
+    });
+    let default = default.map(|product| Destination {
+        product: &product.slug,
+        subscription: None,
+        outcome: outcome(configuration, event, &product.slug),
+    });
+    let own = configuration.subscriptions.iter().filter_map(|own| {
+        let outcome = flows(configuration, event, &own.product, true)?;
+        matches(&own.filter).then_some(Destination {
+            product: &own.product,
+            subscription: Some(own),
+            outcome,
+        })
+    });
+    default.chain(own).collect()
+}
+
+/// How many durable subscriptions an event goes to.
+pub fn count(destinations: &[Destination<'_>]) -> u32 {
+    let flowing = destinations
+        .iter()
+        .filter(|destination| destination.outcome == Outcome::Flows);
+    u32::try_from(flowing.count()).unwrap_or(u32::MAX)
+}
+
+/// Whether the catalogue sends a type to a product's default subscription.
+fn names(configuration: &Configuration, entry: &EventType, product: &Product) -> bool {
+    if !entry.goes_to(&product.slug) {
+        return false;
+    }
+    !entry.goes_to_all() || configuration.entitlements.was_active(product.number)
+}
+
+/// The first reason in this order: source, destination, integration.
+fn outcome(configuration: &Configuration, event: Event<'_>, destination: &str) -> Outcome {
+    let number = |slug| configuration.products.number(slug);
+    let blocked = match (number(event.source), number(destination)) {
+        (Some(source), Some(destination)) => {
+            configuration.entitlements.flows(source, destination).err()
+        }
+        (None, _) => Some(Blocked::SourceInactive),
+        (_, None) => Some(Blocked::DestinationInactive),
+    };
+    match blocked {
+        None => Outcome::Flows,
+        Some(Blocked::SourceInactive) => Outcome::NotRouted(NotRoutedReason::SourceInactive),
+        Some(Blocked::DestinationInactive) => {
+            Outcome::NotRouted(NotRoutedReason::DestinationInactive)
+        }
+        Some(Blocked::IntegrationOff) => Outcome::NotRouted(NotRoutedReason::IntegrationOff),
     }
 }
 
-/// Durable subscriptions that an event goes to: every product has its default one.
-pub fn destinations(entry: Option<&EventType>, source: &str) -> u32 {
-    let Some(entry) = entry else { return 0 };
-    let count = products::SLUGS
-        .iter()
-        .filter(|product| **product != source && entry.goes_to(product))
-        .count();
-    u32::try_from(count).unwrap_or(u32::MAX)
+/// Puts the configuration of a tenant together; cheap to clone.
+#[derive(Clone)]
+pub struct Configurations {
+    sources: Arc<Sources>,
+}
+
+struct Sources {
+    tenancy: Tenancy,
+    journal: Arc<Journal>,
+    catalogues: Arc<Catalogues>,
+}
+
+impl Configurations {
+    /// Over the tenants of a database.
+    pub fn new(core: &Core, catalogues: Arc<Catalogues>) -> Self {
+        let sources = Sources {
+            tenancy: core.tenancy.clone(),
+            journal: core.journal.clone(),
+            catalogues,
+        };
+        Configurations {
+            sources: Arc::new(sources),
+        }
+    }
+
+    /// What was, or is, in force at an epoch. Errors: `STORE_BUSY`.
+    pub async fn at(&self, tenant: &TenantRef, epoch: u64) -> Result<Arc<Configuration>> {
+        Ok(Arc::new(Configuration {
+            epoch,
+            products: self.sources.tenancy.products().await?,
+            entitlements: self.sources.tenancy.snapshot(tenant, epoch).await?,
+            catalogue: self.sources.catalogues.at(tenant, epoch).await?,
+            subscriptions: Arc::default(),
+        }))
+    }
+
+    /// Compiled schemas of the data of events.
+    pub fn schemas(&self) -> &Schemas {
+        self.sources.catalogues.schemas()
+    }
+
+    /// What is in force now, at most a second old. Errors: `STORE_BUSY`.
+    pub async fn current(&self, tenant: &TenantRef) -> Result<Arc<Configuration>> {
+        let epoch = self.sources.journal.routing_epoch(tenant).await?;
+        self.at(tenant, epoch).await
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use hub_core::clock::Micros;
+    use hub_core::products::{ProductNo, SLUGS};
+
     use super::*;
+
+    const NEVER: Micros = 0;
+
+    /// What a tenant has that changed nothing.
+    pub(crate) fn suite() -> Configuration {
+        let product = |(at, slug): (usize, &&str)| Product {
+            number: ProductNo::new(at as i64 + 1).unwrap(),
+            slug: (*slug).to_owned(),
+            display_name: (*slug).to_owned(),
+            base_urls: Vec::new(),
+            rate_limited_status: 429,
+            update_time: NEVER,
+            version: 1,
+        };
+        let products = SLUGS.iter().enumerate().map(product).collect();
+        Configuration {
+            epoch: 0,
+            products: Arc::new(Products::new(products)),
+            entitlements: Snapshot::suite(),
+            catalogue: Catalogue::built_in(),
+            subscriptions: Arc::default(),
+        }
+    }
+
+    fn without(products: &[&str], pairs: &[(&str, &str)]) -> Configuration {
+        let mut changed = suite();
+        let number = |slug: &&str| changed.products.number(slug).unwrap();
+        let inactive: Vec<_> = products.iter().map(number).collect();
+        let off: Vec<_> = pairs
+            .iter()
+            .map(|(source, destination)| (number(source), number(destination)))
+            .collect();
+        changed.entitlements = Snapshot::with_deviations(&inactive, &off);
+        changed
+    }
+
+    fn event<'a>(kind: &'a str, source: &'a str) -> Event<'a> {
+        Event { kind, source }
+    }
+
+    fn all<'a>(configuration: &'a Configuration, event: Event<'_>) -> Vec<(&'a str, Outcome)> {
+        destinations(configuration, event, |_| true)
+            .into_iter()
+            .map(|destination| (destination.product, destination.outcome))
+            .collect()
+    }
 
     #[test]
     fn the_first_catalogue_routes_as_the_guide_says() {
+        let suite = suite();
         for (kind, source, destination, expected) in [
             ("ticket.created", "psa", "portal", true),
             ("ticket.created", "psa", "hub", true),
@@ -45,18 +278,85 @@ mod tests {
             ("invoice.created", "books", "portal", true),
             ("unheard.of", "psa", "portal", false),
         ] {
-            assert_eq!(
-                flows(kind, source, destination, false),
-                expected,
-                "{kind} {destination}"
-            );
+            let outcome = flows(&suite, event(kind, source), destination, false);
+            let expected = expected.then_some(Outcome::Flows);
+            assert_eq!(outcome, expected, "{kind} {destination}");
         }
-        assert!(flows("unheard.of", "psa", "portal", true));
-        assert!(!flows("ticket.created", "psa", "crm", true));
-        assert_eq!(destinations(event_types::find("ticket.created"), "psa"), 2);
+        let chosen = flows(&suite, event("unheard.of", "psa"), "portal", true);
+        assert_eq!(chosen, Some(Outcome::Flows));
         assert_eq!(
-            destinations(event_types::find("company.updated"), "crm"),
-            11
+            flows(&suite, event("ticket.created", "psa"), "crm", true),
+            None
+        );
+        let count = |kind, source| all(&suite, event(kind, source)).len();
+        assert_eq!(count("ticket.created", "psa"), 2);
+        assert_eq!(count("company.updated", "crm"), 11);
+        assert_eq!(count("unheard.of", "psa"), 0);
+    }
+
+    #[test]
+    fn the_first_reason_is_told_source_before_destination_before_integration() {
+        use NotRoutedReason::{DestinationInactive, IntegrationOff, SourceInactive};
+        let ticket = event("ticket.created", "psa");
+        let off = [("psa", "portal")];
+        for (inactive, reason) in [
+            (&["psa", "portal"][..], SourceInactive),
+            (&["portal"][..], DestinationInactive),
+            (&[][..], IntegrationOff),
+        ] {
+            let outcome = flows(&without(inactive, &off), ticket, "portal", false);
+            assert_eq!(outcome, Some(Outcome::NotRouted(reason)));
+        }
+        let other_way = without(&[], &[("portal", "psa")]);
+        assert_eq!(
+            flows(&other_way, ticket, "portal", false),
+            Some(Outcome::Flows)
+        );
+    }
+
+    #[test]
+    fn a_named_destination_is_told_though_it_does_not_flow_and_others_are_not() {
+        let none = without(&["portal"], &[("psa", "crm")]);
+        let inactive = Outcome::NotRouted(NotRoutedReason::DestinationInactive);
+        assert_eq!(
+            all(&none, event("ticket.created", "psa")),
+            [("hub", Outcome::Flows), ("portal", inactive)]
+        );
+        let found = destinations(&none, event("ticket.created", "psa"), |_| true);
+        assert_eq!(count(&found), 1);
+    }
+
+    #[test]
+    fn every_product_means_those_that_the_tenant_ever_had() {
+        let mut tenant = suite();
+        let books = tenant.products.number("books").unwrap();
+        tenant.entitlements = Snapshot::never_had(&[books]);
+        let company = event("company.updated", "crm");
+        let named: Vec<_> = all(&tenant, company).into_iter().map(|one| one.0).collect();
+        assert_eq!(named.len(), 10);
+        assert!(!named.contains(&"books"));
+    }
+
+    #[test]
+    fn a_subscription_of_its_own_takes_what_its_filter_matches_if_the_catalogue_lets_it() {
+        let mut tenant = without(&[], &[("psa", "voice")]);
+        let own = |product: &str| Subscription {
+            subscription_id: format!("sub_{product}"),
+            product: product.to_owned(),
+            filter: Filter::default(),
+        };
+        tenant.subscriptions = [own("crm"), own("voice"), own("psa")].into();
+        let off = Outcome::NotRouted(NotRoutedReason::IntegrationOff);
+        assert_eq!(
+            all(&tenant, event("unheard.of", "psa")),
+            [("crm", Outcome::Flows), ("voice", off)]
+        );
+        let none = destinations(&tenant, event("unheard.of", "psa"), |_| false);
+        assert!(none.is_empty());
+        let ticket = all(&tenant, event("ticket.created", "psa"));
+        assert_eq!(
+            ticket,
+            [("hub", Outcome::Flows), ("portal", Outcome::Flows)]
         );
     }
 }

@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hub_core::auth::{Authenticator, Caller};
+use hub_core::auth::{self, Authenticator, Caller};
 use hub_core::clock::{Micros, from_timestamp, micros, timestamp};
 use hub_core::cursor::{Cursor, Stream};
 use hub_core::error::{Error, Result};
 use hub_core::id;
-use hub_core::journal::{Log, Page, Position};
+use hub_core::journal::{Log, Page, Position, Segment};
 use hub_core::module::Core;
 use hub_proto::hub::core::v1::{
     CaughtUp, Closing, ClosingReason, Gap, GapReason, Opened, Progress,
@@ -26,9 +26,12 @@ use tokio::sync::watch;
 use crate::batch::{Batcher, FIRST_FRAME_BYTES};
 use crate::error;
 use crate::filter::{Filter, Scope};
+use crate::routing::{Configuration, Configurations};
 
 /// A reader that takes a frame within this time gets larger ones.
 const QUICK: Duration = Duration::from_millis(200);
+
+type Configured = (Arc<Segment>, Option<Arc<Configuration>>);
 
 /// An open stream.
 pub struct Reader {
@@ -36,11 +39,16 @@ pub struct Reader {
     authenticator: Arc<dyn Authenticator>,
     caller: Caller,
     log: Arc<Log>,
+    configurations: Configurations,
+    /// Of the segment that was read last; most are of the same epoch.
+    configuration: Option<Arc<Configuration>>,
     head: watch::Receiver<Position>,
     batcher: Batcher,
     fingerprint: u64,
     /// Everything that matches up to here was sent.
     at: Position,
+    /// It sees what is routed to its product, not all of the tenant.
+    routed: bool,
     fail_on_gap: bool,
     stop_when_caught_up: bool,
     /// Events still to send; `None` = no limit.
@@ -63,6 +71,7 @@ impl Reader {
     pub async fn open(
         core: Core,
         authenticator: Arc<dyn Authenticator>,
+        configurations: Configurations,
         caller: Caller,
         request: SubscribeRequest,
     ) -> Result<Reader> {
@@ -85,6 +94,7 @@ impl Reader {
             batcher: Batcher::new(filter, scope, request.omit_data),
             fingerprint,
             at: Position::default(),
+            routed: !request.all_products,
             fail_on_gap: request.fail_on_gap,
             stop_when_caught_up: request.stop_when_caught_up,
             remaining: Some(request.max_events).filter(|max| *max > 0),
@@ -97,6 +107,8 @@ impl Reader {
             over: false,
             core,
             authenticator,
+            configurations,
+            configuration: None,
             caller,
             head,
             log,
@@ -216,6 +228,8 @@ impl Reader {
                 self.close(ClosingReason::MaxAge, Duration::ZERO);
             } else {
                 self.check_key(now).await?;
+                // Ending the product's subscription stops its events within a second.
+                auth::check_subscription(&self.caller, &self.core.tenancy).await?;
                 self.read().await?;
             }
         }
@@ -239,6 +253,7 @@ impl Reader {
     async fn read(&mut self) -> Result<()> {
         match self.core.journal.read_after(&self.log, self.at.seq).await? {
             Page::Segments(segments) => {
+                let segments = self.configured(segments).await?;
                 let head = self.log.head().seq;
                 let taken =
                     self.batcher
@@ -263,6 +278,21 @@ impl Reader {
             Page::AtEnd => self.at_end().await?,
         }
         Ok(())
+    }
+
+    /// Each segment with the configuration under which it was committed.
+    async fn configured(&mut self, segments: Vec<Arc<Segment>>) -> Result<Vec<Configured>> {
+        let mut configured = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let epoch = segment.routing_epoch();
+            let known = self.configuration.as_ref();
+            if self.routed && known.is_none_or(|known| known.epoch != epoch) {
+                let tenant = self.log.tenant();
+                self.configuration = Some(self.configurations.at(tenant, epoch).await?);
+            }
+            configured.push((segment, self.configuration.clone()));
+        }
+        Ok(configured)
     }
 
     fn count(&mut self, sent: u32) {

@@ -1,7 +1,13 @@
 //! The reasons of this domain, as `hub.platform.v1.ErrorReason` declares them.
 
-use hub_core::error::Error;
+use std::time::Duration;
+
+use hub_core::error::{CORE, Error};
+use hub_core::products::PRODUCTS_MAX;
 use tonic::Code;
+
+/// A product is never removed, so waiting alone does not help; somebody has to change a limit.
+const RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 const DOMAIN: &str = "hub.platform";
 
@@ -11,4 +17,15 @@ pub(crate) fn tenant_exists(name: &str, tenant_id: &str) -> Error {
     Error::new(Code::AlreadyExists, DOMAIN, "TENANT_EXISTS", message)
         .with("name", name)
         .with("tenantId", tenant_id)
+}
+
+/// `QUOTA_EXCEEDED`: there is no number for another product.
+pub(crate) fn too_many_products() -> Error {
+    let message = format!(
+        "There are {PRODUCTS_MAX} products, the most that the hub can have. Change one of them."
+    );
+    Error::new(Code::ResourceExhausted, CORE, "QUOTA_EXCEEDED", message)
+        .retry_after(RETRY_AFTER)
+        .with("quota", "products")
+        .with("limit", PRODUCTS_MAX)
 }

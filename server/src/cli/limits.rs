@@ -2,11 +2,11 @@
 
 use hub_core::limits::Limits;
 
-use super::Length;
+use super::{Length, Size};
 
 macro_rules! limits {
     ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
-        /// The bounds; sizes are in bytes.
+        /// The bounds.
         #[derive(Debug, clap::Args)]
         #[command(next_help_heading = "Limits")]
         pub struct LimitArgs {
@@ -32,15 +32,15 @@ macro_rules! limits {
 
 limits! {
     /// Largest message that an RPC reads. A Publish batch of 4 MiB fits with its framing.
-    message_bytes_max: usize,
+    message_bytes_max: Size,
     /// Streams at once on one connection.
     connection_streams_max: u32,
     /// Requests at work at once on one connection.
     connection_requests_max: usize,
     /// Size of all request headers together.
-    header_bytes_max: u32,
+    header_bytes_max: Size,
     /// Largest JSON body.
-    json_bytes_max: usize,
+    json_bytes_max: Size,
     /// Longest unary call.
     request_timeout: Length,
     /// Longest silence of a stream.
@@ -52,26 +52,33 @@ limits! {
     /// How long a stopping server waits for open calls.
     drain_timeout: Length,
     /// Events that wait for their commit, per tenant.
-    append_tenant_bytes_max: usize,
+    append_tenant_bytes_max: Size,
     /// Events that wait for their commit, of all tenants.
-    append_bytes_max: usize,
+    append_bytes_max: Size,
     /// What one tenant may put into one commit; a larger batch goes alone.
-    group_tenant_bytes_max: usize,
+    group_tenant_bytes_max: Size,
     /// Tenants in one commit.
     group_tenants_max: usize,
     /// How long an append may wait for room before it is refused.
     append_wait_max: Length,
     /// How long a commit waits for more events; 0 = not at all.
     group_linger: Length,
+    /// Shortest pause between two hints to the other processes on a PostgreSQL that logs have
+    /// grown; 0 = none are sent or listened for, and logs are only polled, twice a second.
+    notify_interval: Length,
     /// Newest events kept in memory, of all tenants.
-    tail_bytes_max: usize,
+    tail_bytes_max: Size,
     /// What a reader takes from the database or the tail at once, and aims at in a frame.
-    page_bytes_max: usize,
+    page_bytes_max: Size,
     /// Identities in memory before they are written to the index.
     identities_recent_max: usize,
     /// Identities in memory, 100 bytes each, while the index cannot be written; beyond that
     /// publishing is refused.
     identities_unindexed_max: usize,
+    /// Events that a page of the event log examines before it ends, full or not.
+    listing_events_max: usize,
+    /// What a page of the event log reads of the database before it ends, full or not.
+    listing_bytes_max: Size,
     /// How long identities of events are remembered; at least 7 days.
     identities_window: Length,
     /// How long a key that was looked up is believed.

@@ -20,6 +20,8 @@ pub struct Started {
     pub running: Running,
     /// Where the operator key is.
     pub operator_key_file: PathBuf,
+    /// Whether it speaks TLS.
+    pub tls: bool,
     /// Cancelled once the server is told to stop.
     pub shutdown: CancellationToken,
 }
@@ -37,7 +39,8 @@ impl Started {
     /// The ready file without keys.
     pub fn ready(&self) -> Value {
         let address = self.address().to_string();
-        json!({"grpc": address, "http": format!("http://{address}")})
+        let scheme = if self.tls { "https" } else { "http" };
+        json!({"grpc": address, "http": format!("{scheme}://{address}")})
     }
 }
 
@@ -48,10 +51,10 @@ pub fn run(
     address: SocketAddr,
     then: impl AsyncFnOnce(&Started) -> Result<Value, String>,
 ) -> Result<(), String> {
-    telemetry::log(server.log_format, &server.log_filter)?;
+    telemetry::log(server.log.log_format, &server.log.log_filter)?;
     telemetry::log_panics();
     let runtime = Builder::new_multi_thread()
-        .worker_threads(server.threads())
+        .worker_threads(server.listening.threads())
         .thread_name("hub")
         .enable_all()
         .build()
@@ -75,10 +78,12 @@ async fn serve(
         format!("cannot listen on {address}: {error}; --listen 127.0.0.1:0 picks a free port")
     })?;
     let operator_key_file = config.operator_key_file.clone().unwrap_or_default();
+    let tls = config.tls.is_some();
     let running = crate::start(config, listener, Clock::system(), shutdown.clone()).await?;
     let started = Started {
         running,
         operator_key_file,
+        tls,
         shutdown: shutdown.clone(),
     };
     let outcome = tokio::select! {
@@ -106,7 +111,7 @@ async fn prepare(
     then: impl AsyncFnOnce(&Started) -> Result<Value, String>,
 ) -> Result<(), String> {
     let ready = then(started).await?;
-    match &server.ready_file {
+    match &server.listening.ready_file {
         Some(path) => private_file::write(path, format!("{ready}\n").as_bytes()),
         None => Ok(()),
     }

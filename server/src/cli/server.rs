@@ -1,4 +1,5 @@
-//! What all commands that serve have in common.
+//! Settings of every server. A field is a setting: its name is the flag, the variable and the key
+//! in the file, and its comment is its text in the reference.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
@@ -7,22 +8,34 @@ use std::path::PathBuf;
 use hub_core::limits::Limits;
 
 use super::limits::LimitArgs;
-use crate::config::{CONNECTIONS_MAX, Config, DATABASE_CONNECTIONS_MAX};
-use crate::telemetry::{LOG_FILTER, LogFormat};
+use crate::config::{CONNECTIONS_MAX, Config};
+use crate::telemetry::{LOG_FILTER, LogFormat, check_filter};
 
-/// Flags of every server.
+/// Settings of every server.
 #[derive(Debug, clap::Args)]
 pub struct ServerArgs {
+    #[command(flatten)]
+    pub listening: ListenArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+/// Where it listens.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Listening")]
+pub struct ListenArgs {
     /// Address to listen on; port 0 picks a free one.
     #[arg(long, default_value = "127.0.0.1:7070")]
     pub listen: String,
     /// Listen on an address that other machines reach, without TLS.
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1,
+          require_equals = true, default_value = "false", default_missing_value = "true",
+          value_parser = clap::builder::BoolishValueParser::new())]
     pub insecure: bool,
-    /// Folder of the SQLite database and of the files with keys.
-    #[arg(long, default_value = "hub-data")]
-    pub data_dir: PathBuf,
-    /// Where callers reach the server, for the links in errors; else `http://` and the address.
+    /// Where callers reach the server, for the links in errors; else `http://` or `https://` and
+    /// the address.
     #[arg(long)]
     pub public_url: Option<String>,
     /// Gets one JSON object once the server is ready: addresses and keys. Mode 0600, by rename.
@@ -31,23 +44,21 @@ pub struct ServerArgs {
     /// Threads that work; else one less than there are cores, at least one.
     #[arg(long)]
     pub worker_threads: Option<NonZeroUsize>,
+    /// Connections of callers at once.
+    #[arg(long, default_value_t = CONNECTIONS_MAX)]
+    pub connections_max: usize,
+}
+
+/// What is logged.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Logs")]
+pub struct LogArgs {
     /// How log lines look; `auto` is pretty on a terminal and JSON elsewhere.
     #[arg(long, value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
     /// What is logged, e.g. `warn` or `info,rpc=off`.
-    #[arg(long, default_value = LOG_FILTER)]
+    #[arg(long, default_value = LOG_FILTER, value_parser = check_filter)]
     pub log_filter: String,
-    /// Connections of callers at once.
-    #[arg(long, default_value_t = CONNECTIONS_MAX)]
-    pub connections_max: usize,
-    /// Connections that read (SQLite), or all connections (PostgreSQL).
-    #[arg(long, default_value_t = DATABASE_CONNECTIONS_MAX)]
-    pub database_connections_max: u32,
-    /// Largest size of the SQLite file in bytes; 0 = as large as the disk allows.
-    #[arg(long, default_value_t = 0)]
-    pub database_bytes_max: u64,
-    #[command(flatten)]
-    limits: LimitArgs,
 }
 
 impl ServerArgs {
@@ -56,37 +67,31 @@ impl ServerArgs {
         self.limits.limits()
     }
 
-    /// The configuration of a server on this database.
-    pub fn config(&self, database: String, operator_key_file: PathBuf) -> Config {
+    /// The configuration of a server, over that of its database.
+    pub fn config(&self, database: Config) -> Config {
         Config {
-            database,
-            database_connections_max: self.database_connections_max,
-            database_bytes_max: self.database_bytes_max,
-            public_url: self.public_url.clone(),
-            connections_max: self.connections_max,
-            operator_key_file: Some(operator_key_file),
+            public_url: self.listening.public_url.clone(),
+            connections_max: self.listening.connections_max,
             limits: self.limits(),
+            ..database
         }
     }
+}
 
-    /// The SQLite database of the data folder.
-    pub fn sqlite(&self) -> String {
-        format!("sqlite:{}", self.data_dir.join("hub.db").display())
-    }
-
-    /// The address; one that other machines reach only with `--insecure`.
-    pub fn address(&self) -> Result<SocketAddr, String> {
+impl ListenArgs {
+    /// The address; one that other machines reach needs TLS or `--insecure`.
+    pub fn address(&self, tls: bool) -> Result<SocketAddr, String> {
         let resolved = self.listen.to_socket_addrs();
         let resolved = resolved.map_err(|error| format!("--listen {}: {error}", self.listen))?;
         let address = resolved.into_iter().next();
         let address = address.ok_or_else(|| format!("--listen {} is no address", self.listen))?;
-        if self.insecure || address.ip().is_loopback() {
+        if tls || self.insecure || address.ip().is_loopback() {
             return Ok(address);
         }
         Err(format!(
-            "--listen {address} is reachable from other machines, and the hub speaks without TLS: \
-             keys would be readable on the way. Put a TLS proxy before a loopback address, or say \
-             --insecure"
+            "--listen {address} is reachable from other machines, and the hub would speak without \
+             TLS: keys would be readable on the way. Give --tls-cert-file and --tls-key-file, put \
+             a TLS proxy before a loopback address, or say --insecure"
         ))
     }
 

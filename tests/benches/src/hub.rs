@@ -25,6 +25,9 @@ use crate::scratch::Scratch;
 use crate::server::Server;
 use crate::{EVENT_TYPE, PATIENCE, PAYLOAD_BYTES, Result};
 
+/// Base64 of 32 bytes.
+const SEALING_KEY: &str = "YmVuY2ggYmVuY2ggYmVuY2ggYmVuY2ggYmVuY2ggb2s=";
+
 /// A server of its own, with a tenant and keys.
 #[derive(Debug)]
 pub struct HubServer {
@@ -65,8 +68,16 @@ impl HubServer {
     /// It does not start.
     pub async fn postgres(binary: &Path, scratch: &Scratch, url: &str) -> Result<Self> {
         let dir = scratch.dir("hub-postgres")?;
+        let migrated = hub(binary, &dir)
+            .args(["migrate", "--database", url])
+            .output()?;
+        if !migrated.status.success() {
+            let why = String::from_utf8_lossy(&migrated.stderr).into_owned();
+            return Err(format!("hub migrate: {}", why.trim()).into());
+        }
         let mut command = hub(binary, &dir);
         command.args(["serve", "--listen", "127.0.0.1:0", "--database", url]);
+        command.env("HUB_SEALING_KEY", SEALING_KEY);
         command.arg("--data-dir").arg(dir.join("data"));
         command
             .arg("--operator-key-file")

@@ -71,10 +71,10 @@ both_databases! {
 
     async fn only_the_hash_of_a_key_is_stored(hub: TestKeys) {
         let created = hub.create(&["psa:*"]).await;
-        let secret = created.plaintext.as_ref().unwrap().expose();
+        let secret = created.plaintext.expose();
         let (key, hash) = store::by_id(&hub.core.db, &created.key.key_id).await.unwrap().unwrap();
         assert_eq!(key, created.key);
-        assert_eq!(hash, created.plaintext.as_ref().unwrap().hash());
+        assert_eq!(hash, created.plaintext.hash());
         let middle = &secret[8..36];
         for event in told(&hub).await {
             assert!(!format!("{event:?}").contains(middle));
@@ -92,6 +92,7 @@ both_databases! {
             ..named("O'Neil; drop table api_keys")
         };
         let created = hub.keys.create(&hub.administrator(), new, None).await.unwrap();
+        let created = created.first().unwrap();
         assert_eq!(created.key.scopes, ["psa:tickets.read", "hub:*"], "each once");
         let read = hub.keys.get(&hub.administrator(), &created.key.key_id).await.unwrap();
         assert_eq!(read, created.key);
@@ -109,7 +110,7 @@ both_databases! {
             ("revoked before it would have expired", &[][..], soon),
         ] {
             let new = NewKey { scopes: texts(scopes), expire_time, ..named(name) };
-            let key = hub.keys.create(&caller, new, None).await.unwrap().key;
+            let key = hub.keys.create(&caller, new, None).await.unwrap().first().unwrap().key;
             if name.starts_with("revoked") {
                 hub.keys.revoke(&caller, &key.key_id, "").await.unwrap();
             }
@@ -144,7 +145,7 @@ both_databases! {
         let caller = hub.administrator();
         for number in 0..7 {
             let new = named(&number.to_string());
-            hub.keys.create(&caller, new, None).await.unwrap();
+            hub.keys.create(&caller, new, None).await.unwrap().first().unwrap();
         }
         let (mut names, mut token, mut sizes) = (Vec::new(), String::new(), Vec::new());
         loop {
@@ -193,7 +194,7 @@ both_databases! {
         let refused = hub.keys.create(&hub.administrator(), all(), None).await.unwrap_err();
         assert_eq!(refused.reason(), "OPERATOR_ONLY");
         let operator = caller(None, &["hub:*"]);
-        let created = hub.keys.create(&operator, all(), None).await.unwrap();
+        let created = hub.keys.create(&operator, all(), None).await.unwrap().first().unwrap();
         let backend = hub.authenticate(&created).await.unwrap();
         assert!(backend.all_tenants && backend.tenant.is_none() && !backend.is_operator());
         let refused = hub.keys.create(&operator, named("no tenant"), None).await.unwrap_err();
@@ -202,6 +203,7 @@ both_databases! {
         let refused = hub.keys.create(&named_tenant, all(), None).await.unwrap_err();
         assert_eq!(refused.reason(), "FIELD_INVALID");
         let created = hub.keys.create(&named_tenant, named("of a tenant"), None).await.unwrap();
+        let created = created.first().unwrap();
         assert_eq!(created.key.tenant, Some(hub.tenant.clone()));
     }
 

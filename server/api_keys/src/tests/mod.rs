@@ -16,6 +16,7 @@ use hub_core::error::Result;
 use hub_core::journal::{Journal, TenantRef};
 use hub_core::limits::Limits;
 use hub_core::module::Core;
+use hub_core::sealing::{Sealer, SealingKey};
 use hub_core::storage::{Db, Options};
 use hub_core::tenancy::{self, Tenancy};
 use hub_core::{id, journal};
@@ -88,10 +89,12 @@ impl TestKeys {
             .create(&self.administrator(), new, None)
             .await
             .unwrap()
+            .first()
+            .unwrap()
     }
 
     pub async fn authenticate(&self, created: &Created) -> Result<Caller> {
-        authenticate(&self.keys, created.plaintext.as_ref().unwrap().expose()).await
+        authenticate(&self.keys, created.plaintext.expose()).await
     }
 }
 
@@ -113,6 +116,7 @@ pub fn caller(tenant: Option<&TenantRef>, scopes: &[&str]) -> Caller {
         product: None,
         scopes: Scopes::new(texts(scopes)),
         all_tenants: tenant.is_none(),
+        origin: hub_core::auth::Origin::default(),
     }
 }
 
@@ -148,12 +152,14 @@ async fn core(url: &str, clock: Clock) -> Core {
     db.migrate(&journal::migrations()).await.unwrap();
     db.migrate(&migrations()).await.unwrap();
     let limits = Arc::new(Limits::default());
+    let journal = Journal::open(&db, clock.clone(), limits.clone())
+        .await
+        .unwrap();
     Core {
-        journal: Journal::open(&db, clock.clone(), limits.clone())
-            .await
-            .unwrap(),
-        tenancy: Tenancy::new(db.clone()),
+        tenancy: Tenancy::new(db.clone(), journal.clone()),
+        journal,
         cursors: Arc::new(Cursors::new([7; 32])),
+        sealer: Arc::new(Sealer::new(&SealingKey::new([7; 32]))),
         draining: CancellationToken::new(),
         db,
         clock,

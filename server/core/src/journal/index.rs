@@ -34,6 +34,9 @@ create table if not exists runs (run integer primary key, entries integer not nu
     newest integer not null, obsolete integer not null default 0);
 create table if not exists run_pages (id integer primary key, data blob not null);";
 
+const COVER: &str = "insert into covered values (?, ?)
+on conflict (tenant_no) do update set head = max(head, excluded.head)";
+
 /// A point at which a test may stop the writer, as a crash would.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -206,7 +209,7 @@ impl Index {
         let run = insert_run(&mut tx, number, pages, now).await?;
         self.step(Step::PagesWritten)?;
         for (tenant_no, head) in heads(&seen) {
-            sqlx::query("insert into covered values (?, ?) on conflict (tenant_no) do update set head = max(head, excluded.head)")
+            sqlx::query(COVER)
                 .bind(tenant_no)
                 .bind(head)
                 .execute(&mut *tx)

@@ -9,14 +9,22 @@
 
 #[cfg(test)]
 mod crash_tests;
+mod direct;
+mod epochs;
+mod erase;
 mod filter;
 mod follow;
 mod heads;
 mod identities;
 mod index;
 mod ledger;
+mod listing;
+mod listing_writer;
+mod notify;
 mod postgres;
 mod read;
+mod retention;
+mod scan;
 mod scratch;
 mod segment;
 mod sequencer;
@@ -30,9 +38,15 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub use epochs::{Bumped, STATEMENTS as EPOCH_STATEMENTS, bump};
+pub use erase::{Reduce, STATEMENTS as ERASE_STATEMENTS};
 pub use heads::{STATEMENTS as HEAD_STATEMENTS, lock as lock_head};
 pub use identities::STATEMENTS as IDENTITY_STATEMENTS;
+pub use listing::{Listed, ListedKind, STATEMENTS as LISTING_STATEMENTS};
+pub use listing_writer::STATEMENTS as LISTING_WRITER_STATEMENTS;
 pub use read::{Page, STATEMENTS as READ_STATEMENTS};
+pub use retention::{Kept, Removed, STATEMENTS as RETENTION_STATEMENTS};
+pub use scan::{StoredEvent, StoredEvents};
 pub use segment::{Damaged, Entry, Kind, NewEvent, Run, Segment};
 pub use tail::{Log, Position};
 
@@ -40,6 +54,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::storage::{Db, Failure, Migrations, Tx, TxParts};
+use crate::worker::Workers;
 use segment::SEQ_BITS;
 use tail::Budget;
 
@@ -216,9 +231,13 @@ pub struct Journal {
     store: Store,
     logs: RwLock<HashMap<i64, Arc<Log>>>,
     budget: Budget,
+    epochs: epochs::Epochs,
     queue: sequencer::Queue,
+    clock: Clock,
     limits: Arc<Limits>,
     stopped: CancellationToken,
+    workers: Workers,
+    hints: Option<Arc<notify::Hints>>,
 }
 
 impl Journal {
@@ -234,15 +253,25 @@ impl Journal {
         steps: Option<index::Steps>,
     ) -> Result<Arc<Self>, String> {
         let store = match db.is_postgres() {
-            true => Store::Postgres(postgres::PostgresJournal::open(db, clock, &limits).await?),
-            false => Store::Sqlite(sqlite::SqliteJournal::open(db, clock, &limits, steps).await?),
+            true => {
+                let clock = clock.clone();
+                Store::Postgres(postgres::PostgresJournal::open(db, clock, &limits).await?)
+            }
+            false => {
+                let clock = clock.clone();
+                Store::Sqlite(sqlite::SqliteJournal::open(db, clock, &limits, steps).await?)
+            }
         };
         let journal = Arc::new(Journal {
             db: db.clone(),
             store,
             logs: RwLock::default(),
             budget: Budget::new(limits.tail_bytes_max),
+            epochs: epochs::Epochs::default(),
             queue: sequencer::Queue::new(limits.clone()),
+            workers: Workers::new(clock.clone()),
+            hints: notify::Hints::new(db, limits.notify_interval).map(Arc::new),
+            clock,
             limits,
             stopped: CancellationToken::new(),
         });
@@ -254,11 +283,47 @@ impl Journal {
                 std::process::abort();
             }
         });
-        if journal.db.is_postgres() {
-            let stopped = journal.stopped.clone();
-            tokio::spawn(follow::run(Arc::downgrade(&journal), stopped));
-        }
+        journal.begin_following();
+        let listed = Arc::downgrade(&journal);
+        journal.workers.spawn("listing-index", move |turn| {
+            listing_writer::run(listed.clone(), turn)
+        });
         Ok(journal)
+    }
+
+    /// Notices what other processes commit (PostgreSQL).
+    fn begin_following(self: &Arc<Self>) {
+        if !self.db.is_postgres() {
+            return;
+        }
+        let journal = Arc::downgrade(self);
+        self.workers.spawn("journal-follow", move |turn| {
+            follow::run(journal.clone(), turn)
+        });
+        let journal = Arc::downgrade(self);
+        self.workers.spawn("journal-epochs", move |turn| {
+            epochs::run(journal.clone(), turn)
+        });
+        let journal = Arc::downgrade(self);
+        self.workers.spawn("journal-erasures", move |turn| {
+            erase::run(journal.clone(), turn)
+        });
+        let Some(hints) = self.hints.clone() else {
+            return;
+        };
+        let telling = hints.clone();
+        self.workers.spawn("journal-tell", move |turn| {
+            notify::tell(telling.clone(), turn)
+        });
+        let journal = Arc::downgrade(self);
+        self.workers.spawn("journal-listen", move |turn| {
+            notify::listen(journal.clone(), hints.clone(), turn)
+        });
+    }
+
+    /// The supervised workers of this process; [`Journal::close`] stops them first.
+    pub fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     /// The log of a tenant, at its present head.
@@ -333,6 +398,11 @@ impl Journal {
 
     /// Shows a committed segment to readers; a hole before it is read from the database.
     async fn publish(self: &Arc<Self>, log: &Arc<Log>, segment: Arc<Segment>) {
+        let tenant_no = log.tenant().number();
+        self.epochs.observe(tenant_no, segment.routing_epoch());
+        if let Some(hints) = &self.hints {
+            hints.grown(tenant_no, segment.last());
+        }
         if log.offer(segment, &self.budget) {
             metrics::counter!("hub_journal_tail_holes_total").increment(1);
             if self.catch_up(log).await.is_err() {
@@ -356,14 +426,25 @@ impl Journal {
         });
     }
 
-    /// Commits what waits, takes nothing more.
+    /// Stops the workers, commits what waits, takes nothing more.
     pub async fn close(&self) {
+        self.workers.stop().await;
+        if let Some(hints) = &self.hints {
+            hints.close().await;
+        }
         self.queue.close();
         self.stopped.cancelled().await;
         match &self.store {
             Store::Sqlite(store) => store.close().await,
             Store::Postgres(store) => store.close().await,
         }
+    }
+}
+
+impl Drop for Journal {
+    /// Nobody can stop the workers after this.
+    fn drop(&mut self) {
+        self.workers.begin_stop();
     }
 }
 

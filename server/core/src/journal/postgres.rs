@@ -9,53 +9,23 @@
 //! Locks are taken in one order, so that nobody waits in a circle: rows of heads (by number, when
 //! several are waited for), then the process's state. Who holds the state waits for no row.
 
+mod append;
+
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::Mutex;
 
 use super::identities::{Identities, Replayed};
-use super::ledger::{Ledger, Seen, decide};
 use super::scratch::Scratch;
-use super::segment::{Builder, SEQ_BITS, Segment};
-use super::{Outcome, TenantRef, Work, Written};
+use super::segment::SEQ_BITS;
+use super::{TenantRef, Work, Written};
 use crate::clock::{Clock, Micros, micros};
 use crate::limits::Limits;
 use crate::storage::{Db, Failure};
-
-/// Appends if the head is where this process believes it to be and nobody holds it.
-const APPEND: &str = "
-with free as (
-    select tenant_no from journal_heads where tenant_no = $1 and head = $2
-    for update skip locked),
-moved as (
-    update journal_heads set head = $2 + $3, record_time = $4
-    from free where journal_heads.tenant_no = free.tenant_no)
-insert into journal_segments (key, tenant_no, n, record_time, ids, data)
-select ($1::bigint << 40) + $2 + 1, $1, $3, $4, $5, $6 from free
-returning tenant_no";
-
-/// The same for several logs: each that is where it is believed to be.
-const APPEND_EACH: &str = "
-with new as (
-    select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[],
-        $6::bytea[]) new (tenant_no, base, n, record_time, ids, data)),
-free as (
-    select heads.tenant_no from journal_heads heads join new
-        on heads.tenant_no = new.tenant_no and heads.head = new.base
-    order by heads.tenant_no for update of heads skip locked),
-moved as (
-    update journal_heads set head = new.base + new.n, record_time = new.record_time
-    from new join free on free.tenant_no = new.tenant_no
-    where journal_heads.tenant_no = new.tenant_no)
-insert into journal_segments (key, tenant_no, n, record_time, ids, data)
-select (new.tenant_no << 40) + new.base + 1, new.tenant_no, new.n, new.record_time, new.ids,
-    new.data
-from new join free on free.tenant_no = new.tenant_no
-returning tenant_no";
+use append::{APPEND, APPEND_EACH, Plan, append_guessed, store};
 
 const LOCK: &str = "select tenant_no, head, record_time from journal_heads
 where tenant_no = any($1) order by tenant_no for update";
@@ -70,7 +40,16 @@ where key >= $1 and key < $2 and record_time >= $3 order by key limit $4";
 const HEADS: &str = "select tenant_no, head from journal_heads where tenant_no = any($1)";
 
 /// Statements of this file, for the test that prepares them.
-pub(super) const STATEMENTS: &[&str] = &[APPEND, APPEND_EACH, LOCK, LOCK_FREE, MISSED, HEADS];
+pub(super) const STATEMENTS: &[&str] = &[
+    APPEND,
+    APPEND_EACH,
+    LOCK,
+    LOCK_FREE,
+    MISSED,
+    HEADS,
+    super::epochs::EPOCHS,
+    super::notify::NOTIFY,
+];
 
 /// Within the time that an append may wait for its turn.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -96,6 +75,24 @@ pub(super) struct PostgresJournal {
 struct State {
     known: HashMap<i64, Known>,
     identities: Identities,
+    /// Kept at hand for the guesses: handing one back to a pool costs a task each time. One that
+    /// is gone costs its group a STORE_BUSY.
+    connection: Option<PgConnection>,
+}
+
+impl State {
+    async fn connection(&mut self, pool: &PgPool) -> Result<&mut PgConnection, Failure> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                let options = pool.connect_options();
+                let connecting = PgConnection::connect_with(&options);
+                let connected = tokio::time::timeout(ACQUIRE_TIMEOUT, connecting).await;
+                connected.map_err(|_| sqlx::Error::PoolTimedOut)??
+            }
+        };
+        Ok(self.connection.insert(connection))
+    }
 }
 
 /// Up to where the identities of a log are known.
@@ -107,15 +104,15 @@ struct Known {
     contended: bool,
 }
 
+/// Number of a tenant, its last sequence, and when that was recorded.
+type LockedHead = (i64, i64, Micros);
+
 impl PostgresJournal {
     pub(super) async fn open(db: &Db, clock: Clock, limits: &Limits) -> Result<Self, String> {
         let shared = db.postgres().ok_or("not a PostgreSQL database")?;
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A ping before each commit would be a second round trip. A connection that is gone
-            // costs its group a STORE_BUSY.
-            .test_before_acquire(false)
             .connect_lazy_with((*shared.connect_options()).clone());
         let folder = std::env::temp_dir();
         let scratch = Scratch::new(&folder)
@@ -130,6 +127,7 @@ impl PostgresJournal {
             state: Mutex::new(State {
                 known: HashMap::new(),
                 identities,
+                connection: None,
             }),
             window: micros(limits.identities_window),
             clock,
@@ -138,7 +136,12 @@ impl PostgresJournal {
     }
 
     pub(super) async fn close(&self) {
-        self.state.lock().await.identities.close().await;
+        let mut state = self.state.lock().await;
+        state.identities.close().await;
+        if let Some(connection) = state.connection.take() {
+            // The server notices a connection that is just dropped, too.
+            let _ = connection.close().await;
+        }
         self.pool.close().await;
     }
 
@@ -260,12 +263,13 @@ impl PostgresJournal {
             .collect();
         let appended = match rows.as_slice() {
             [] => Ok(Vec::new()),
-            [plan] => plan.append(&self.pool).await,
-            plans => append_each(&self.pool, plans).await,
+            rows => append_guessed(state, &self.pool, rows).await,
         };
         let appended = match appended {
             Ok(appended) => appended,
             Err(failure) => {
+                // Cheap to make anew, and it may be half-way through an answer.
+                state.connection = None;
                 // Whether it was committed is not known if the connection was lost.
                 plans
                     .into_iter()
@@ -276,16 +280,13 @@ impl PostgresJournal {
         };
         let mut written = Vec::with_capacity(plans.len());
         for plan in plans {
-            written.push(match plan {
-                Some(plan) if !plan.has_rows() || appended.contains(&plan.tenant.number()) => {
-                    Some(plan.finish(state, false))
-                }
-                Some(plan) => {
+            written.push(plan.and_then(|plan| match plan.epoch_in(&appended) {
+                Some(epoch) => Some(plan.finish(state, epoch, false)),
+                None => {
                     plan.undo(state);
                     None
                 }
-                None => None,
-            });
+            }));
         }
         state.identities.tend().await;
         Ok(written)
@@ -299,7 +300,7 @@ impl PostgresJournal {
         lock: &'static str,
     ) -> Result<Vec<Option<Written>>, Failure> {
         let tenants: Vec<i64> = works.iter().map(Work::tenant_no).collect();
-        let heads: Vec<(i64, i64, Micros)> = sqlx::query_as(lock)
+        let heads: Vec<LockedHead> = sqlx::query_as(lock)
             .bind(&tenants)
             .fetch_all(&mut *tx)
             .await?;
@@ -307,17 +308,11 @@ impl PostgresJournal {
             return Err(sqlx::Error::RowNotFound.into());
         }
         let mut state = self.state.lock().await;
+        // Tenants that are locked, and whether others appended to them.
         let mut contended = HashMap::new();
-        for (tenant_no, head, record_time) in &heads {
-            let locked = Known {
-                head: *head as u64,
-                record_time: *record_time,
-                contended: false,
-            };
-            let missed = self
-                .catch_up(&mut tx, &mut state, *tenant_no, locked)
-                .await?;
-            contended.insert(*tenant_no, missed);
+        for head in heads {
+            let missed = self.catch_up(&mut tx, &mut state, head).await?;
+            contended.insert(head.0, missed);
         }
         let older = state.identities.older_of(works).await?;
         let mut plans = Vec::with_capacity(works.len());
@@ -335,8 +330,8 @@ impl PostgresJournal {
             .flatten()
             .filter(|plan| plan.has_rows())
             .collect();
-        match store(tx, &rows).await {
-            Ok(()) => {}
+        let stored = match store(tx, &rows).await {
+            Ok(stored) => stored,
             Err(failure) => {
                 plans
                     .into_iter()
@@ -344,11 +339,12 @@ impl PostgresJournal {
                     .for_each(|plan| plan.undo(&mut state));
                 return Err(failure);
             }
-        }
+        };
         let written = plans.into_iter().map(|plan| {
             plan.map(|plan| {
                 let missed = contended.get(&plan.tenant.number());
-                plan.finish(&mut state, missed.copied().unwrap_or(true))
+                let epoch = plan.epoch_in(&stored).unwrap_or_default();
+                plan.finish(&mut state, epoch, missed.copied().unwrap_or(true))
             })
         });
         let written = written.collect();
@@ -361,9 +357,13 @@ impl PostgresJournal {
         &self,
         connection: &mut PgConnection,
         state: &mut State,
-        tenant_no: i64,
-        locked: Known,
+        (tenant_no, head, record_time): LockedHead,
     ) -> Result<bool, Failure> {
+        let locked = Known {
+            head: head as u64,
+            record_time,
+            contended: false,
+        };
         let known = state.known.get(&tenant_no).copied().unwrap_or_default();
         let since = self.clock.now() - self.window;
         let mut from = (tenant_no << SEQ_BITS) + known.head as i64 + 1;
@@ -386,145 +386,5 @@ impl PostgresJournal {
         }
         state.known.insert(tenant_no, locked);
         Ok(known.head < locked.head)
-    }
-}
-
-/// What a commit will store of a tenant; undone if it fails.
-struct Plan {
-    tenant: TenantRef,
-    base: u64,
-    record_time: Micros,
-    builder: Builder,
-    outcomes: Vec<Vec<Outcome>>,
-    claimed: Vec<u128>,
-}
-
-impl Plan {
-    fn new(work: &Work<'_>, seen: &mut Seen, older: &Seen, base: u64, record_time: Micros) -> Plan {
-        let mut ledger = Ledger {
-            seen,
-            older,
-            claimed: Vec::with_capacity(work.events()),
-        };
-        let mut builder = Builder::with_capacity(work.events(), work.bytes());
-        let mut next = base + 1;
-        let outcomes = work
-            .appends
-            .iter()
-            .map(|append| decide(append, &mut ledger, &mut next, &mut builder))
-            .collect();
-        Plan {
-            tenant: work.log.tenant().clone(),
-            base,
-            record_time,
-            builder,
-            outcomes,
-            claimed: ledger.claimed,
-        }
-    }
-
-    fn has_rows(&self) -> bool {
-        self.builder.count > 0
-    }
-
-    async fn append(&self, pool: &PgPool) -> Result<Vec<i64>, Failure> {
-        let row: Option<(i64,)> = sqlx::query_as(APPEND)
-            .bind(self.tenant.number())
-            .bind(self.base as i64)
-            .bind(i64::from(self.builder.count))
-            .bind(self.record_time)
-            .bind(&self.builder.ids)
-            .bind(&self.builder.data)
-            .fetch_optional(pool)
-            .await?;
-        Ok(row.into_iter().map(|(tenant_no,)| tenant_no).collect())
-    }
-
-    fn finish(self, state: &mut State, contended: bool) -> Written {
-        if !self.has_rows() {
-            return Written {
-                outcomes: self.outcomes,
-                segment: None,
-            };
-        }
-        let tenant_no = self.tenant.number();
-        let Builder { ids, data, .. } = self.builder;
-        let segment = Segment::new(self.tenant, self.base + 1, self.record_time, ids, data);
-        let known = Known {
-            head: segment.last(),
-            record_time: self.record_time,
-            contended,
-        };
-        state.known.insert(tenant_no, known);
-        Written {
-            outcomes: self.outcomes,
-            segment: Some(Arc::new(segment)),
-        }
-    }
-
-    /// Nothing is claimed any more, and the head is asked for before the next guess.
-    fn undo(self, state: &mut State) {
-        for identity in &self.claimed {
-            state.identities.recent.remove(identity);
-        }
-        if let Some(known) = state.known.get_mut(&self.tenant.number()) {
-            known.contended = true;
-        }
-    }
-}
-
-async fn append_each(pool: &PgPool, plans: &[&Plan]) -> Result<Vec<i64>, Failure> {
-    let rows: Vec<(i64,)> = Rows::new(plans).bound(APPEND_EACH).fetch_all(pool).await?;
-    Ok(rows.into_iter().map(|(tenant_no,)| tenant_no).collect())
-}
-
-/// Stores under locks that are held, and commits.
-async fn store(mut tx: Transaction<'static, Postgres>, plans: &[&Plan]) -> Result<(), Failure> {
-    if !plans.is_empty() {
-        let rows = Rows::new(plans);
-        let stored = rows.bound(APPEND_EACH).fetch_all(&mut *tx).await?;
-        if stored.len() != plans.len() {
-            let lost = "a head moved although it was locked";
-            return Err(sqlx::Error::Protocol(lost.into()).into());
-        }
-    }
-    Ok(tx.commit().await?)
-}
-
-/// Columns of what a commit stores.
-#[derive(Default)]
-struct Rows<'a> {
-    tenants: Vec<i64>,
-    bases: Vec<i64>,
-    counts: Vec<i64>,
-    times: Vec<Micros>,
-    ids: Vec<&'a [u8]>,
-    data: Vec<&'a [u8]>,
-}
-
-type Bound<'a> = sqlx::query::QueryAs<'a, Postgres, (i64,), sqlx::postgres::PgArguments>;
-
-impl<'a> Rows<'a> {
-    fn new(plans: &[&'a Plan]) -> Rows<'a> {
-        let mut rows = Rows::default();
-        for plan in plans {
-            rows.tenants.push(plan.tenant.number());
-            rows.bases.push(plan.base as i64);
-            rows.counts.push(i64::from(plan.builder.count));
-            rows.times.push(plan.record_time);
-            rows.ids.push(&plan.builder.ids);
-            rows.data.push(&plan.builder.data);
-        }
-        rows
-    }
-
-    fn bound(self, text: &'static str) -> Bound<'a> {
-        sqlx::query_as(text)
-            .bind(self.tenants)
-            .bind(self.bases)
-            .bind(self.counts)
-            .bind(self.times)
-            .bind(self.ids)
-            .bind(self.data)
     }
 }

@@ -16,27 +16,43 @@ const CATCH_UP_EVENTS_MAX: u64 = 10_000;
 
 // The lengths are summed first, so that no more than a page of payload leaves the database.
 const PAGE: Sql = Sql::same(
-    "select s.key, s.record_time, s.ids, s.data from journal_segments s join (
+    "select s.key, s.record_time, s.routing_epoch, s.ids, s.data from journal_segments s join (
         select key, sum(size) over (order by key) - size as before from (
             select key, length(data) as size from journal_segments
-            where key >= $1 and key < $2 order by key limit $3) c) p
+            where key >= $1 and key < $2 and length(data) > 0 order by key limit $3) c) p
      on p.key = s.key where p.before < $4 order by s.key",
 );
-const FLOOR: Sql = Sql::same(
-    "select key from journal_segments where key <= $1 and key >= $2 order by key desc limit 1",
+const PAGE_BEFORE: Sql = Sql::same(
+    "select s.key, s.record_time, s.routing_epoch, s.ids, s.data from journal_segments s join (
+        select key, sum(size) over (order by key desc) - size as before from (
+            select key, length(data) as size from journal_segments
+            where key <= $1 and key >= $2 and length(data) > 0
+            order by key desc limit $3) c) p
+     on p.key = s.key where p.before < $4 order by s.key desc",
+);
+const START: Sql = Sql::same(
+    "select (select key from journal_segments where key <= $1 and key >= $2
+        order by key desc limit 1),
+        coalesce((select floor from journal_floors where tenant_no = $3), 0)",
 );
 const HEAD: Sql = Sql::same("select head from journal_heads where tenant_no = $1");
 const HOLDING: Sql = Sql::same(
-    "select key, record_time, ids, data from journal_segments
+    "select key, record_time, routing_epoch, ids, data from journal_segments
      where key <= $1 and key >= $2 order by key desc limit 1",
 );
 const EARLIEST: Sql = Sql::same(
-    "select key, record_time from journal_segments where key >= $1 and key < $2
+    "select key, record_time from journal_segments
+     where key > $1 + coalesce((select floor from journal_floors where tenant_no = $3), 0)
+        and key < $2 and length(data) > 0
      order by key limit 1",
+);
+const TIME_AT: Sql = Sql::same(
+    "select key, n, record_time from journal_segments
+     where key <= $1 and key >= $2 order by key desc limit 1",
 );
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[PAGE, FLOOR, HEAD, HOLDING, EARLIEST];
+pub const STATEMENTS: &[Sql] = &[PAGE, PAGE_BEFORE, START, HEAD, HOLDING, EARLIEST, TIME_AT];
 
 /// The next events of a log.
 #[derive(Debug)]
@@ -54,7 +70,7 @@ pub enum Page {
     AtEnd,
 }
 
-type SegmentRow = (i64, Micros, Vec<u8>, Vec<u8>);
+type SegmentRow = (i64, Micros, i64, Vec<u8>, Vec<u8>);
 
 impl Journal {
     /// The events after `after`, about `Limits::page_bytes_max` of them. Errors: `STORE_BUSY`.
@@ -68,7 +84,7 @@ impl Journal {
 
     async fn read_stored(&self, log: &Log, after: u64) -> Result<Page> {
         let (tenant, head) = (log.tenant(), log.head());
-        let start = self.floor(tenant, after + 1).await?;
+        let start = self.start_of(tenant, after + 1).await?;
         let rows: Vec<SegmentRow> = self
             .db
             .query(PAGE)
@@ -106,17 +122,47 @@ impl Journal {
         Ok(Page::Segments(segments))
     }
 
-    /// Key of the segment that holds `seq`, or `seq`'s own key if none does.
-    async fn floor(&self, tenant: &TenantRef, seq: u64) -> Result<i64> {
+    /// Key of the segment that holds `seq`, or `seq`'s own key if none does; not below what
+    /// retention has left.
+    async fn start_of(&self, tenant: &TenantRef, seq: u64) -> Result<i64> {
         let key = tenant.key(seq);
-        let row: Option<(i64,)> = self
+        let (holding, floor): (Option<i64>, i64) = self
             .db
-            .query(FLOOR)
+            .query(START)
             .bind(key)
             .bind(tenant.key(0))
-            .optional()
+            .bind(tenant.number())
+            .one()
             .await?;
-        Ok(row.map_or(key, |(floor,)| floor))
+        let first_kept = tenant.key(floor.unsigned_abs() + 1);
+        Ok(holding.unwrap_or(key).max(first_kept))
+    }
+
+    /// Segments with events before `before` and from `lowest` on, the newest first, about
+    /// `bytes_max` of them. Always from the database: it also has what other processes wrote.
+    /// Empty when there are none. Errors: `STORE_BUSY`.
+    pub async fn page_before(
+        &self,
+        log: &Log,
+        before: u64,
+        lowest: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<Arc<Segment>>> {
+        let tenant = log.tenant();
+        let Some(newest) = before.checked_sub(1).filter(|newest| *newest >= lowest) else {
+            return Ok(Vec::new());
+        };
+        let rows: Vec<SegmentRow> = self
+            .db
+            .query(PAGE_BEFORE)
+            .bind(tenant.key(newest))
+            .bind(self.start_of(tenant, lowest.max(1)).await?)
+            .bind(PAGE_SEGMENTS_MAX)
+            .bind(bytes_max as i64)
+            .all()
+            .await?;
+        let segments = rows.into_iter().map(|row| Arc::new(segment(tenant, row)));
+        Ok(segments.collect())
     }
 
     /// The segment that holds `seq`, if the log still has it.
@@ -130,7 +176,19 @@ impl Journal {
         self.stored_segment(log.tenant(), seq).await
     }
 
-    async fn stored_segment(&self, tenant: &TenantRef, seq: u64) -> Result<Option<Arc<Segment>>> {
+    /// The segment that holds `seq` as the database has it now, if the log still has it.
+    /// Errors: `STORE_BUSY`.
+    pub async fn stored_segment(
+        &self,
+        tenant: &TenantRef,
+        seq: u64,
+    ) -> Result<Option<Arc<Segment>>> {
+        let found = self.stored_row(tenant, seq).await?;
+        Ok(found.filter(|segment| !segment.data().is_empty()))
+    }
+
+    /// As [`Journal::stored_segment`], also one of which retention has left the identities only.
+    async fn stored_row(&self, tenant: &TenantRef, seq: u64) -> Result<Option<Arc<Segment>>> {
         let row: Option<SegmentRow> = self
             .db
             .query(HOLDING)
@@ -157,16 +215,13 @@ impl Journal {
 
     /// The first sequence that the log still has, and when it was recorded; `None` if it is empty.
     pub async fn earliest(&self, log: &Log) -> Result<Option<(u64, Micros)>> {
-        self.first_from(log.tenant(), 0).await
-    }
-
-    async fn first_from(&self, tenant: &TenantRef, seq: u64) -> Result<Option<(u64, Micros)>> {
-        let end = (tenant.number() + 1) << SEQ_BITS;
+        let tenant = log.tenant();
         let row: Option<(i64, Micros)> = self
             .db
             .query(EARLIEST)
-            .bind(tenant.key(seq))
-            .bind(end)
+            .bind(tenant.key(0))
+            .bind((tenant.number() + 1) << SEQ_BITS)
+            .bind(tenant.number())
             .optional()
             .await?;
         Ok(row.map(|(key, time)| (tenant.seq(key), time)))
@@ -182,14 +237,31 @@ impl Journal {
         let mut high = log.head().seq + 1;
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.segment_at(log, middle).await? {
-                Some(found) if found.record_time() >= time => high = found.first(),
-                Some(found) => low = found.last() + 1,
+            match self.time_at(log.tenant(), middle).await? {
+                Some(found) if found.record_time >= time => high = found.first.max(low),
+                Some(found) => low = found.last + 1,
                 // Removed meanwhile: what is older is of no interest.
                 None => low = middle + 1,
             }
         }
         Ok(low)
+    }
+
+    /// Without the events themselves: this costs no more for a large segment.
+    async fn time_at(&self, tenant: &TenantRef, seq: u64) -> Result<Option<Recorded>> {
+        let row: Option<(i64, i64, Micros)> = self
+            .db
+            .query(TIME_AT)
+            .bind(tenant.key(seq))
+            .bind(tenant.key(0))
+            .optional()
+            .await?;
+        let found = row.map(|(key, count, record_time)| Recorded {
+            first: tenant.seq(key),
+            last: tenant.seq(key) + count.unsigned_abs() - 1,
+            record_time,
+        });
+        Ok(found.filter(|found| found.last >= seq))
     }
 
     async fn stored_head(&self, tenant: &TenantRef) -> Result<u64> {
@@ -202,7 +274,7 @@ impl Journal {
         let seq = self.stored_head(tenant).await?;
         let segment = match seq {
             0 => None,
-            _ => self.stored_segment(tenant, seq).await?,
+            _ => self.stored_row(tenant, seq).await?,
         };
         let fingerprint = segment
             .and_then(|segment| segment.fingerprint(seq))
@@ -225,14 +297,23 @@ impl Journal {
             log.skip_to(head, &self.budget);
         }
         while log.head().seq < stored {
-            let after = log.head().seq;
-            let Page::Segments(segments) = self.read_stored(log, after).await? else {
-                break;
-            };
-            for segment in segments {
-                log.offer(segment, &self.budget);
+            let (after, view) = (log.head().seq, log.view());
+            match self.read_stored(log, after).await? {
+                Page::Segments(segments) => {
+                    for segment in segments {
+                        log.offer_of_view(segment, &self.budget, view);
+                    }
+                }
+                // Retention was faster than this process.
+                Page::Gap { to, .. } => {
+                    let (seq, tenant) = (to.min(stored), log.tenant());
+                    let row = self.stored_row(tenant, seq).await?;
+                    let fingerprint = row.and_then(|row| row.fingerprint(seq)).unwrap_or_default();
+                    log.skip_to(Position { seq, fingerprint }, &self.budget);
+                }
+                Page::AtEnd => break,
             }
-            if log.head().seq == after {
+            if log.head().seq == after && log.view() == view {
                 break;
             }
         }
@@ -240,6 +321,15 @@ impl Journal {
     }
 }
 
-fn segment(tenant: &TenantRef, (key, record_time, ids, data): SegmentRow) -> Segment {
+/// When a segment was recorded.
+struct Recorded {
+    first: u64,
+    last: u64,
+    record_time: Micros,
+}
+
+fn segment(tenant: &TenantRef, row: SegmentRow) -> Segment {
+    let (key, record_time, routing_epoch, ids, data) = row;
     Segment::new(tenant.clone(), tenant.seq(key), record_time, ids, data)
+        .under(routing_epoch.unsigned_abs())
 }

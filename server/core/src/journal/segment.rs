@@ -85,6 +85,7 @@ pub struct Segment {
     first: u64,
     count: u32,
     record_time: Micros,
+    routing_epoch: u64,
     ids: Bytes,
     data: Bytes,
     run: OnceLock<Result<Run, Damaged>>,
@@ -111,10 +112,18 @@ impl Segment {
             first,
             count,
             record_time,
+            routing_epoch: 0,
             ids,
             data: data.into(),
             run,
         }
+    }
+
+    /// The same, committed under this routing epoch.
+    #[must_use]
+    pub(crate) fn under(mut self, routing_epoch: u64) -> Self {
+        self.routing_epoch = routing_epoch;
+        self
     }
 
     /// First sequence.
@@ -130,6 +139,11 @@ impl Segment {
     /// When it was committed.
     pub fn record_time(&self) -> Micros {
         self.record_time
+    }
+
+    /// Version of the tenant's configuration under which its events are routed.
+    pub fn routing_epoch(&self) -> u64 {
+        self.routing_epoch
     }
 
     /// Number of events.

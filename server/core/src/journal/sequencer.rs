@@ -281,7 +281,10 @@ impl Batch {
             journal.publish(&self.log, segment).await;
         }
         let head = self.log.head();
-        let ahead = |outcome: &Outcome| matches!(outcome, Outcome::Duplicate(position) if position.seq > head.seq);
+        let ahead = |outcome: &Outcome| match outcome {
+            Outcome::Duplicate(position) => position.seq > head.seq,
+            _ => false,
+        };
         // The first one was committed, but its commit was not seen to succeed.
         if written.outcomes.iter().flatten().any(ahead) {
             journal.catch_up_later(&self.log);

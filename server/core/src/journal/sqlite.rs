@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::direct::Direct;
 use super::identities::Identities;
 use super::index::Steps;
 use super::ledger::{Ledger, decide};
@@ -19,8 +20,11 @@ use crate::storage::{Db, Failure, Writer};
 /// Name of the derived file beside the database.
 const INDEX_FILE: &str = "hub-index.db";
 
+const HEAD: &str = "select head, record_time, routing_epoch from journal_heads where tenant_no = ?";
+
 pub(super) struct SqliteJournal {
     sqlite: Arc<crate::storage::Sqlite>,
+    direct: Direct,
     state: Mutex<State>,
     /// One text for each number of segments in a commit.
     inserts: Vec<Arc<str>>,
@@ -37,6 +41,7 @@ struct State {
 struct Head {
     seq: u64,
     record_time: Micros,
+    routing_epoch: u64,
 }
 
 struct Row {
@@ -58,7 +63,7 @@ impl SqliteJournal {
             .map_err(|error| format!("cannot read the journal: {error}"))?;
         let inserts = (1..=limits.group_tenants_max.max(1))
             .map(|rows| {
-                let values = vec!["(?,?,?,?,?,?)"; rows].join(",");
+                let values = vec!["(?,?,?,?,?,?,?)"; rows].join(",");
                 format!("insert into journal_segments values {values}").into()
             })
             .collect();
@@ -66,8 +71,10 @@ impl SqliteJournal {
             heads: HashMap::new(),
             identities,
         });
+        let direct = Direct::new(sqlite.direct()?, limits.group_tenants_max);
         Ok(SqliteJournal {
             sqlite,
+            direct,
             state,
             inserts,
             clock,
@@ -85,7 +92,10 @@ impl SqliteJournal {
         }
         let plan = self.plan(&mut writer, &mut state, works).await?;
         writer.set_dirty(true);
-        let done = self.insert(writer.connection(), &plan.rows).await;
+        let done = match self.insert_directly(&plan.rows) {
+            true => Ok(()),
+            false => self.insert(writer.connection(), &plan.rows).await,
+        };
         match done {
             Ok(()) => {
                 writer.set_dirty(false);
@@ -106,6 +116,10 @@ impl SqliteJournal {
         works: &[Work<'_>],
     ) -> Result<Vec<Written>, Failure> {
         let mut state = self.state.lock().await;
+        for work in works {
+            // The transaction itself may have raised the epoch.
+            state.heads.remove(&work.log.tenant().number());
+        }
         let plan = self.plan(&mut writer, &mut state, works).await?;
         let done = match self.insert(writer.connection(), &plan.rows).await {
             Ok(()) => writer.commit().await,
@@ -154,7 +168,8 @@ impl SqliteJournal {
             if builder.count > 0 {
                 let tenant = work.log.tenant().clone();
                 let first = head.seq + 1;
-                let segment = Segment::new(tenant, first, record_time, builder.ids, builder.data);
+                let segment = Segment::new(tenant, first, record_time, builder.ids, builder.data)
+                    .under(head.routing_epoch);
                 plan.rows.push(Row { segment, tenant_no });
                 plan.with_segment.push(true);
             } else {
@@ -162,6 +177,16 @@ impl SqliteJournal {
             }
         }
         Ok(plan)
+    }
+
+    /// A group has no more tenants than there are texts; nothing new is nothing to do.
+    fn insert_directly(&self, rows: &[Row]) -> bool {
+        let text = rows
+            .len()
+            .checked_sub(1)
+            .and_then(|at| self.inserts.get(at));
+        let segments = rows.iter().map(|row| (row.tenant_no, &row.segment));
+        text.is_some_and(|text| self.direct.insert(text, segments))
     }
 
     async fn insert(&self, connection: &mut SqliteConnection, rows: &[Row]) -> sqlx::Result<()> {
@@ -175,7 +200,8 @@ impl SqliteJournal {
                     .bind(segment.count())
                     .bind(segment.record_time())
                     .bind(segment.ids().to_vec())
-                    .bind(segment.data().to_vec());
+                    .bind(segment.data().to_vec())
+                    .bind(segment.routing_epoch().cast_signed());
             }
             query.execute(&mut *connection).await?;
         }
@@ -187,6 +213,7 @@ impl SqliteJournal {
             let head = Head {
                 seq: row.segment.last(),
                 record_time: row.segment.record_time(),
+                routing_epoch: row.segment.routing_epoch(),
             };
             state.heads.insert(row.tenant_no, head);
         }
@@ -212,7 +239,9 @@ impl SqliteJournal {
     }
 
     pub(super) async fn close(&self) {
-        self.state.lock().await.identities.close().await;
+        let mut state = self.state.lock().await;
+        self.direct.close();
+        state.identities.close().await;
     }
 }
 
@@ -253,13 +282,13 @@ async fn load_heads(
 }
 
 async fn load_head(connection: &mut SqliteConnection, tenant_no: i64) -> Result<Head, Failure> {
-    let (seq, record_time): (i64, i64) =
-        sqlx::query_as("select head, record_time from journal_heads where tenant_no = ?")
-            .bind(tenant_no)
-            .fetch_one(connection)
-            .await?;
+    let (seq, record_time, routing_epoch): (i64, i64, i64) = sqlx::query_as(HEAD)
+        .bind(tenant_no)
+        .fetch_one(connection)
+        .await?;
     Ok(Head {
         seq: seq as u64,
         record_time,
+        routing_epoch: routing_epoch.unsigned_abs(),
     })
 }

@@ -5,12 +5,13 @@
 //! in `query.rs`.
 //!
 //! Invariants:
-//! - SQLite has one writer connection; whoever holds its lock is the only writer of the process,
-//!   and a lock file keeps other processes out.
+//! - On SQLite whoever holds the writer's lock is the only one of the process that writes (the
+//!   sequencer does it through a connection of its own), and a lock file keeps other processes out.
 //! - A transaction that is dropped before its commit is rolled back before the next one begins.
 //! - Durability is asserted at start: WAL with `synchronous=FULL`, or `synchronous_commit` and
 //!   `fsync` on.
 
+pub mod backup;
 mod failure;
 mod migrate;
 mod postgres;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use sqlx::PgPool;
 
 pub use failure::Failure;
-pub use migrate::Migrations;
+pub use migrate::{Migrations, Schema, refuse_newer, refuse_other, schemas};
 pub use query::{Bind, Query, Record, Sql};
 pub use tx::Tx;
 pub(crate) use tx::TxParts;
@@ -55,16 +56,19 @@ enum Kind {
     Postgres(PgPool),
 }
 
+/// The file that `sqlite:PATH` names.
+pub fn sqlite_path(url: &str) -> Option<PathBuf> {
+    let path = url.strip_prefix("sqlite:")?;
+    Some(PathBuf::from(path.trim_start_matches("//")))
+}
+
 impl Db {
     /// Opens the database and asserts that a commit means on disk.
     pub async fn open(options: &Options) -> Result<Db, String> {
-        let kind = if let Some(path) = options.url.strip_prefix("sqlite:") {
-            let path = PathBuf::from(path.trim_start_matches("//"));
+        let kind = if let Some(path) = sqlite_path(&options.url) {
             Kind::Sqlite(Arc::new(Sqlite::open(path, options).await?))
-        } else if options.url.starts_with("postgres:") || options.url.starts_with("postgresql:") {
-            Kind::Postgres(postgres::open(options).await?)
         } else {
-            return Err("the database URL must start with sqlite: or postgres:".into());
+            Kind::Postgres(postgres::open(options).await?)
         };
         Ok(Db { kind })
     }

@@ -12,6 +12,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(super) async fn open(options: &Options) -> Result<PgPool, String> {
+    if !options.url.starts_with("postgres:") && !options.url.starts_with("postgresql:") {
+        return Err("the database URL must start with sqlite: or postgres:".into());
+    }
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|_| "the database URL is not a PostgreSQL URL".to_owned())?
         .application_name("hub")

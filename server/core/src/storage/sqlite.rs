@@ -22,6 +22,7 @@ pub(crate) struct Sqlite {
     pub(super) path: PathBuf,
     pub(crate) read: SqlitePool,
     writer: Arc<Mutex<Writer>>,
+    pages_max: Option<u64>,
     lock: File,
 }
 
@@ -57,8 +58,9 @@ impl Sqlite {
         let mut connection = SqliteConnection::connect_with(&connect)
             .await
             .map_err(failed)?;
-        if options.size_bytes_max > 0 {
-            let pages = options.size_bytes_max.div_ceil(u64::from(PAGE_BYTES));
+        let pages_max = (options.size_bytes_max > 0)
+            .then(|| options.size_bytes_max.div_ceil(u64::from(PAGE_BYTES)));
+        if let Some(pages) = pages_max {
             let text = format!("pragma max_page_count = {pages}");
             sqlx::raw_sql(sqlx::AssertSqlSafe(text))
                 .execute(&mut connection)
@@ -79,6 +81,7 @@ impl Sqlite {
             path,
             read,
             writer: Arc::new(Mutex::new(writer)),
+            pages_max,
             lock,
         })
     }
@@ -90,6 +93,31 @@ impl Sqlite {
             writer.rollback().await;
         }
         Ok(writer)
+    }
+
+    /// A second connection that writes, without a thread of its own: only for who holds the
+    /// writer's lock. It does not wait for locks of other programs.
+    pub(crate) fn direct(&self) -> Result<rusqlite::Connection, String> {
+        let open = || {
+            let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE
+                | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = rusqlite::Connection::open_with_flags(&self.path, flags)?;
+            connection.pragma_update(None, "synchronous", "full")?;
+            connection.pragma_update(None, "foreign_keys", true)?;
+            if let Some(pages) = self.pages_max {
+                connection.pragma_update(None, "max_page_count", pages.cast_signed())?;
+            }
+            connection.busy_timeout(Duration::ZERO)?;
+            let mode: String = connection.pragma_query_value(None, "journal_mode", get)?;
+            let synchronous: i64 = connection.pragma_query_value(None, "synchronous", get)?;
+            Ok((connection, mode, synchronous))
+        };
+        let opened: rusqlite::Result<_> = open();
+        match opened {
+            Ok((connection, mode, 2)) if mode == "wal" => Ok(connection),
+            Ok((_, mode, synchronous)) => Err(not_durable(&mode, synchronous)),
+            Err(error) => Err(format!("cannot open {}: {error}", self.path.display())),
+        }
     }
 
     /// Path of a further file of the same store.
@@ -154,8 +182,19 @@ impl Writer {
     }
 }
 
+/// A connection that only reads, beside a hub that may be using the file.
+pub(super) async fn look(path: &Path) -> Result<SqliteConnection, String> {
+    let connect = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .busy_timeout(BUSY_TIMEOUT);
+    SqliteConnection::connect_with(&connect)
+        .await
+        .map_err(|error| format!("cannot open {}: {error}", path.display()))
+}
+
 /// Two processes on one file would give out the same sequences.
-fn lock(path: &Path) -> Result<File, String> {
+pub(super) fn lock(path: &Path) -> Result<File, String> {
     let lock_path = path.with_extension("lock");
     let file = File::create(&lock_path)
         .map_err(|error| format!("cannot make {}: {error}", lock_path.display()))?;
@@ -171,6 +210,17 @@ fn lock(path: &Path) -> Result<File, String> {
     }
 }
 
+fn get<T: rusqlite::types::FromSql>(row: &rusqlite::Row<'_>) -> rusqlite::Result<T> {
+    row.get(0)
+}
+
+fn not_durable(mode: &str, synchronous: i64) -> String {
+    format!(
+        "SQLite must run with journal_mode=wal and synchronous=2 (FULL), but has {mode} and \
+         {synchronous}: is the file on a file system without shared memory?"
+    )
+}
+
 async fn assert_durable(connection: &mut SqliteConnection) -> Result<(), String> {
     let failed = |error: sqlx::Error| format!("cannot read the settings of SQLite: {error}");
     let (mode,): (String,) = sqlx::query_as("pragma journal_mode")
@@ -182,10 +232,7 @@ async fn assert_durable(connection: &mut SqliteConnection) -> Result<(), String>
         .await
         .map_err(failed)?;
     if mode != "wal" || synchronous != 2 {
-        return Err(format!(
-            "SQLite must run with journal_mode=wal and synchronous=2 (FULL), but has {mode} and \
-             {synchronous}: is the file on a file system without shared memory?"
-        ));
+        return Err(not_durable(&mode, synchronous));
     }
     tracing::info!(
         journal_mode = mode,

@@ -1,0 +1,217 @@
+//! The present routing epoch of each tenant: the version of the configuration by which its events
+//! are routed.
+//!
+//! Each commit of this process tells the epoch that it was made under, so a change made here is
+//! seen at once. What other processes changed (PostgreSQL) is asked for again before it is a second
+//! old: of all tenants in use by one statement in the background, of one that was not in use when
+//! it is.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use super::{Journal, TenantRef};
+use crate::clock::Micros;
+use crate::error::Result;
+use crate::storage::{Failure, Sql, Tx};
+use crate::worker::Turn;
+
+/// Longest time for which an epoch is believed without asking, in microseconds. With the time that
+/// asking takes, a change is effective within a second.
+const BELIEVED: Micros = 800_000;
+
+/// Pause between two looks at the tenants in use.
+const INTERVAL: Duration = Duration::from_millis(400);
+
+const EPOCH: Sql = Sql::same("select routing_epoch from journal_heads where tenant_no = $1");
+const BUMP: Sql = Sql::same(
+    "update journal_heads set routing_epoch = routing_epoch + 1 where tenant_no = $1
+     returning routing_epoch, head",
+);
+
+/// Every statement of this file, for the test that prepares them.
+pub const STATEMENTS: &[Sql] = &[EPOCH, BUMP];
+
+/// Statement that only PostgreSQL runs.
+pub(super) const EPOCHS: &str =
+    "select tenant_no, routing_epoch from journal_heads where tenant_no = any($1)";
+
+/// A log whose epoch was raised; see [`bump`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bumped {
+    /// The new epoch: the changed configuration is stored with it.
+    pub epoch: u64,
+    /// The last sequence before the change. The first event that the transaction stores gets the
+    /// next one.
+    pub head: u64,
+}
+
+/// Locks a log until the transaction ends, and raises its routing epoch.
+///
+/// Whatever is committed before has the old epoch, whatever comes later the new one. The
+/// transaction must end in [`Journal::commit`] with an event in this log: by that this process and
+/// the readers of the log learn of it.
+pub async fn bump(tx: &mut Tx, tenant: &TenantRef) -> Result<Bumped, Failure> {
+    let (epoch, head): (i64, i64) = tx.query(BUMP).bind(tenant.number()).one().await?;
+    Ok(Bumped {
+        epoch: epoch.unsigned_abs(),
+        head: head.unsigned_abs(),
+    })
+}
+
+/// What is known; as many as tenants in use since the start, about 100 bytes each.
+#[derive(Default)]
+pub(super) struct Epochs {
+    known: RwLock<HashMap<i64, Arc<Known>>>,
+}
+
+struct Known {
+    epoch: AtomicU64,
+    checked_at: AtomicI64,
+    /// Asked for since the last look.
+    used: AtomicBool,
+}
+
+impl Epochs {
+    /// A commit of this process was made under this epoch.
+    pub(super) fn observe(&self, tenant_no: i64, epoch: u64) {
+        self.known_of(tenant_no)
+            .epoch
+            .fetch_max(epoch, Ordering::AcqRel);
+    }
+
+    fn known_of(&self, tenant_no: i64) -> Arc<Known> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(&tenant_no) {
+            return known.clone();
+        }
+        drop(known);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let unknown = || {
+            Arc::new(Known {
+                epoch: AtomicU64::new(0),
+                checked_at: AtomicI64::new(Micros::MIN),
+                used: AtomicBool::new(false),
+            })
+        };
+        known.entry(tenant_no).or_insert_with(unknown).clone()
+    }
+
+    /// Tenants asked for since the last look.
+    fn in_use(&self) -> Vec<i64> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let used = known
+            .iter()
+            .filter(|(_, known)| known.used.swap(false, Ordering::AcqRel));
+        used.map(|(tenant_no, _)| *tenant_no).collect()
+    }
+}
+
+impl Known {
+    /// `alone`: no other process can have changed it, so that once asked is enough.
+    fn fresh(&self, now: Micros, alone: bool) -> Option<u64> {
+        self.used.store(true, Ordering::Release);
+        let checked_at = self.checked_at.load(Ordering::Acquire);
+        if checked_at == Micros::MIN {
+            return None;
+        }
+        let age = now - checked_at;
+        // A clock that was set back says nothing of the age.
+        (alone || (0..BELIEVED).contains(&age)).then(|| self.epoch.load(Ordering::Acquire))
+    }
+
+    /// `asked_at` is before the statement ran: what was committed later may not be in its answer.
+    fn learn(&self, epoch: u64, asked_at: Micros) -> u64 {
+        let before = self.epoch.fetch_max(epoch, Ordering::AcqRel);
+        self.checked_at.store(asked_at, Ordering::Release);
+        before.max(epoch)
+    }
+}
+
+impl Journal {
+    /// The tenant's present routing epoch: exact for changes made by this process, less than a
+    /// second old for those of others. Errors: `STORE_BUSY`, `TENANT_NOT_FOUND`.
+    pub async fn routing_epoch(&self, tenant: &TenantRef) -> Result<u64> {
+        let now = self.clock.now();
+        let known = self.epochs.known_of(tenant.number());
+        if let Some(epoch) = known.fresh(now, !self.db.is_postgres()) {
+            return Ok(epoch);
+        }
+        let row: Option<(i64,)> = self
+            .db
+            .query(EPOCH)
+            .bind(tenant.number())
+            .optional()
+            .await?;
+        let (epoch,) = row.ok_or_else(|| crate::tenancy::not_found(tenant.id()))?;
+        Ok(known.learn(epoch.unsigned_abs(), now))
+    }
+
+    /// The greatest epoch that this process has seen of a tenant, without asking: not less than
+    /// that of any of its own commits.
+    pub fn seen_epoch(&self, tenant: &TenantRef) -> u64 {
+        let known = self.epochs.known_of(tenant.number());
+        known.epoch.load(Ordering::Acquire)
+    }
+
+    /// Looks at the epochs of all tenants in use by one statement (PostgreSQL).
+    async fn look_at_epochs(&self) -> Result<(), Failure> {
+        let tenants = self.epochs.in_use();
+        let Some(pool) = self.db.postgres().filter(|_| !tenants.is_empty()) else {
+            return Ok(());
+        };
+        let asked_at = self.clock.now();
+        let rows: Vec<(i64, i64)> = sqlx::query_as(EPOCHS).bind(tenants).fetch_all(pool).await?;
+        for (tenant_no, epoch) in rows {
+            let known = self.epochs.known_of(tenant_no);
+            known.learn(epoch.unsigned_abs(), asked_at);
+        }
+        Ok(())
+    }
+}
+
+/// Looks until it is stopped.
+pub(super) async fn run(journal: Weak<Journal>, turn: Turn) -> Result<()> {
+    while turn.pause(INTERVAL).await {
+        let Some(journal) = journal.upgrade() else {
+            return Ok(());
+        };
+        // Nothing is believed for longer than it may be: whoever needs it asks, and is told.
+        match journal.look_at_epochs().await {
+            Ok(()) => turn.passed_for(INTERVAL),
+            Err(error) => tracing::debug!("the routing epochs could not be read: {error}"),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_never_goes_back_and_is_believed_for_less_than_a_second() {
+        let epochs = Epochs::default();
+        let known = epochs.known_of(7);
+        assert_eq!(known.fresh(0, true), None, "never asked for");
+        epochs.observe(7, 3);
+        assert_eq!(known.learn(2, 1_000), 3);
+        assert_eq!(known.fresh(1_000, false), Some(3));
+        assert_eq!(known.fresh(1_000 + BELIEVED, false), None);
+        assert_eq!(known.fresh(999, false), None, "the clock was set back");
+        assert_eq!(known.fresh(Micros::MAX, true), Some(3));
+        epochs.observe(7, 4);
+        assert_eq!(known.fresh(1_001, false), Some(4));
+    }
+
+    #[test]
+    fn only_tenants_in_use_are_looked_at() {
+        let epochs = Epochs::default();
+        epochs.observe(1, 1);
+        assert_eq!(epochs.in_use(), [0; 0]);
+        epochs.known_of(1).fresh(0, false);
+        assert_eq!(epochs.in_use(), [1]);
+        assert_eq!(epochs.in_use(), [0; 0]);
+    }
+}
