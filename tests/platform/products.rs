@@ -116,7 +116,7 @@ both_databases! {
         assert_eq!(reason(app.publish("visit.done", "1").await), "SUBSCRIPTION_INACTIVE");
         admin.subscribe("field-app", true).await.unwrap();
         app.publish("visit.done", "1").await.unwrap();
-        let published = app.publish("company.updated", "1").await.unwrap();
+        let published = app.publish("company.updated", "2").await.unwrap();
         assert_eq!(published.results[0].destinations, 12);
         // A tenant that comes later has all products, this one too.
         let later = Client::new(&hub, &hub.tenant().await.admin_key);
