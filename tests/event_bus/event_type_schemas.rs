@@ -92,6 +92,7 @@ both_databases! {
         let psa = Product::new(&hub, "psa").await;
         let frame = PublishStreamRequest {
             frame: 1,
+            continue_on_error: true,
             events: vec![with_text("1", "{}")],
             ..PublishStreamRequest::default()
         };
