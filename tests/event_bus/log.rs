@@ -294,6 +294,25 @@ both_databases! {
         assert_eq!(wrong.reason(), Some("FILTER_INVALID"));
     }
 
+    async fn a_type_of_many_segments_is_listed_by_the_index(hub: TestHub) {
+        let psa = Product::new(&hub, "psa").await;
+        for name in numbered("t", 40) {
+            psa.publish(vec![event("own.kind", &format!("{name} of another type"))]).await;
+            psa.publish(vec![ticket(&name)]).await;
+        }
+        psa.publish(numbered("b", 40).iter().map(|name| ticket(name)).collect()).await;
+        hub.core.journal.write_listing().await.unwrap();
+        let mut expected = [numbered("t", 40), numbered("b", 40)].concat();
+        expected.reverse();
+        for size in [1, 7, 50, 1000] {
+            let request = ListEventsRequest {
+                page_size: size,
+                ..list_types(&["ticket.created"])
+            };
+            assert_eq!(psa.list_all(request).await.0, expected, "pages of {size}");
+        }
+    }
+
     async fn an_empty_filter_lists_everything_newest_first(hub: TestHub) {
         let psa = Product::new(&hub, "psa").await;
         for name in numbered("t", 7) {

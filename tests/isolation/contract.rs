@@ -94,7 +94,7 @@ impl Rpc {
         let begins = |word: &&str| self.name().starts_with(word);
         ["Get", "List", "WhoAmI", "Subscribe", "Watch", "Explain"]
             .iter()
-            .any(|word| begins(&word))
+            .any(begins)
     }
 
     /// It answers in pages.

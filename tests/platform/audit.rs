@@ -50,7 +50,7 @@ both_databases! {
         assert_eq!(renamed.changes.len(), 1);
         assert_eq!(renamed.resource, hub.first_tenant().id);
         assert_eq!(renamed.action, "hub.platform.v1.Platform/UpdateTenant");
-        assert_eq!((renamed.call_id.as_str(), renamed.client_ip.as_str()), (&*call_id, "127.0.0.1"));
+        assert_eq!((&*renamed.call_id, &*renamed.client_ip), (&*call_id, "127.0.0.1"));
         assert!(renamed.actor.starts_with("key_") && renamed.time.is_some());
     }
 
@@ -160,7 +160,8 @@ both_databases! {
         let operator = Client::operator(&hub);
         let request = CreateTenantRequest { name: "Other".to_owned(), ..Default::default() };
         let made = operator.platform().create_tenant(request).await.unwrap().into_inner();
-        let (other_id, other) = (made.tenant.unwrap().tenant_id, Client::new(&hub, &made.admin_key));
+        let other = Client::new(&hub, &made.admin_key);
+        let other_id = made.tenant.unwrap().tenant_id;
         other.switch("psa", "crm", false).await.unwrap();
         assert_eq!(actions(&Client::admin(&hub).audit(Default::default()).await), ["CreateTenant"]);
         let of_other = ListAuditEntriesRequest { tenant_id: other_id, ..Default::default() };

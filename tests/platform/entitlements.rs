@@ -64,8 +64,8 @@ both_databases! {
         assert_eq!(error.code(), Code::PermissionDenied);
         assert_eq!(error.reason(), Some("SUBSCRIPTION_INACTIVE"));
         assert_eq!(error.metadata()["product"], "portal");
-        assert_eq!(reason(portal.hub.api_keys().who_am_i(WhoAmIRequest {}).await.map_err(Into::into)),
-            "SUBSCRIPTION_INACTIVE");
+        let me = portal.hub.api_keys().who_am_i(WhoAmIRequest {}).await;
+        assert_eq!(reason(me.map_err(Into::into)), "SUBSCRIPTION_INACTIVE");
         let others: Vec<_> = active_products(&admin).await;
         assert!(!others.contains(&"portal".to_owned()) && others.len() == 11);
         admin.subscribe("portal", true).await.unwrap();
@@ -87,7 +87,8 @@ both_databases! {
             product: "psa".to_owned(),
             active: false,
         };
-        let refused = Client::admin(&hub).platform().set_product_subscription(request.clone()).await;
+        let mut platform = Client::admin(&hub).platform();
+        let refused = platform.set_product_subscription(request.clone()).await;
         assert_eq!(reason(refused.map_err(Into::into)), "TENANT_NOT_FOUND");
         let operator = Client::operator(&hub);
         operator.platform().set_product_subscription(request).await.unwrap();

@@ -26,7 +26,8 @@ both_databases! {
         }
         assert_eq!(found, Vec::from_iter(made));
         assert_eq!(pages, 3);
-        let admin = Client::admin(&hub).platform().list_tenants(ListTenantsRequest::default()).await;
+        let mut admin = Client::admin(&hub).platform();
+        let admin = admin.list_tenants(ListTenantsRequest::default()).await;
         assert_eq!(reason(admin.map_err(Into::into)), "OPERATOR_ONLY");
         let below = ListTenantsRequest { page_size: -1, ..Default::default() };
         let refused = operator.platform().list_tenants(below).await;

@@ -69,7 +69,8 @@ both_databases! {
         let reset = reset.unwrap();
         assert_eq!((reset.retention, reset.retention_bytes), (before.retention, 0));
         assert_eq!(get(&admin, "").await.unwrap(), reset);
-        let same = update(&admin, Tenant { name: "Acme".to_owned(), ..Tenant::default() }, &[]).await;
+        let same = Tenant { name: "Acme".to_owned(), ..Tenant::default() };
+        let same = update(&admin, same, &[]).await;
         assert_eq!(same.unwrap().etag, reset.etag, "nothing changed");
     }
 
@@ -92,7 +93,11 @@ both_databases! {
         let admin = Client::admin(&hub);
         for (new, mask, field) in [
             (Tenant::default(), "name", "tenant.name"),
-            (Tenant { retention: seconds(60), ..Tenant::default() }, "retention", "tenant.retention"),
+            (
+                Tenant { retention: seconds(60), ..Tenant::default() },
+                "retention",
+                "tenant.retention",
+            ),
             (Tenant::default(), "create_time", "update_mask"),
         ] {
             let error = update(&admin, new, &[mask]).await.unwrap_err();
@@ -106,7 +111,11 @@ both_databases! {
         let other = hub.tenant().await;
         let admin = Client::admin(&hub);
         assert_eq!(reason(get(&admin, &other.id).await), "TENANT_NOT_FOUND");
-        let taken = Tenant { tenant_id: other.id.clone(), name: "Mine".to_owned(), ..Default::default() };
+        let taken = Tenant {
+            tenant_id: other.id.clone(),
+            name: "Mine".to_owned(),
+            ..Tenant::default()
+        };
         assert_eq!(reason(update(&admin, taken.clone(), &["name"]).await), "TENANT_NOT_FOUND");
         let renamed = update(&Client::operator(&hub), taken, &["name"]).await.unwrap();
         assert_eq!((renamed.tenant_id.as_str(), renamed.name.as_str()), (&*other.id, "Mine"));

@@ -102,8 +102,18 @@ impl Authority {
         connector.connect(name, stream).await.unwrap()
     }
 
-    /// Status of a plain page over HTTP/1.1.
+    /// Status of a plain page.
     async fn page(&self, addr: SocketAddr, path: &str) -> u16 {
+        self.get(addr, path).await.0
+    }
+
+    /// Text of a plain page.
+    async fn text(&self, addr: SocketAddr, path: &str) -> String {
+        self.get(addr, path).await.1
+    }
+
+    /// A plain page over HTTP/1.1.
+    async fn get(&self, addr: SocketAddr, path: &str) -> (u16, String) {
         let stream = self.connect(addr, &["http/1.1"]).await;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -113,8 +123,8 @@ impl Authority {
         let request = request.body(Empty::<Bytes>::new()).unwrap();
         let answer = sender.send_request(request).await.unwrap();
         let status = answer.status().as_u16();
-        answer.into_body().collect().await.unwrap();
-        status
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
     /// The certificate that a server shows now.
@@ -184,8 +194,14 @@ async fn both_versions_of_http_are_offered() {
 #[tokio::test]
 async fn with_tls_other_machines_may_be_listened_to() {
     let authority = Authority::new();
-    let process = authority.serve(&["--listen", "0.0.0.0:0"]).await;
-    assert!(who_am_i(&client(&process, &authority, None)).await.unwrap());
+    let path = |name: &str| authority.file(name).display().to_string();
+    let (cert, key) = (path("cert.pem"), path("key.pem"));
+    let open = ["config", "check", "--listen", "0.0.0.0:7070"];
+    let tls = ["--tls-cert-file", &cert, "--tls-key-file", &key];
+    let told = TestProcess::run(authority.folder.path(), &open).await;
+    assert!(told.log.contains("--insecure"), "{}", told.log);
+    let told = TestProcess::run(authority.folder.path(), &[&open[..], &tls].concat()).await;
+    assert!(told.status.success(), "{}", told.log);
 }
 
 #[tokio::test]
@@ -220,14 +236,25 @@ async fn rpcs_need_a_certificate_where_an_authority_is_given_and_probes_need_non
 
     let known = client(&process, &authority, Some(&callers.issue()));
     assert!(who_am_i(&known).await.unwrap());
-    // One of another authority does not get through the handshake, also not to probes.
+    // One of another authority does not get through the handshake, also not to probes: no answer
+    // of the hub has come.
     let unknown = client(&process, &authority, Some(&authority.issue()));
-    assert_eq!(
-        who_am_i(&unknown).await.unwrap_err().code(),
-        tonic::Code::Unavailable
-    );
+    assert_eq!(who_am_i(&unknown).await.unwrap_err().reason(), None);
     let mut health = HealthClient::new(unknown.transport());
-    assert!(health.check(HealthCheckRequest::default()).await.is_err());
+    let refused = health.check(HealthCheckRequest::default()).await;
+    assert_eq!(hub_client::Error::from(refused.unwrap_err()).reason(), None);
+    in_time(async {
+        let counted = |text: &str| {
+            let lines = text.lines();
+            let mut values =
+                lines.filter_map(|line| line.strip_prefix("hub_tls_handshakes_failed_total "));
+            values.any(|value| value != "0")
+        };
+        while !counted(&authority.text(process.addr(), "/metrics").await) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

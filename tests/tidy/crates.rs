@@ -36,10 +36,8 @@ pub fn dependencies(own: &str, manifest: &str, domains: &[String]) -> Findings {
     };
     let mut found = Findings::new();
     for (at, line) in manifest.lines().enumerate() {
-        let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
-        let named = words
-            .filter(|word| !SHARED.contains(word) && forbidden(word))
-            .next();
+        let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        let named = words.find(|word| !SHARED.contains(word) && forbidden(word));
         let is_own = line.trim_start().starts_with("name ");
         if let Some(name) = named.filter(|_| !is_own) {
             found.push(format!(

@@ -68,6 +68,8 @@ mod tests {
     use hub_core::auth::Scopes;
     use hub_core::journal::TenantRef;
 
+    use hub_core::products::{Product, ProductNo};
+
     use super::*;
 
     fn caller(scopes: &[&str], product: Option<&str>, all_tenants: bool) -> Caller {
@@ -148,8 +150,19 @@ mod tests {
 
     #[test]
     fn a_scope_needs_its_form_and_a_product_that_exists() {
-        let reason = |scope: &str| check_form(&[scope.to_owned()]).unwrap_err().reason();
-        assert!(check_form(&["psa:tickets.read".to_owned(), "hub:*".to_owned()]).is_ok());
+        let product = |(number, slug): (i64, &str)| Product {
+            number: ProductNo::new(number).unwrap(),
+            slug: slug.to_owned(),
+            display_name: String::new(),
+            base_urls: Vec::new(),
+            rate_limited_status: 429,
+            update_time: 0,
+            version: 1,
+        };
+        let products = Products::new([(1, "psa"), (2, "hub")].map(product).to_vec());
+        let check = |scope: &str| check_form(&[scope.to_owned()], &products);
+        let reason = |scope: &str| check(scope).unwrap_err().reason();
+        assert!(check("psa:tickets.read").is_ok() && check("hub:*").is_ok());
         for bad in ["psa", "psa:tick*", "*:read", "psa:a..b", "PSA:read", ""] {
             assert_eq!(reason(bad), "SCOPE_INVALID", "{bad}");
         }

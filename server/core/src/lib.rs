@@ -6,7 +6,7 @@
 //! - [`bootstrap`]: the keys of a hub that is built without the domain of keys.
 //! - [`error`]: the one error type that leaves a domain.
 //! - [`cursor`], [`clock`], [`id`], [`limits`], [`tenancy`], [`secrets`]: what these share.
-//! - [`page`], [`products`], [`replay`]: lists in pages, the suite's products, safe retry of a call.
+//! - [`page`], [`products`], [`replay`]: lists in pages, the suite's products, safe retry.
 //! - [`worker`], [`sealing`]: supervised work in the background, secrets that are stored.
 //! - [`audit`]: who changed what.
 //! - [`hub_event`]: what the hub itself tells in the system log.

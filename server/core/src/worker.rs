@@ -78,13 +78,13 @@ impl Workers {
         &self,
         name: &'static str,
         interval: Duration,
-        mut round: impl FnMut() -> F + Send + 'static,
+        round: impl FnMut() -> F + Send + 'static,
     ) where
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Display + Send + 'static,
     {
         // A worker's rounds are done one after the other, so the lock is always free.
-        let round = Arc::new(Mutex::new(move || round()));
+        let round = Arc::new(Mutex::new(round));
         self.spawn(name, move |turn| {
             let round = round.clone();
             async move {

@@ -63,8 +63,8 @@ impl Batcher {
     }
 
     /// Takes events after `after` until the frame is full. Each segment comes with the
-    /// configuration by which its events are routed; none = they are not. `remaining` cuts exactly, even within
-    /// a batch.
+    /// configuration by which its events are routed; none = they are not. `remaining`
+    /// cuts exactly, even within a batch.
     pub(crate) fn take(
         &self,
         segments: &[(Arc<Segment>, Option<Arc<Configuration>>)],

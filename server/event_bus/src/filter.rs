@@ -374,12 +374,13 @@ mod tests {
     #[test]
     fn attributes_match_exactly_or_by_prefix() {
         use hub_proto::hub::event_bus::v1::CloudEvent;
+        use hub_proto::hub::event_bus::v1::cloud_event::cloud_event_attribute_value::Attr;
         let mut event = CloudEvent {
             id: "7".into(),
             ..Default::default()
         };
         let subject = hub_proto::hub::event_bus::v1::cloud_event::CloudEventAttributeValue {
-            attr: Some(hub_proto::hub::event_bus::v1::cloud_event::cloud_event_attribute_value::Attr::CeString("ticket/42".into())),
+            attr: Some(Attr::CeString("ticket/42".into())),
         };
         event.attributes.insert("subject".into(), subject);
         let bytes = Bytes::from(event.encode_to_vec());

@@ -5,6 +5,7 @@
 //! read segment by segment. A page ends when it is full, when it has examined as many events as
 //! one call may, or when it has read as many bytes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hub_core::auth::Caller;
@@ -26,6 +27,10 @@ use crate::{default_subscriptions, error};
 
 /// Bytes of a page of entries; one larger entry goes alone.
 const PAGE_BYTES_MAX: usize = 1 << 20;
+/// Segments that are read at once; other calls need connections too.
+const AHEAD_SEGMENTS_MAX: usize = 6;
+/// Events of the index that are looked at to choose them.
+const AHEAD_EVENTS_MAX: usize = 256;
 /// A filter that matches more kinds than this walks over all events.
 const KINDS_MAX: usize = 256;
 
@@ -120,6 +125,12 @@ impl Range {
         };
         Ok(Range { lowest, before })
     }
+}
+
+/// The segment that holds an event, of those that were read.
+fn holding(held: &[Arc<Segment>], seq: u64) -> Option<&Arc<Segment>> {
+    let mut held = held.iter();
+    held.find(|segment| segment.first() <= seq && seq <= segment.last())
 }
 
 struct Walk<'a> {
@@ -229,24 +240,24 @@ impl Walk<'_> {
 
     /// Looks at the events that the index names. True if the page ends before their end.
     async fn pick(&mut self, mut listed: Listed) -> Result<bool> {
-        let mut held: Option<Arc<Segment>> = None;
-        while let Some(seq) = listed.next(&self.core.journal).await? {
-            if seq < self.lowest {
-                break;
+        let (mut next, mut held) = (VecDeque::new(), Vec::new());
+        loop {
+            while next.len() < AHEAD_EVENTS_MAX {
+                match listed.next(&self.core.journal).await? {
+                    Some(seq) if seq >= self.lowest => next.push_back(seq),
+                    _ => break,
+                }
             }
-            if held.as_ref().is_none_or(|held| held.first() > seq) {
+            let Some(seq) = next.pop_front() else {
+                return Ok(false);
+            };
+            if holding(&held, seq).is_none() {
                 if self.read_left == 0 {
                     return Ok(true);
                 }
-                held = self
-                    .core
-                    .journal
-                    .stored_segment(self.log.tenant(), seq)
-                    .await?;
-                let size = held.as_ref().map_or(0, |held| held.size());
-                self.read_left = self.read_left.saturating_sub(size);
+                held = self.fetch(seq, &next, &held).await?;
             }
-            let Some(segment) = &held else {
+            let Some(segment) = holding(&held, seq) else {
                 // Retention was faster.
                 continue;
             };
@@ -257,7 +268,42 @@ impl Walk<'_> {
                 return Ok(true);
             }
         }
-        Ok(false)
+    }
+
+    /// Reads the segment of `seq`, and at the same time those of the next events that are probably
+    /// in others: segments are about as long as the one before. A rare type would otherwise wait
+    /// for the disk once for each event.
+    async fn fetch(
+        &mut self,
+        seq: u64,
+        next: &VecDeque<u64>,
+        before: &[Arc<Segment>],
+    ) -> Result<Vec<Arc<Segment>>> {
+        let mut wanted = vec![seq];
+        if let Some(before) = before.last() {
+            let length = before.last() - before.first() + 1;
+            let most = AHEAD_SEGMENTS_MAX.min(self.size - self.found.len());
+            let mut last = seq;
+            for seq in next {
+                if wanted.len() >= most {
+                    break;
+                }
+                if last - seq >= length {
+                    wanted.push(*seq);
+                    last = *seq;
+                }
+            }
+        }
+        let (journal, tenant) = (&self.core.journal, self.log.tenant());
+        let reads = wanted
+            .into_iter()
+            .map(|seq| journal.stored_segment(tenant, seq));
+        let segments: Vec<_> = futures_util::future::try_join_all(reads).await?;
+        let segments: Vec<Arc<Segment>> = segments.into_iter().flatten().collect();
+        for segment in &segments {
+            self.read_left = self.read_left.saturating_sub(segment.size());
+        }
+        Ok(segments)
     }
 
     /// Takes the event if it is asked for. True if the page ends here.

@@ -245,9 +245,9 @@ fn check(new: &NewValues) -> Result<()> {
     if !new.retention.is_none_or(|time| RETENTIONS.contains(&time)) {
         return Err(Error::field("tenant.retention", "must be 1 h to 10 years"));
     }
-    if !new
+    if new
         .retention_bytes
-        .is_none_or(|bytes| i64::try_from(bytes).is_ok())
+        .is_some_and(|bytes| i64::try_from(bytes).is_err())
     {
         return Err(Error::field(
             "tenant.retention_bytes",

@@ -209,7 +209,6 @@ pub(crate) struct Written {
     segment: Option<Arc<Segment>>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 enum Store {
     Sqlite(sqlite::SqliteJournal),
     Postgres(postgres::PostgresJournal),
