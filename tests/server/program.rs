@@ -18,7 +18,8 @@ use crate::support::{Backend, Command, TestProcess, post_json};
 pub async fn begin_post(addr: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let head = "POST /hub.api_keys.v1.ApiKeys/WhoAmI HTTP/1.1\r\nhost: hub\r\n\
-                content-type: application/json\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+                content-type: application/json\r\nexpect: 100-continue\r\n\
+                content-length: 9\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     // The server asks for the body once the call is at work.
     let mut answer = [0; 25];
