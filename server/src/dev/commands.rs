@@ -89,7 +89,8 @@ impl Call {
             ("curl -sS", " -H 'content-type: application/json'")
         };
         format!(
-            "{program} -H \"authorization: Bearer {}\"{content_type} \\\n  -d '{}' \\\n  http://{}/{}",
+            "{program} -H \"authorization: Bearer {}\"{content_type} \\\n  -d '{}' \\\n  \
+             http://{}/{}",
             self.key(target),
             self.body,
             target.address,
