@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prost::Message as _;
 use prost_reflect::{DynamicMessage, Value};
 
 use super::contract::{Contract, Rpc};
@@ -36,6 +37,8 @@ pub struct Attack<'a> {
     sent: Known,
     /// Never sent, so it is never heard again by itself.
     unsent: BTreeSet<String>,
+    /// The attacker wrote the victim's name into something of its own, where it may hear it again.
+    has_named_victim: bool,
 }
 
 /// What was found.
@@ -95,6 +98,7 @@ impl<'a> Attack<'a> {
             own,
             sent,
             unsent,
+            has_named_victim: false,
         }
     }
 
@@ -137,6 +141,8 @@ impl<'a> Attack<'a> {
         };
         let outcomes = report.outcomes.entry(rpc.policy.method).or_default();
         *outcomes.entry(outcome).or_default() += 1;
+        let name = &self.victim.tenant.id;
+        self.has_named_victim |= call.messages.iter().any(|message| says(message, name));
         let mut found = self.heard_of_victim(&call, &heard);
         if let Some(of_nobody) = of_nobody {
             found.extend(differs(rpc, &heard, &of_nobody));
@@ -148,10 +154,8 @@ impl<'a> Attack<'a> {
     }
 
     fn heard_of_victim(&self, call: &Call, heard: &Heard) -> Vec<String> {
-        let texts = self
-            .unsent
-            .iter()
-            .chain([&self.victim.mark, &self.victim.tenant.id]);
+        let name = Some(&self.victim.tenant.id).filter(|_| !self.has_named_victim);
+        let texts = self.unsent.iter().chain([&self.victim.mark]).chain(name);
         let said = call.said();
         texts
             .filter(|text| heard.contains(text) && !said.contains(text.as_str()))
@@ -282,6 +286,10 @@ impl<'a> Attack<'a> {
             _ => 0,
         }
     }
+}
+
+fn says(message: &DynamicMessage, text: &str) -> bool {
+    String::from_utf8_lossy(&message.encode_to_vec()).contains(text)
 }
 
 /// An id of the same form that nobody has.
