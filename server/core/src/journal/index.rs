@@ -1,4 +1,5 @@
-//! The deferred index of identities (SQLite): sorted runs in a second file.
+//! The deferred index of identities: sorted runs in a file beside the database (SQLite), or in one
+//! of the process (PostgreSQL).
 //!
 //! The file is derived. Identities are committed inside the segments; this file only makes the
 //! older ones findable, and says up to where (`covered`) in the transaction that adds them. If it

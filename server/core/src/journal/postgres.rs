@@ -172,13 +172,7 @@ impl PostgresJournal {
     pub(super) async fn write(&self, works: &[Work<'_>]) -> Result<Vec<Option<Written>>, Failure> {
         let mut written = {
             let mut state = self.state.lock().await;
-            self.refuse_overfull(&mut state).await?;
-            for work in works {
-                let tenant_no = work.tenant_no();
-                if !state.known.contains_key(&tenant_no) {
-                    self.read_news(&mut state, tenant_no).await?;
-                }
-            }
+            self.get_ready(&mut state, works).await?;
             self.append(&mut state, works).await?
         };
         let missing: Vec<usize> = (0..works.len())
@@ -202,27 +196,45 @@ impl PostgresJournal {
         tx: Transaction<'static, Postgres>,
         works: &[Work<'_>],
     ) -> Result<Vec<Written>, Failure> {
-        {
-            // Long before the heads are locked.
-            let mut state = self.state.lock().await;
-            self.refuse_overfull(&mut state).await?;
-            for work in works {
-                if !state.known.contains_key(&work.tenant_no()) {
-                    self.read_news(&mut state, work.tenant_no()).await?;
-                }
-            }
-        }
+        // Before the heads are locked: it may take long.
+        self.get_ready(&mut *self.state.lock().await, works).await?;
         let written = self.write_locked(tx, works, LOCK).await?;
         Ok(written.into_iter().flatten().collect())
     }
 
-    /// Memory stays bounded while the derived index cannot be written.
-    async fn refuse_overfull(&self, state: &mut State) -> Result<(), Failure> {
+    /// Reads logs that are new to this process. Memory stays bounded while the derived index
+    /// cannot be written.
+    async fn get_ready(&self, state: &mut State, works: &[Work<'_>]) -> Result<(), Failure> {
         if state.identities.overfull() {
             state.identities.tend().await;
             return Err(sqlx::Error::Io(std::io::Error::other("the index falls behind")).into());
         }
+        for work in works {
+            if !state.known.contains_key(&work.tenant_no()) {
+                self.read_news(state, work.tenant_no()).await?;
+            }
+        }
         Ok(())
+    }
+
+    /// What to store of each work; none for those of which `known` knows nothing.
+    async fn plan(
+        &self,
+        state: &mut State,
+        works: &[Work<'_>],
+        known: impl Fn(&State, i64) -> Option<Known>,
+    ) -> Result<Vec<Option<Plan>>, Failure> {
+        // All that can fail comes before the first claim.
+        let older = state.identities.older_of(works).await?;
+        let mut plans = Vec::with_capacity(works.len());
+        for work in works {
+            plans.push(known(state, work.tenant_no()).map(|known| {
+                let record_time = known.record_time.max(self.clock.now());
+                let seen = &mut state.identities.recent;
+                Plan::new(work, seen, &older, known.head, record_time)
+            }));
+        }
+        Ok(plans)
     }
 
     /// Reads what was appended to a log since this process last knew all of it.
@@ -245,17 +257,11 @@ impl PostgresJournal {
         state: &mut State,
         works: &[Work<'_>],
     ) -> Result<Vec<Option<Written>>, Failure> {
-        let older = state.identities.older_of(works).await?;
-        let mut plans = Vec::with_capacity(works.len());
-        for work in works {
-            let known = state.known.get(&work.tenant_no()).copied();
-            let known = known.filter(|known| !known.contended);
-            plans.push(known.map(|known| {
-                let record_time = known.record_time.max(self.clock.now());
-                let seen = &mut state.identities.recent;
-                Plan::new(work, seen, &older, known.head, record_time)
-            }));
-        }
+        let uncontended = |state: &State, tenant_no| {
+            let known = state.known.get(&tenant_no).copied();
+            known.filter(|known| !known.contended)
+        };
+        let plans = self.plan(state, works, uncontended).await?;
         let rows: Vec<&Plan> = plans
             .iter()
             .flatten()
@@ -314,17 +320,11 @@ impl PostgresJournal {
             let missed = self.catch_up(&mut tx, &mut state, head).await?;
             contended.insert(head.0, missed);
         }
-        let older = state.identities.older_of(works).await?;
-        let mut plans = Vec::with_capacity(works.len());
-        for work in works {
-            let tenant_no = work.tenant_no();
-            plans.push(contended.contains_key(&tenant_no).then(|| {
-                let known = state.known.get(&tenant_no).copied().unwrap_or_default();
-                let record_time = known.record_time.max(self.clock.now());
-                let seen = &mut state.identities.recent;
-                Plan::new(work, seen, &older, known.head, record_time)
-            }));
-        }
+        let locked = |state: &State, tenant_no| {
+            let known = state.known.get(&tenant_no).copied();
+            known.filter(|_| contended.contains_key(&tenant_no))
+        };
+        let plans = self.plan(&mut state, works, locked).await?;
         let rows: Vec<&Plan> = plans
             .iter()
             .flatten()
