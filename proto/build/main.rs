@@ -14,8 +14,8 @@ use std::{env, fs, io};
 
 use protox::prost_reflect::DescriptorPool;
 
-/// Requests whose repeated events stay encoded on the server, see `src/wire.rs`.
-const MIRRORS: [(&str, &str); 3] = [
+/// Messages whose events stay encoded on the server, see `src/wire.rs`.
+const MIRRORS: [(&str, &str); 5] = [
     (
         "hub.event_bus.v1.PublishRequest",
         "crate::wire::PublishRequest",
@@ -28,6 +28,11 @@ const MIRRORS: [(&str, &str); 3] = [
         "hub.event_bus.v1.SubscribeResponse",
         "crate::wire::SubscribeResponse",
     ),
+    (
+        "hub.event_bus.v1.ConsumeResponse",
+        "crate::wire::ConsumeResponse",
+    ),
+    ("hub.event_bus.v1.PullResponse", "crate::wire::PullResponse"),
 ];
 
 fn main() {

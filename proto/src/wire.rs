@@ -3,9 +3,13 @@
 //!
 //! On the wire `bytes` and a message field are alike: tag, length, content.
 
+mod consume;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{self, DecodeContext, WireType};
 use prost::{DecodeError, Message};
+
+pub use consume::{ConsumeResponse, LeasedEvent, LeasedEvents, PullResponse, consume_response};
 
 /// `hub.event_bus.v1.PublishRequest` whose events are encoded [`CloudEventView`]s.
 #[derive(Clone, PartialEq, Message)]

@@ -1,5 +1,8 @@
 //! Publishing and reading events through the API.
 
+mod consume;
+mod consume_shared;
+mod consumer;
 mod erase;
 mod event_type_schemas;
 mod event_types;

@@ -212,3 +212,81 @@ fn a_view_shows_every_kind_of_payload() {
         assert!(view.data.is_some());
     }
 }
+
+#[test]
+fn leased_events_have_the_same_bytes() {
+    let until = Some(prost_types::Timestamp {
+        seconds: 9,
+        nanos: 1,
+    });
+    let plain_event = |sequence: u64| plain::LeasedEvent {
+        lease_id: format!("1-{sequence}-1-1"),
+        record: Some(record(sequence)),
+        attempt: 2,
+        lease_until: until,
+        previous_error: "refused".to_owned(),
+        redelivery: true,
+    };
+    let mirror_event = |sequence: u64| LeasedEvent {
+        lease_id: format!("1-{sequence}-1-1"),
+        record: record(sequence).encode_to_vec().into(),
+        attempt: 2,
+        lease_until: until,
+        previous_error: "refused".to_owned(),
+        redelivery: true,
+    };
+    let (cursor, tenant_id) = ("c".to_owned(), "tnt_1".to_owned());
+    assert_mirrors(
+        &plain::ConsumeResponse {
+            frame: Some(plain::consume_response::Frame::Events(
+                plain::LeasedEvents {
+                    events: vec![plain_event(1), plain_event(2)],
+                    cursor: cursor.clone(),
+                },
+            )),
+            tenant_id: tenant_id.clone(),
+        },
+        &ConsumeResponse {
+            frame: Some(consume_response::Frame::Events(LeasedEvents {
+                events: vec![mirror_event(1), mirror_event(2)],
+                cursor,
+            })),
+            tenant_id,
+        },
+    );
+    assert_mirrors(
+        &plain::PullResponse {
+            events: vec![plain_event(7)],
+            backlog: 3,
+            state: 2,
+        },
+        &PullResponse {
+            events: vec![mirror_event(7)],
+            backlog: 3,
+            state: 2,
+        },
+    );
+}
+
+#[test]
+fn every_frame_of_a_consume_stream_is_known_to_the_mirror() {
+    use plain::consume_response::Frame;
+    let frames = [
+        Frame::Opened(Default::default()),
+        Frame::Progress(Default::default()),
+        Frame::CaughtUp(Default::default()),
+        Frame::Gap(Default::default()),
+        Frame::Closing(Default::default()),
+        Frame::AckResults(Default::default()),
+        Frame::State(6),
+    ];
+    for frame in frames {
+        let plain = plain::ConsumeResponse {
+            frame: Some(frame),
+            tenant_id: String::new(),
+        };
+        let mirror = ConsumeResponse::decode(plain.encode_to_vec().as_slice()).unwrap();
+        assert_mirrors(&plain, &mirror);
+        assert!(mirror.frame.is_some());
+    }
+}

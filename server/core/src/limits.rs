@@ -54,6 +54,13 @@ pub struct Limits {
     pub listing_events_max: usize,
     /// What a page of the event log reads of the database before it ends, full or not.
     pub listing_bytes_max: usize,
+    /// Events of a durable subscription that may be unsettled at once; with more, those behind wait.
+    pub subscription_window_max: usize,
+    /// Durable subscriptions at work in this process at once; others wait until one is idle.
+    pub subscription_groups_max: usize,
+    /// Retries of events wait longer than their policy says by up to so many percent, 0 to 10, so
+    /// that what failed together does not come together again.
+    pub retry_jitter_percent: u32,
     /// How long identities of events are remembered; at least 7 days.
     pub identities_window: Duration,
     /// How long a key that was looked up is believed.
@@ -91,6 +98,9 @@ impl Default for Limits {
             identities_unindexed_max: 4_000_000,
             listing_events_max: 10_000,
             listing_bytes_max: 64 * MIB,
+            subscription_window_max: 10_000,
+            subscription_groups_max: 10_000,
+            retry_jitter_percent: 10,
             identities_window: Duration::from_secs(8 * 24 * 3600),
             key_cache_ttl: Duration::from_secs(5),
             key_cache_max: 100_000,

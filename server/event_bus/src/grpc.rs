@@ -7,23 +7,28 @@ use futures_util::stream;
 use hub_core::auth::{self, Authenticator};
 use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{
-    EraseEventsRequest, EraseEventsResponse, EventType, GetEventRequest, GetEventResponse,
+    AcknowledgeRequest, AcknowledgeResponse, ConsumeRequest, EraseEventsRequest,
+    EraseEventsResponse, EventType, GetEventRequest, GetEventResponse,
     ListEventTypesRequest, ListEventTypesResponse, ListEventsRequest, ListEventsResponse,
-    PublishResponse, PublishStreamResponse, PutEventTypeRequest, PutEventTypeResponse,
+    PublishResponse, PublishStreamResponse, PullRequest, PutEventTypeRequest, PutEventTypeResponse,
     SubscribeRequest,
 };
 use hub_proto::server::event_bus_server::EventBus;
-use hub_proto::wire::{PublishRequest, PublishStreamRequest, SubscribeResponse};
+use hub_proto::wire::{
+    ConsumeResponse, PublishRequest, PublishStreamRequest, PullResponse, SubscribeResponse,
+};
 use prost::Message;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::consume::Session;
 use crate::event_types::{self, Catalogues};
+use crate::groups::Groups;
 use crate::publish::{self, Publisher};
 use crate::publish_stream::PublishSession;
 use crate::routing::Configurations;
 use crate::subscribe::Reader;
-use crate::{erase, log, log_list};
+use crate::{erase, log, log_list, pull};
 
 /// The service.
 pub(crate) struct Service {
@@ -31,6 +36,7 @@ pub(crate) struct Service {
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) configurations: Configurations,
     pub(crate) catalogues: Arc<Catalogues>,
+    pub(crate) groups: Arc<Groups>,
 }
 
 #[tonic::async_trait]
@@ -86,6 +92,44 @@ impl EventBus for Service {
             }
         });
         Ok(Response::new(frames.boxed()))
+    }
+
+    async fn consume(
+        &self,
+        request: Request<Streaming<ConsumeRequest>>,
+    ) -> Result<Response<BoxStream<ConsumeResponse>>, Status> {
+        let caller = auth::caller(&request)?;
+        let (core, authenticator) = (self.core.clone(), self.authenticator.clone());
+        let (groups, frames) = (self.groups.clone(), request.into_inner());
+        let session = Session::new(core, authenticator, groups, caller, frames)?;
+        let frames = stream::unfold(Some(session), |session| async move {
+            let mut session = session?;
+            match session.next().await {
+                Ok(None) => None,
+                Ok(Some(frame)) => Some((Ok(frame), Some(session))),
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(frames.boxed()))
+    }
+
+    async fn pull(
+        &self,
+        request: Request<PullRequest>,
+    ) -> Result<Response<PullResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let request = request.into_inner();
+        let pulled = pull::pull(&self.core, &self.groups, &caller, request).await?;
+        Ok(Response::new(pulled))
+    }
+
+    async fn acknowledge(
+        &self,
+        request: Request<AcknowledgeRequest>,
+    ) -> Result<Response<AcknowledgeResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let results = pull::acknowledge(&self.groups, &caller, request.into_inner()).await?;
+        Ok(Response::new(AcknowledgeResponse { results }))
     }
 
     async fn get_event(

@@ -7,24 +7,34 @@
 //! - A stream is never silent for longer than the heartbeat interval, and never skips silently.
 //! - Events are encoded once; all readers share the bytes.
 
+mod acks;
 mod batch;
 mod catalogue;
+mod checkpoint;
+mod consume;
 pub mod default_subscriptions;
 mod erase;
 mod error;
 pub mod event;
 pub mod event_types;
 pub mod filter;
+mod group;
+mod groups;
 mod grpc;
+mod hall;
+mod lease_id;
+pub mod leasing;
 mod log;
 mod log_entry;
 mod log_list;
 pub mod publish;
 mod publish_stream;
+mod pull;
 mod retention;
 mod routes;
 pub mod routing;
 mod schema;
+mod seat;
 mod store;
 mod subscribe;
 mod visibility;
@@ -36,18 +46,24 @@ use hub_core::auth::Authenticator;
 use hub_core::module::{Core, Module};
 use hub_proto::server::event_bus_server::EventBusServer;
 
+use checkpoint::Checkpoints;
 use event_types::Catalogues;
+use group::Parts;
+use groups::Groups;
 use routing::Configurations;
 pub use store::{STATEMENTS, migrations};
 
 /// The service, ready to be served. `authenticator` is asked again while streams run.
 pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
     let catalogues = Arc::new(Catalogues::new(core));
+    let configurations = Configurations::new(core, catalogues.clone());
+    let groups = begin_delivery(core, &configurations);
     let service = grpc::Service {
         core: core.clone(),
         authenticator,
-        configurations: Configurations::new(core, catalogues.clone()),
+        configurations,
         catalogues,
+        groups,
     };
     begin_workers(core);
     let server = EventBusServer::new(service)
@@ -58,6 +74,40 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
         name: "event_bus",
         router,
     }
+}
+
+/// How often it is looked which subscriptions other processes took over or changed.
+const OWNERSHIP_INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is forgotten what became of events of long ago.
+const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Durable subscriptions at work.
+fn begin_delivery(core: &Core, configurations: &Configurations) -> Arc<Groups> {
+    let checkpoints = Checkpoints::new(core);
+    let parts = Parts {
+        core: core.clone(),
+        configurations: configurations.clone(),
+        checkpoints: checkpoints.clone(),
+    };
+    let groups = Groups::new(parts, hub_core::id::new("prc"));
+    let workers = core.workers();
+    workers.spawn("checkpoints", move |turn| checkpoints.clone().run(turn));
+    let looking = groups.clone();
+    workers.every("subscription-owners", OWNERSHIP_INTERVAL, move || {
+        let groups = looking.clone();
+        async move { groups.look().await }
+    });
+    let forgetting = groups.clone();
+    workers.every("settled-events", FORGET_INTERVAL, move || {
+        let groups = forgetting.clone();
+        async move { groups.forget().await }
+    });
+    let (draining, releasing) = (core.draining.clone(), groups.clone());
+    tokio::spawn(async move {
+        draining.cancelled().await;
+        releasing.release();
+    });
+    groups
 }
 
 /// What goes on behind the calls.

@@ -79,6 +79,14 @@ limits! {
     listing_events_max: usize,
     /// What a page of the event log reads of the database before it ends, full or not.
     listing_bytes_max: Size,
+    /// Events of a durable subscription that may be unsettled at once; with more, those behind
+    /// wait.
+    subscription_window_max: usize,
+    /// Durable subscriptions at work in this process at once; others wait until one is idle.
+    subscription_groups_max: usize,
+    /// Retries of events wait longer than their policy says by up to so many percent, 0 to 10, so
+    /// that what failed together does not come together again.
+    retry_jitter_percent: u32,
     /// How long identities of events are remembered; at least 7 days.
     identities_window: Length,
     /// How long a key that was looked up is believed.

@@ -37,8 +37,9 @@ pub(super) async fn run(journal: Weak<Journal>, turn: Turn) -> Result<()> {
 }
 
 impl Journal {
-    /// Looks at all logs that have readers.
+    /// Looks at all logs that have readers, and at all there are if somebody reads all.
     async fn follow(&self) -> Result<()> {
+        self.look_for_growth().await?;
         let Store::Postgres(store) = &self.store else {
             return Ok(());
         };
@@ -66,6 +67,7 @@ impl Journal {
         if all {
             return self.follow().await;
         }
+        heads.keys().for_each(|number| self.growths.tell(*number));
         let grown: Vec<Arc<Log>> = {
             let logs = self.logs.read().unwrap_or_else(PoisonError::into_inner);
             let known = heads

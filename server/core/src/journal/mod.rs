@@ -14,6 +14,7 @@ mod epochs;
 mod erase;
 mod filter;
 mod follow;
+mod growth;
 mod heads;
 mod identities;
 mod index;
@@ -40,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use epochs::{Bumped, STATEMENTS as EPOCH_STATEMENTS, bump};
 pub use erase::{Reduce, STATEMENTS as ERASE_STATEMENTS};
+pub use growth::{Growth, STATEMENTS as GROWTH_STATEMENTS};
 pub use heads::{STATEMENTS as HEAD_STATEMENTS, lock as lock_head};
 pub use identities::STATEMENTS as IDENTITY_STATEMENTS;
 pub use listing::{Listed, ListedKind, STATEMENTS as LISTING_STATEMENTS};
@@ -231,6 +233,7 @@ pub struct Journal {
     logs: RwLock<HashMap<i64, Arc<Log>>>,
     budget: Budget,
     epochs: epochs::Epochs,
+    growths: growth::Growths,
     queue: sequencer::Queue,
     clock: Clock,
     limits: Arc<Limits>,
@@ -267,6 +270,7 @@ impl Journal {
             logs: RwLock::default(),
             budget: Budget::new(limits.tail_bytes_max),
             epochs: epochs::Epochs::default(),
+            growths: growth::Growths::default(),
             queue: sequencer::Queue::new(limits.clone()),
             workers: Workers::new(clock.clone()),
             hints: notify::Hints::new(db, limits.notify_interval).map(Arc::new),
@@ -409,6 +413,7 @@ impl Journal {
             }
         }
         metrics::gauge!("hub_journal_tail_bytes").set(self.budget.bytes() as f64);
+        self.growths.tell(tenant_no);
     }
 
     /// Catches up as soon as the database answers again.

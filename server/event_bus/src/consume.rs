@@ -1,0 +1,495 @@
+//! Consume: leased events down, acks up, for one subscription or for those of all tenants.
+//!
+//! The stream asks the subscriptions for what it may be given, one after the other; nothing is
+//! pushed to it. Its leases are its own until it acks them or goes.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
+use hub_core::auth::{self, Authenticator, Caller};
+use hub_core::clock::{Micros, micros, timestamp};
+use hub_core::cursor::{Cursor, Stream};
+use hub_core::error::{Error, Result};
+use hub_core::id;
+use hub_core::journal::Position;
+use hub_core::module::Core;
+use hub_proto::hub::core::v1::{
+    CaughtUp, Closing, ClosingReason, Gap, GapReason, Opened, Progress,
+};
+use hub_proto::hub::event_bus::v1::consume_request::Frame as Asked;
+use hub_proto::hub::event_bus::v1::{
+    AckBatch, AckOutcome, AckResult, AckResults, ConsumeOpen, ConsumeRequest, Credit,
+};
+use hub_proto::wire::consume_response::Frame;
+use hub_proto::wire::{ConsumeResponse, LeasedEvent, LeasedEvents};
+use tonic::{Status, Streaming};
+
+use crate::acks::{self, Found};
+use crate::group::{Group, Want};
+use crate::groups::{Groups, Place};
+use crate::seat::{News, Seat};
+use crate::subscriptions;
+
+/// Bytes of events of a frame, unless a single event is larger.
+const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Events of a frame.
+const FRAME_EVENTS_MAX: usize = 1000;
+/// Events that one tenant gets before it is another's turn.
+const TURN_EVENTS_MAX: usize = 64;
+/// Batches of acks that may wait to be on disk.
+const CONFIRMING_MAX: usize = 64;
+
+/// An open stream.
+pub(crate) struct Session {
+    core: Core,
+    authenticator: Arc<dyn Authenticator>,
+    caller: Caller,
+    groups: Arc<Groups>,
+    product: Arc<str>,
+    inbound: Streaming<ConsumeRequest>,
+    /// The client sends nothing more.
+    silent: bool,
+    place: Option<Taken>,
+    confirming: FuturesOrdered<BoxFuture<'static, Vec<AckResult>>>,
+    ready: VecDeque<ConsumeResponse>,
+    spoke_at: Micros,
+    checked_at: Micros,
+    ends_at: Micros,
+    over: bool,
+}
+
+/// The place of an opened stream; it is given up when this is dropped.
+struct Taken {
+    seat: Arc<Seat>,
+    at: At,
+    credit: (i64, i64),
+    confirm_acks: bool,
+}
+
+enum At {
+    One(Arc<Group>),
+    All {
+        groups: Arc<Groups>,
+        product: Arc<str>,
+        name: String,
+        /// Groups that gave events since they were last caught up.
+        behind: HashSet<u64>,
+        told: bool,
+    },
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        match &self.at {
+            At::One(group) => group.leave(&self.seat),
+            At::All {
+                groups,
+                product,
+                name,
+                ..
+            } => groups.go(product, name, &self.seat),
+        }
+    }
+}
+
+impl Session {
+    /// Begins a stream for an admitted caller; it waits for the frame that opens it.
+    pub(crate) fn new(
+        core: Core,
+        authenticator: Arc<dyn Authenticator>,
+        groups: Arc<Groups>,
+        caller: Caller,
+        inbound: Streaming<ConsumeRequest>,
+    ) -> Result<Session> {
+        let product = caller.product()?.clone();
+        let now = core.clock.now();
+        Ok(Session {
+            ends_at: now + micros(crate::stream_age(&core)),
+            core,
+            authenticator,
+            caller,
+            groups,
+            product,
+            inbound,
+            silent: false,
+            place: None,
+            confirming: FuturesOrdered::new(),
+            ready: VecDeque::new(),
+            spoke_at: now,
+            checked_at: now,
+            over: false,
+        })
+    }
+
+    /// The next frame to send; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<ConsumeResponse>, Status> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                self.spoke_at = self.core.clock.now();
+                return Ok(Some(frame));
+            }
+            if self.over {
+                self.place = None;
+                return Ok(None);
+            }
+            self.step().await?;
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), Status> {
+        let now = self.core.clock.now();
+        if now >= self.ends_at {
+            self.close(ClosingReason::MaxAge, Duration::ZERO);
+            return Ok(());
+        }
+        self.check_key(now).await?;
+        while let Some((group, news)) = self.place.as_ref().and_then(|place| place.seat.news()) {
+            self.tell(&group, news);
+        }
+        if !self.ready.is_empty() || self.over {
+            return Ok(());
+        }
+        let silent = Duration::from_micros((now - self.spoke_at).max(0).unsigned_abs());
+        let beat = crate::beat(&self.core).saturating_sub(silent);
+        let age = Duration::from_micros((self.ends_at - now).max(0).unsigned_abs());
+        let clock = self.core.clock.clone();
+        let seat = self.place.as_ref().map(|place| place.seat.clone());
+        let called = async {
+            match &seat {
+                Some(seat) => seat.called().await,
+                None => std::future::pending().await,
+            }
+        };
+        let takes = !self.silent && self.confirming.len() < CONFIRMING_MAX;
+        tokio::select! {
+            biased;
+            Some(results) = self.confirming.next() => self.answer(results),
+            () = self.core.draining.cancelled() => {
+                self.close(ClosingReason::Draining, Duration::from_millis(500));
+            }
+            frame = self.inbound.message(), if takes => match frame? {
+                Some(ConsumeRequest { frame }) => self.take(frame).await?,
+                None => self.silent = true,
+            },
+            () = called => self.deliver().await?,
+            () = clock.sleep(beat) => self.beat(),
+            () = clock.sleep(age) => {}
+        }
+        Ok(())
+    }
+
+    /// A frame of the client.
+    async fn take(&mut self, frame: Option<Asked>) -> Result<()> {
+        match (frame, &mut self.place) {
+            (Some(Asked::Open(open)), None) => self.open(open).await,
+            (Some(Asked::Open(_)), Some(_)) => {
+                Err(Error::field("open", "was sent before; it is the first frame only"))
+            }
+            (_, None) => Err(Error::field("open", "is required in the first frame")),
+            (Some(Asked::Acks(acks)), Some(_)) => self.settle(acks),
+            (Some(Asked::Credit(credit)), Some(place)) => {
+                place.credit = place
+                    .seat
+                    .set_credit(place.credit, credit.events, credit.bytes);
+                Ok(())
+            }
+            (None, Some(_)) => Ok(()),
+        }
+    }
+
+    /// Errors: `SUBSCRIPTION_NOT_FOUND`, `FIELD_INVALID`, `STORE_BUSY`.
+    async fn open(&mut self, open: ConsumeOpen) -> Result<()> {
+        let seat = Seat::new(&open.member, self.caller.tenant.is_none());
+        let mut credit = Seat::default_credit();
+        if let Some(Credit { events, bytes }) = open.credit {
+            credit = seat.set_credit(credit, events, bytes);
+        }
+        let at = match self.caller.tenant.clone() {
+            Some(_) => At::One(self.enter_one(&open.subscription, &seat).await?),
+            None => self.enter_all(&open.subscription, &seat)?,
+        };
+        let place = Taken {
+            seat,
+            at,
+            credit,
+            confirm_acks: open.confirm_acks,
+        };
+        let (head_sequence, settled) = place.progress();
+        let opened = Opened {
+            session_id: id::new("ses"),
+            cursor: self.cursor(&place, settled),
+            head_sequence,
+            heartbeat_interval: prost_types::Duration::try_from(
+                self.core.limits.heartbeat_interval,
+            )
+            .ok(),
+        };
+        self.place = Some(place);
+        // Before what it was told on entering.
+        self.say(Frame::Opened(opened));
+        Ok(())
+    }
+
+    async fn enter_one(&self, subscription: &str, seat: &Arc<Seat>) -> Result<Arc<Group>> {
+        let tenant = self.caller.tenant()?;
+        let parts = self.groups.parts();
+        let found = subscriptions::resolve(
+            &self.core,
+            &parts.configurations,
+            tenant,
+            Some(&self.product),
+            subscription,
+        );
+        let settings = found.await?;
+        loop {
+            match self.groups.open(tenant, settings.clone()).await? {
+                // One that ends at this moment is opened again.
+                Place::Here(group) if !group.join(seat) => tokio::task::yield_now().await,
+                Place::Here(group) => return Ok(group),
+                Place::Elsewhere(_) => {
+                    return Err(Error::store_busy("The subscription is at work on another server", "moved"));
+                }
+            }
+        }
+    }
+
+    fn enter_all(&self, name: &str, seat: &Arc<Seat>) -> Result<At> {
+        if subscriptions::is_id(name) {
+            let problem = "must be a name: each tenant has a subscription of its own";
+            return Err(Error::field("open.subscription", problem));
+        }
+        self.groups.enter(&self.product, name, seat);
+        Ok(At::All {
+            groups: self.groups.clone(),
+            product: self.product.clone(),
+            name: name.to_owned(),
+            behind: HashSet::new(),
+            told: false,
+        })
+    }
+
+    fn settle(&mut self, batch: AckBatch) -> Result<()> {
+        let Some(place) = &self.place else {
+            return Ok(());
+        };
+        let settled = acks::settle(acks::read(batch)?, |tenant| place.find(tenant));
+        if place.confirm_acks {
+            self.confirming.push_back(settled.saved().boxed());
+        } else {
+            let mut results = settled.results;
+            results.retain(|result| result.outcome() != AckOutcome::Ok);
+            self.answer(results);
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, results: Vec<AckResult>) {
+        if !results.is_empty() {
+            self.say(Frame::AckResults(AckResults { results }));
+        }
+    }
+
+    /// Serves the next in line.
+    async fn deliver(&mut self) -> Result<()> {
+        let Some(place) = &mut self.place else {
+            return Ok(());
+        };
+        let Some((events, bytes)) = place.seat.credit_left() else {
+            return Ok(());
+        };
+        let Some(group) = place.seat.next() else {
+            return Ok(());
+        };
+        let turn = match place.at {
+            At::One(_) => FRAME_EVENTS_MAX,
+            At::All { .. } => TURN_EVENTS_MAX,
+        };
+        let want = Want {
+            member: place.seat.member,
+            events: events.min(turn),
+            bytes,
+            length: None,
+        };
+        let taken = group.take(&place.seat, want).await?;
+        if taken.events.is_empty() {
+            return Ok(());
+        }
+        // There may be more; the others in line come first.
+        place.seat.ring(&group);
+        if let At::All { behind, .. } = &mut place.at {
+            behind.insert(group.number);
+        }
+        let cursor = self.log_cursor(&group, taken.newest);
+        for events in cut(taken.events) {
+            let cursor = cursor.clone();
+            self.say(Frame::Events(LeasedEvents { events, cursor }));
+        }
+        Ok(())
+    }
+
+    /// What a subscription has to say.
+    fn tell(&mut self, group: &Arc<Group>, news: News) {
+        let Some(place) = &mut self.place else {
+            return;
+        };
+        let tenant_id = match &place.at {
+            At::One(_) => String::new(),
+            At::All { .. } => group.tenant.id().to_owned(),
+        };
+        let frame = match (news, &mut place.at) {
+            (News::Gap { from, to }, _) => Some(Frame::Gap(Gap {
+                from_sequence: from,
+                to_sequence: to,
+                reason: GapReason::Retention.into(),
+                cursor: self.log_cursor(group, to),
+            })),
+            (News::State, _) => Some(Frame::State(group.state().into())),
+            (News::CaughtUp(true), At::One(_)) => Some(Frame::CaughtUp(CaughtUp {
+                cursor: self.log_cursor(group, group.progress().1),
+                sequence: group.progress().1,
+            })),
+            (News::CaughtUp(false), At::One(_)) => None,
+            (News::CaughtUp(false), At::All { told, .. }) => {
+                *told = false;
+                None
+            }
+            (News::Closed | News::CaughtUp(true), At::All { behind, told, .. }) => {
+                behind.remove(&group.number);
+                let caught_up = behind.is_empty() && !*told;
+                *told |= caught_up;
+                caught_up.then(|| Frame::CaughtUp(CaughtUp::default()))
+            }
+            (News::Closed, At::One(_)) => {
+                self.close(ClosingReason::Moved, Duration::ZERO);
+                None
+            }
+        };
+        if let Some(frame) = frame {
+            let tenant_id = match frame {
+                Frame::CaughtUp(_) => String::new(),
+                _ => tenant_id,
+            };
+            self.ready.push_back(ConsumeResponse {
+                frame: Some(frame),
+                tenant_id,
+            });
+        }
+    }
+
+    fn beat(&mut self) {
+        let Some(place) = &self.place else {
+            // It is not open yet: there is nothing to tell.
+            self.spoke_at = self.core.clock.now();
+            return;
+        };
+        let (head_sequence, sequence) = place.progress();
+        let progress = Progress {
+            cursor: self.cursor(place, sequence),
+            sequence,
+            head_sequence,
+            server_time: Some(timestamp(self.core.clock.now())),
+        };
+        self.say(Frame::Progress(progress));
+    }
+
+    /// A key that was revoked meanwhile ends the stream, as does the end of the product.
+    async fn check_key(&mut self, now: Micros) -> Result<()> {
+        if now - self.checked_at >= micros(crate::beat(&self.core)) {
+            self.authenticator.recheck(&self.caller).await?;
+            self.checked_at = now;
+        }
+        auth::check_subscription(&self.caller, &self.core.tenancy).await
+    }
+
+    fn close(&mut self, reason: ClosingReason, wait: Duration) {
+        let cursor = match &self.place {
+            Some(place) => self.cursor(place, place.progress().1),
+            None => String::new(),
+        };
+        self.say(Frame::Closing(Closing {
+            reason: reason.into(),
+            reconnect_after: prost_types::Duration::try_from(wait).ok(),
+            cursor,
+        }));
+        self.over = true;
+    }
+
+    fn say(&mut self, frame: Frame) {
+        self.ready.push_back(ConsumeResponse {
+            frame: Some(frame),
+            tenant_id: String::new(),
+        });
+    }
+
+    /// A place for logs, where the stream is of one log.
+    fn cursor(&self, place: &Taken, seq: u64) -> String {
+        match &place.at {
+            At::One(group) => self.log_cursor(group, seq),
+            At::All { .. } => String::new(),
+        }
+    }
+
+    fn log_cursor(&self, group: &Group, seq: u64) -> String {
+        let position = Position {
+            seq,
+            fingerprint: 0,
+        };
+        let cursor = Cursor {
+            position,
+            filter: 0,
+        };
+        self.core
+            .cursors
+            .write(&group.tenant, Stream::Events, cursor)
+    }
+}
+
+impl Taken {
+    /// Newest position, and the settled one; both 0 for all tenants, who have no common one.
+    fn progress(&self) -> (u64, u64) {
+        match &self.at {
+            At::One(group) => group.progress(),
+            At::All { .. } => (0, 0),
+        }
+    }
+
+    /// Where the leases of a tenant are.
+    fn find(&self, tenant: i64) -> Found {
+        match &self.at {
+            At::One(group) if group.tenant.number() == tenant => Found::Here(group.clone()),
+            At::One(_) => Found::Foreign,
+            At::All {
+                groups,
+                product,
+                name,
+                ..
+            } => match groups.find_named(tenant, product, name) {
+                Some(group) => Found::Here(group),
+                None => Found::Gone,
+            },
+        }
+    }
+}
+
+/// Cuts events into frames.
+pub(crate) fn cut(events: Vec<LeasedEvent>) -> Vec<Vec<LeasedEvent>> {
+    let mut frames = Vec::new();
+    let (mut frame, mut bytes) = (Vec::new(), 0);
+    for event in events {
+        let size = event.record.len() + event.previous_error.len();
+        if !frame.is_empty() && bytes + size > FRAME_BYTES_MAX {
+            frames.push(std::mem::take(&mut frame));
+            bytes = 0;
+        }
+        bytes += size;
+        frame.push(event);
+    }
+    if !frame.is_empty() {
+        frames.push(frame);
+    }
+    frames
+}

@@ -1,0 +1,495 @@
+//! A durable subscription at work in this process: it reads the log ahead, leases events to its
+//! consumers, and takes their acks.
+//!
+//! All that is decided is decided by `leasing`, under a lock that is never held across an await. A
+//! task of its own (`group/driver.rs`) reads ahead, lets leases end and retries begin, and calls
+//! the consumers; what changes is stored by `checkpoint.rs`. There is one owner of a subscription
+//! among all processes: it is shut out by a higher epoch, and then drops all it has.
+
+mod driver;
+mod reading;
+mod saving;
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering as Order};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use hub_core::clock::{Micros, timestamp};
+use hub_core::error::{Error, Result};
+use hub_core::journal::{Log, Segment, TenantRef};
+use hub_core::module::Core;
+use hub_proto::hub::event_bus::v1::{AckOutcome, ExhaustedAction, NackAction, Ordering};
+use hub_proto::wire::LeasedEvent;
+use tokio::sync::{Notify, watch};
+
+pub(crate) use reading::{key_of, ordering_key};
+pub(crate) use saving::{Change, Prepared, Saved, Unsaved};
+pub(crate) use status::Live;
+
+use crate::checkpoint::Checkpoints;
+use crate::leasing::{self, Lease, LeaseId, Leasing, MemberId, Nack, Outcome, Rules};
+use crate::lease_id;
+use crate::routing::Configurations;
+use crate::seat::{News, Seat};
+use crate::subscriptions::Settings;
+use reading::Held;
+
+/// Who leases by Pull: leases that no connection holds.
+pub(crate) const PULLING: MemberId = MemberId(1);
+/// How long a consumer that pulls counts as one, in microseconds.
+const PULLED: Micros = 60_000_000;
+/// Names of consumers that pulled lately which are kept.
+const PULLED_MAX: usize = 100;
+/// Leases whose end is remembered, to tell a repeated ack from a late one.
+const SETTLED_REMEMBERED_MAX: usize = 10_000;
+
+/// A subscription at work.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Unique in this process.
+    pub(crate) number: u64,
+    pub(crate) tenant: TenantRef,
+    /// Id of the subscription.
+    pub(crate) id: Arc<str>,
+    pub(crate) product: Arc<str>,
+    pub(crate) name: Arc<str>,
+    is_default: bool,
+    /// Number under which this process owns it.
+    pub(crate) epoch: u64,
+    parts: Parts,
+    log: Arc<Log>,
+    state: Mutex<State>,
+    /// Wakes the driver.
+    wake: Notify,
+    saved: watch::Sender<Saved>,
+}
+
+/// What a group works with.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) core: Core,
+    pub(crate) configurations: Configurations,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Parts")
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    leasing: Leasing,
+    settings: Settings,
+    seats: Vec<Arc<Seat>>,
+    /// Who pulled, and when.
+    pulled: BTreeMap<String, Micros>,
+    held: Held,
+    /// The tenant has the product.
+    entitled: bool,
+    /// What the consumers were told last.
+    told_caught_up: bool,
+    told_paused: bool,
+    outcomes: status::Outcomes,
+    unsaved: saving::Unsaved,
+    /// Nothing more happens here.
+    over: bool,
+    idle_since: Option<Micros>,
+}
+
+/// An ack, nack or extend.
+#[derive(Debug, Clone)]
+pub(crate) enum Settling {
+    Ack,
+    Nack {
+        action: NackAction,
+        after: Option<Micros>,
+        error: String,
+    },
+    Extend(Micros),
+}
+
+/// What somebody wants to lease.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Want {
+    pub(crate) member: MemberId,
+    pub(crate) events: usize,
+    pub(crate) bytes: u64,
+    /// Length of the leases, if not the subscription's.
+    pub(crate) length: Option<Micros>,
+}
+
+/// The rules of a subscription.
+pub(crate) fn rules(settings: &Settings, core: &Core) -> Rules {
+    Rules {
+        ordering: match settings.ordering {
+            Ordering::Total => leasing::Ordering::Total,
+            Ordering::None => leasing::Ordering::None,
+            Ordering::ByKey | Ordering::Unspecified => leasing::Ordering::ByKey,
+        },
+        delays: settings.delays.clone(),
+        on_exhausted: match settings.on_exhausted {
+            ExhaustedAction::BlockKey => leasing::Exhausted::BlockKey,
+            ExhaustedAction::Pause => leasing::Exhausted::Pause,
+            ExhaustedAction::Fail | ExhaustedAction::Unspecified => leasing::Exhausted::Fail,
+        },
+        lease: settings.lease,
+        max_per_second: settings.max_per_second,
+        window_max: core.limits.subscription_window_max,
+        settled_remembered_max: SETTLED_REMEMBERED_MAX,
+    }
+}
+
+impl Group {
+    /// Takes up a subscription where it was left. Nothing is read before `driver` runs.
+    pub(crate) fn new(
+        parts: Parts,
+        log: Arc<Log>,
+        settings: Settings,
+        leasing: Leasing,
+        epoch: u64,
+    ) -> Arc<Group> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Group {
+            number: NEXT.fetch_add(1, Order::Relaxed),
+            tenant: log.tenant().clone(),
+            id: settings.id.as_str().into(),
+            product: settings.product.as_str().into(),
+            name: settings.name.as_str().into(),
+            is_default: settings.is_default,
+            epoch,
+            parts,
+            log,
+            state: Mutex::new(State {
+                leasing,
+                settings,
+                seats: Vec::new(),
+                pulled: BTreeMap::new(),
+                held: Held::default(),
+                entitled: true,
+                told_caught_up: false,
+                told_paused: false,
+                outcomes: status::Outcomes::default(),
+                unsaved: saving::Unsaved::default(),
+                over: false,
+                idle_since: None,
+            }),
+            wake: Notify::new(),
+            saved: watch::Sender::new(Saved::default()),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Micros {
+        self.parts.core.clock.now()
+    }
+
+    /// From 0 to 1: how much of the largest jitter a delay gets.
+    fn jitter(&self) -> f64 {
+        let most = f64::from(self.parts.core.limits.retry_jitter_percent.min(10)) / 10.0;
+        most * crate::random_fraction()
+    }
+
+    /// Whether it still works; one that does not was closed, or lost to another process.
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().over
+    }
+
+    /// A consumer takes its place. False if the group is over.
+    pub(crate) fn join(self: &Arc<Self>, seat: &Arc<Seat>) -> bool {
+        let mut state = self.lock();
+        if state.over {
+            return false;
+        }
+        state.leasing.join(seat.member);
+        state.seats.push(seat.clone());
+        // What the others know already.
+        if state.is_paused(self.now()) {
+            seat.tell(self, News::State);
+        }
+        if state.told_caught_up {
+            seat.tell(self, News::CaughtUp(true));
+        }
+        seat.ring(self);
+        drop(state);
+        self.wake.notify_one();
+        true
+    }
+
+    /// A consumer is gone: its leases return, and cost no attempt.
+    pub(crate) fn leave(self: &Arc<Self>, seat: &Seat) {
+        let (now, jitter) = (self.now(), self.jitter());
+        let mut state = self.lock();
+        state.leasing.leave(seat.member, now, jitter);
+        state.seats.retain(|other| other.member != seat.member);
+        self.changed(&mut state);
+    }
+
+    /// A pull waits for events, without being a member.
+    pub(crate) fn visit(self: &Arc<Self>, seat: &Arc<Seat>) -> bool {
+        let mut state = self.lock();
+        if state.over {
+            return false;
+        }
+        state.note_pull(&seat.name, self.now());
+        state.seats.push(seat.clone());
+        seat.ring(self);
+        drop(state);
+        self.wake.notify_one();
+        true
+    }
+
+    /// A pull ends; what it leased stays leased.
+    pub(crate) fn end_visit(self: &Arc<Self>, seat: &Seat) {
+        let mut state = self.lock();
+        state.seats.retain(|other| other.member != seat.member);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Leases events to a member, as many as there are now; nothing is waited for.
+    ///
+    /// Errors: `STORE_BUSY`, with nothing leased.
+    pub(crate) async fn take(self: &Arc<Self>, seat: &Seat, want: Want) -> Result<Taken> {
+        let (leases, mut found) = {
+            let mut state = self.lock();
+            if state.over {
+                return Ok(Taken::default());
+            }
+            let now = self.now();
+            if want.member == PULLING {
+                state.leasing.join(PULLING);
+                state.note_pull(&seat.name, now);
+            }
+            let (events, bytes) = (want.events, want.bytes);
+            let leases = state
+                .leasing
+                .lease(want.member, now, events, bytes, want.length);
+            if leases.is_empty() {
+                return Ok(Taken::default());
+            }
+            let taken = leases.iter().map(|lease| u64::from(lease.bytes)).sum();
+            seat.charge(leases.len(), taken);
+            let found: Vec<_> = leases
+                .iter()
+                .map(|lease| state.held.find(lease.id.seq))
+                .collect();
+            self.changed(&mut state);
+            (leases, found)
+        };
+        for (lease, found) in leases.iter().zip(&mut found) {
+            if found.is_some() {
+                continue;
+            }
+            match self.parts.core.journal.segment_at(&self.log, lease.id.seq).await {
+                Ok(segment) => *found = segment,
+                Err(error) => {
+                    self.give_up(&leases);
+                    return Err(error);
+                }
+            }
+        }
+        self.hand_over(leases, found)
+    }
+
+    /// The leases with their events; what the log has no more is settled as expired.
+    fn hand_over(
+        self: &Arc<Self>,
+        leases: Vec<Lease>,
+        found: Vec<Option<Arc<Segment>>>,
+    ) -> Result<Taken> {
+        let mut taken = Taken::default();
+        let mut gone = Vec::new();
+        for (lease, segment) in leases.into_iter().zip(found) {
+            match segment {
+                Some(segment) => {
+                    let record = record(&segment, lease.id.seq).map_err(Error::internal)?;
+                    taken.newest = taken.newest.max(lease.id.seq);
+                    taken.events.push(self.shown(&lease, record));
+                }
+                None => gone.push(lease.id),
+            }
+        }
+        if !gone.is_empty() {
+            let mut state = self.lock();
+            let now = self.now();
+            gone.into_iter().for_each(|id| state.leasing.gone(id, now));
+            self.changed(&mut state);
+        }
+        Ok(taken)
+    }
+
+    fn shown(&self, lease: &Lease, record: Bytes) -> LeasedEvent {
+        LeasedEvent {
+            lease_id: lease_id::write(&self.tenant, lease.id),
+            record,
+            attempt: lease.attempt,
+            lease_until: Some(timestamp(lease.until)),
+            previous_error: lease.previous_error.as_deref().unwrap_or("").to_owned(),
+            redelivery: lease.redelivery,
+        }
+    }
+
+    /// Leases that could not be handed over return.
+    fn give_up(self: &Arc<Self>, leases: &[Lease]) {
+        let (now, jitter) = (self.now(), self.jitter());
+        let mut state = self.lock();
+        for lease in leases {
+            state
+                .leasing
+                .nack(lease.id, Nack::Release, "", now, jitter);
+        }
+        self.changed(&mut state);
+    }
+
+    /// Applies acks in their order. The second value is what [`Group::saved`] waits for.
+    pub(crate) fn settle(
+        self: &Arc<Self>,
+        settlings: impl IntoIterator<Item = (LeaseId, Settling)>,
+    ) -> (Vec<AckOutcome>, u64) {
+        let (now, jitter) = (self.now(), self.jitter());
+        let mut state = self.lock();
+        let mut outcomes = Vec::new();
+        for (id, settling) in settlings {
+            outcomes.push(if state.over {
+                AckOutcome::LeaseExpired
+            } else {
+                state.apply(id, settling, now, jitter)
+            });
+        }
+        let generation = self.changed(&mut state);
+        (outcomes, generation)
+    }
+
+    /// After each change of `leasing`: credit returns, consumers are called, the next checkpoint
+    /// has it. Returns its generation.
+    fn changed(self: &Arc<Self>, state: &mut State) -> u64 {
+        for (member, events, bytes) in state.leasing.take_ended() {
+            let seat = state.seats.iter().find(|seat| seat.member == member);
+            if let Some(seat) = seat {
+                seat.give_back(events, bytes);
+            }
+        }
+        if state.leasing.deliverable(self.now()) {
+            state.seats.iter().for_each(|seat| seat.ring(self));
+        }
+        self.wake.notify_one();
+        if state.leasing.is_dirty() && !state.over {
+            let changes = state.leasing.take_changes();
+            if changes.paused {
+                state.pause_by_policy(self.now());
+            }
+            state.unsaved.add(changes);
+            self.parts.checkpoints.add(self, &mut state.unsaved);
+        }
+        state.unsaved.generation()
+    }
+
+    /// Its settings were changed, perhaps by another process.
+    pub(crate) fn set(self: &Arc<Self>, settings: Settings) {
+        let mut state = self.lock();
+        if state.settings.version < settings.version {
+            state.leasing.set_rules(rules(&settings, &self.parts.core));
+            state.settings = settings;
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Marks an event of the past to be delivered again; false if it is not settled.
+    pub(crate) fn redeliver(
+        self: &Arc<Self>,
+        seq: u64,
+        key: Option<leasing::Key>,
+        bytes: u32,
+        derived_delivered: bool,
+    ) -> (bool, u64) {
+        let mut state = self.lock();
+        let again = !state.over && state.leasing.redeliver(seq, key, bytes, derived_delivered);
+        (again, self.changed(&mut state))
+    }
+}
+
+impl State {
+    fn apply(&mut self, id: LeaseId, how: Settling, now: Micros, jitter: f64) -> AckOutcome {
+        let outcome = match how {
+            Settling::Ack => self.leasing.ack(id, now),
+            Settling::Extend(length) => self.leasing.extend(id, length, now),
+            Settling::Nack {
+                action,
+                after,
+                ref error,
+            } => {
+                let nack = match action {
+                    NackAction::Retry | NackAction::Unspecified => Nack::Retry { after },
+                    NackAction::Release => Nack::Release,
+                    NackAction::Fail => Nack::Fail,
+                    NackAction::Skip => Nack::Skip,
+                };
+                self.leasing.nack(id, nack, error, now, jitter)
+            }
+        };
+        if outcome == Outcome::Ok {
+            self.outcomes.note(&how, now);
+        }
+        match outcome {
+            Outcome::Ok => AckOutcome::Ok,
+            Outcome::LeaseExpired => AckOutcome::LeaseExpired,
+            Outcome::AlreadySettled => AckOutcome::AlreadySettled,
+            Outcome::Unknown => AckOutcome::Unknown,
+        }
+    }
+
+    fn is_paused(&self, now: Micros) -> bool {
+        self.settings.paused(now).is_some() || !self.entitled
+    }
+
+    /// Somebody of this name pulls.
+    fn note_pull(&mut self, name: &str, now: Micros) {
+        if self.pulled.len() >= PULLED_MAX {
+            self.forget_pulled(now, PULLED / 60);
+        }
+        if self.pulled.len() < PULLED_MAX || self.pulled.contains_key(name) {
+            self.pulled.insert(name.to_owned(), now);
+        }
+    }
+
+    /// Those who did not pull for `longer` than this count no more.
+    fn forget_pulled(&mut self, now: Micros, longer: Micros) {
+        self.pulled.retain(|_, at| now - *at < longer);
+        if self.pulled.is_empty() && self.leasing.outstanding(PULLING).0 == 0 {
+            self.leasing.leave(PULLING, now, 0.0);
+        }
+    }
+}
+
+/// Events that were leased.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) events: Vec<LeasedEvent>,
+    /// Sequence of the newest one.
+    pub(crate) newest: u64,
+}
+
+/// The encoded `EventRecord` of an event, as a slice of its segment.
+fn record(segment: &Segment, seq: u64) -> std::result::Result<Bytes, hub_core::journal::Damaged> {
+    let run = segment.run()?;
+    let index = (seq - segment.first()) as usize;
+    let damaged = hub_core::journal::Damaged;
+    let end = run.entries.get(index).ok_or(damaged)?.end as usize;
+    let start = match index {
+        0 => 0,
+        index => run.entries[index - 1].end as usize,
+    };
+    let mut framed: &[u8] = &run.records[start..end];
+    // Tag and length come before it: it is an entry of a batch there.
+    framed = framed.get(1..).ok_or(damaged)?;
+    let length = prost::decode_length_delimiter(&mut framed).map_err(|_| damaged)?;
+    Ok(run.records.slice(end - length..end))
+}

@@ -1,0 +1,195 @@
+//! What of a group is to be stored, and what is.
+
+use std::sync::Arc;
+
+use hub_core::clock::Micros;
+use hub_core::error::{Error, Result};
+use hub_proto::hub::event_bus::v1::EventDeliveryState;
+
+use super::{Group, State};
+use crate::checkpoint::Checkpoints;
+use crate::leasing::{self, Changes, Exception, Position, Settled};
+use crate::store::positions::{self, Saving};
+use crate::subscriptions::Pause;
+
+/// What is on disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Saved {
+    /// Everything up to this generation is.
+    generation: u64,
+    /// Another process owns the subscription, or it is gone: nothing more will be.
+    lost: bool,
+}
+
+/// What waits for the next checkpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Unsaved {
+    changes: Vec<Change>,
+    /// Generation of the last position that was prepared.
+    prepared: u64,
+    /// The checkpoints know of it.
+    listed: bool,
+}
+
+/// A change beside the position.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    /// An event was settled otherwise than by an ack.
+    Put(Exception),
+    /// What was said of an event is over.
+    Remove(u64),
+    /// Events that were never looked at.
+    Range(u64, u64, Settled),
+    /// The retry policy paused the subscription.
+    Pause(Pause),
+}
+
+/// A position about to be stored with all changes before it.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    generation: u64,
+    pub(crate) saving: Saving,
+    pub(crate) changes: Vec<Change>,
+}
+
+impl Unsaved {
+    pub(super) fn add(&mut self, changes: Changes) {
+        let put = changes.put.into_iter().map(Change::Put);
+        let removed = changes.removed.into_iter().map(Change::Remove);
+        let ranges = changes.ranges.into_iter();
+        let ranges = ranges.map(|(from, to, state)| Change::Range(from, to, state));
+        self.changes.extend(put.chain(removed).chain(ranges));
+    }
+
+    /// The generation that the changes so far belong to.
+    pub(super) fn generation(&self) -> u64 {
+        self.prepared + u64::from(self.listed)
+    }
+
+    /// Notes that the checkpoints know of it; false if they did.
+    pub(crate) fn list(&mut self) -> bool {
+        !std::mem::replace(&mut self.listed, true)
+    }
+}
+
+impl Change {
+    /// Number of the state as it is stored.
+    pub(crate) fn state(settled: Settled) -> i32 {
+        match settled {
+            Settled::Failed => EventDeliveryState::Failed,
+            Settled::Skipped => EventDeliveryState::Skipped,
+            Settled::Expired => EventDeliveryState::Expired,
+            Settled::Delivered => EventDeliveryState::Delivered,
+        }
+        .into()
+    }
+}
+
+impl State {
+    /// The retry policy ran out with the action to pause: it holds at once, and the row follows.
+    pub(super) fn pause_by_policy(&mut self, now: Micros) {
+        let pause = Pause {
+            since: now,
+            until: None,
+            by: "hub".to_owned(),
+            reason: "All attempts of an event failed, and the retry policy says to pause."
+                .to_owned(),
+        };
+        self.settings.pause = Some(pause.clone());
+        self.settings.version += 1;
+        self.unsaved.changes.push(Change::Pause(pause));
+    }
+}
+
+impl Group {
+    /// Whose rows are written, and under which epoch.
+    pub(crate) fn whose(&self) -> positions::Whose<'_> {
+        positions::Whose {
+            tenant: &self.tenant,
+            id: &self.id,
+            epoch: self.epoch,
+        }
+    }
+
+    /// What the next checkpoint stores.
+    pub(crate) fn prepare(&self) -> Prepared {
+        let mut state = self.lock();
+        let (position, unsettled) = state.leasing.save();
+        let (position, unsettled) = trim(position, unsettled);
+        state.unsaved.listed = false;
+        state.unsaved.prepared += 1;
+        Prepared {
+            generation: state.unsaved.prepared,
+            saving: Saving {
+                floor: position.floor,
+                cursor: position.cursor,
+                replay_until: position.replay_until,
+                unsettled: leasing::pack(&unsettled),
+            },
+            changes: state.unsaved.changes.clone(),
+        }
+    }
+
+    /// What was prepared is on disk.
+    pub(crate) fn is_saved(&self, prepared: &Prepared) {
+        let stored = prepared.changes.len();
+        self.lock().unsaved.changes.drain(..stored);
+        self.saved.send_modify(|saved| saved.generation = prepared.generation);
+    }
+
+    /// What was prepared is not on disk: the next checkpoint has it again.
+    pub(crate) fn is_not_saved(self: &Arc<Self>, checkpoints: &Checkpoints) {
+        let mut state = self.lock();
+        checkpoints.add(self, &mut state.unsaved);
+    }
+
+    /// Another process owns the subscription, or it was changed: all that is here is void.
+    pub(crate) fn lose(self: &Arc<Self>) {
+        self.end();
+        self.saved.send_modify(|saved| saved.lost = true);
+    }
+
+    /// Waits until a generation is on disk. Errors: `STORE_BUSY` if it never will be.
+    pub(crate) async fn saved(&self, generation: u64) -> Result<()> {
+        let mut saved = self.saved.subscribe();
+        let done = |saved: &Saved| saved.lost || saved.generation >= generation;
+        if !done(&saved.borrow()) {
+            self.parts.checkpoints.hurry();
+        }
+        // The sender lives in `self`, so that the wait cannot fail.
+        let lost = saved.wait_for(done).await.is_ok_and(|saved| saved.lost);
+        match lost {
+            true => Err(Error::store_busy("The subscription moved to another server", "moved")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Leaves out what was read ahead and never leased: it is read again. So what is stored grows with
+/// what is under way, not with what waits.
+fn trim(mut position: Position, mut unsettled: Vec<leasing::Saved>) -> (Position, Vec<leasing::Saved>) {
+    let is_plain = |event: &leasing::Saved| {
+        event.attempts == 0
+            && event.losses == 0
+            && event.due == 0
+            && !event.in_flight
+            && !event.redelivery
+    };
+    // One that waits behind an earlier event of its key stays, so that others can say so.
+    let mut keys: std::collections::HashMap<u64, usize> = std::collections::HashMap::new();
+    for event in &unsettled {
+        if let Some(key) = &event.key {
+            *keys.entry(key.0).or_default() += 1;
+        }
+    }
+    while let Some(last) = unsettled.last() {
+        let alone = last.key.as_ref().is_none_or(|key| keys.get(&key.0) == Some(&1));
+        if !is_plain(last) || !alone || last.seq <= position.floor {
+            break;
+        }
+        position.cursor = last.seq - 1;
+        unsettled.pop();
+    }
+    position.floor = position.floor.min(position.cursor);
+    (position, unsettled)
+}

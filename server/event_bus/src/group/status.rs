@@ -1,0 +1,161 @@
+//! How a group is doing.
+
+use std::sync::Arc;
+
+use hub_core::clock::Micros;
+use hub_proto::hub::event_bus::v1::{NackAction, SubscriptionState};
+
+use super::{Group, PULLED, Settling, State};
+use crate::leasing::{Blocked, UnsettledState};
+
+/// Keys that are told, longest blocked first.
+const BLOCKED_KEYS_MAX: usize = 20;
+/// Failures alone for so long mean that it fails, in microseconds.
+const FAILING: Micros = 60_000_000;
+
+/// What its consumers said lately.
+#[derive(Debug, Default)]
+pub(super) struct Outcomes {
+    last_error: String,
+    acked_at: Option<Micros>,
+    failed_at: Option<Micros>,
+    /// The first failure since the last ack.
+    failing_since: Option<Micros>,
+}
+
+impl Outcomes {
+    pub(super) fn note(&mut self, how: &Settling, now: Micros) {
+        match how {
+            Settling::Ack => {
+                self.acked_at = Some(now);
+                self.failing_since = None;
+            }
+            Settling::Nack { action, error, .. } if *action != NackAction::Release => {
+                if !error.is_empty() {
+                    self.last_error.clone_from(error);
+                }
+                self.failed_at = Some(now);
+                self.failing_since.get_or_insert(now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Every attempt of the last minute failed, and there was one.
+    fn is_failing(&self, now: Micros) -> bool {
+        let recent = |at: Option<Micros>| at.is_some_and(|at| now - at < FAILING);
+        recent(self.failed_at) && !recent(self.acked_at)
+    }
+}
+
+/// What only the owner of a subscription knows.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    /// Everything up to here is settled.
+    pub(crate) floor: u64,
+    /// Everything up to here was looked at.
+    pub(crate) cursor: u64,
+    /// Names of its consumers.
+    pub(crate) members: Vec<String>,
+    pub(crate) in_flight: usize,
+    pub(crate) retrying: usize,
+    pub(crate) unsettled: usize,
+    pub(crate) oldest_unsettled: Option<u64>,
+    pub(crate) window_full: bool,
+    pub(crate) failing: bool,
+    pub(crate) blocked: Vec<Blocked>,
+    pub(crate) last_error: String,
+}
+
+impl Group {
+    /// How it is doing; `None` if it is over.
+    pub(crate) fn live(&self) -> Option<Live> {
+        let now = self.now();
+        let state = self.lock();
+        if state.over {
+            return None;
+        }
+        let (position, counts) = (state.leasing.position(), state.leasing.counts());
+        Some(Live {
+            floor: position.floor,
+            cursor: position.cursor,
+            members: state.members(now),
+            in_flight: counts.in_flight,
+            retrying: counts.retrying,
+            unsettled: counts.unsettled,
+            oldest_unsettled: state.leasing.oldest_unsettled(),
+            window_full: state.leasing.window_left() == 0,
+            failing: state.outcomes.is_failing(now),
+            blocked: state.leasing.blocked_keys(BLOCKED_KEYS_MAX),
+            last_error: state.outcomes.last_error.clone(),
+        })
+    }
+
+    /// Where an event stands that is not settled; `None` if it is, or was not reached yet.
+    pub(crate) fn state_of(&self, seq: u64) -> Option<UnsettledState> {
+        let state = self.lock();
+        match state.over {
+            true => None,
+            false => state.leasing.state_of(seq),
+        }
+    }
+
+    /// Up to where it looked, and whether it still works.
+    pub(crate) fn position(&self) -> Option<crate::leasing::Position> {
+        let state = self.lock();
+        (!state.over).then(|| state.leasing.position())
+    }
+
+    /// Its state for those who consume it, who are there by being told.
+    pub(crate) fn state(self: &Arc<Self>) -> SubscriptionState {
+        let now = self.now();
+        let state = self.lock();
+        if !state.entitled {
+            SubscriptionState::NotEntitled
+        } else if state.settings.paused(now).is_some() {
+            SubscriptionState::Paused
+        } else if state.leasing.window_left() == 0 {
+            SubscriptionState::WindowFull
+        } else if state.outcomes.is_failing(now) {
+            SubscriptionState::Failing
+        } else if state.leasing.position().cursor < self.log.head().seq
+            || state.leasing.counts().unsettled > 0
+        {
+            SubscriptionState::CatchingUp
+        } else {
+            SubscriptionState::Live
+        }
+    }
+
+    /// Newest sequence of the log, and up to where everything is settled.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let floor = self.lock().leasing.position().floor;
+        (self.log.head().seq, floor)
+    }
+
+    /// Version of the settings by which it works.
+    pub(crate) fn version(&self) -> u64 {
+        self.lock().settings.version
+    }
+
+    /// Its log.
+    pub(crate) fn log(&self) -> &Arc<hub_core::journal::Log> {
+        &self.log
+    }
+}
+
+impl State {
+    fn members(&self, now: Micros) -> Vec<String> {
+        let pulled = self.pulled.iter().filter(|(_, at)| now - **at < PULLED);
+        let pulled = pulled.map(|(name, _)| name.clone());
+        let mut members: Vec<String> = self
+            .seats
+            .iter()
+            .map(|seat| seat.name.clone())
+            .chain(pulled)
+            .collect();
+        members.sort();
+        members.dedup();
+        members
+    }
+}

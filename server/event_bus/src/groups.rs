@@ -1,0 +1,305 @@
+//! The subscriptions at work in this process, each once; and which process has which.
+//!
+//! A group is opened by the first who needs it: it takes the ownership of the subscription, goes on
+//! where the owner before was, and is closed again when nobody needs it. Streams that serve all
+//! tenants are called when a log grows (`hall.rs`).
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hub_core::clock::micros;
+use hub_core::error::{Error, Result};
+use hub_core::journal::TenantRef;
+use hub_proto::hub::event_bus::v1::EventDeliveryState;
+
+use crate::group::{self, Group, Live, Parts};
+use crate::hall::{Hall, Halls};
+use crate::leasing::{self, Key, Leasing, Position};
+use crate::seat::Seat;
+use crate::store::positions;
+use crate::subscriptions::{self, Settings};
+
+/// Groups that are opened or closed at the same time.
+const TURNS: usize = 64;
+/// How long it is told what became of events that passed retention.
+const TOLD: std::time::Duration = std::time::Duration::from_secs(90 * 24 * 3600);
+
+/// Where a subscription is at work.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// In this process.
+    Here(Arc<Group>),
+    /// In the process of this id.
+    Elsewhere(String),
+}
+
+/// All groups of this process.
+pub(crate) struct Groups {
+    parts: Parts,
+    /// Id of this process, as owner.
+    process: String,
+    open: Mutex<Open>,
+    /// Opening and closing one subscription is done one after the other.
+    turns: Vec<tokio::sync::Mutex<()>>,
+    hasher: RandomState,
+    halls: Halls,
+}
+
+#[derive(Default)]
+struct Open {
+    by_id: HashMap<Arc<str>, Arc<Group>>,
+    by_name: HashMap<(i64, Arc<str>, Arc<str>), Arc<Group>>,
+}
+
+impl Groups {
+    /// None yet. `process` names this process among those of the database.
+    pub(crate) fn new(parts: Parts, process: String) -> Arc<Groups> {
+        Arc::new(Groups {
+            parts,
+            process,
+            open: Mutex::default(),
+            turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            halls: Halls::default(),
+        })
+    }
+
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The group of a subscription, if it is at work here.
+    pub(crate) fn find(&self, id: &str) -> Option<Arc<Group>> {
+        let found = self.lock().by_id.get(id).cloned();
+        found.filter(|group| !group.is_over())
+    }
+
+    /// The same by number of the tenant, product and name.
+    pub(crate) fn find_named(&self, tenant: i64, product: &str, name: &str) -> Option<Arc<Group>> {
+        let key = (tenant, Arc::from(product), Arc::from(name));
+        let found = self.lock().by_name.get(&key).cloned();
+        found.filter(|group| !group.is_over())
+    }
+
+    /// How a subscription is doing, if it is at work here.
+    pub(crate) fn live(&self, id: &str) -> Option<Live> {
+        self.find(id).and_then(|group| group.live())
+    }
+
+    /// Whether no more can be opened now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.lock().by_id.len() >= self.parts.core.limits.subscription_groups_max
+    }
+
+    fn turn(&self, id: &str) -> &tokio::sync::Mutex<()> {
+        &self.turns[self.hasher.hash_one(id) as usize % TURNS]
+    }
+
+    /// Puts a subscription to work, here unless another process has it.
+    ///
+    /// Errors: `STORE_BUSY`.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        tenant: &TenantRef,
+        settings: Settings,
+    ) -> Result<Place> {
+        if let Some(group) = self.find(&settings.id) {
+            return Ok(Place::Here(group));
+        }
+        let _turn = self.turn(&settings.id).lock().await;
+        if let Some(group) = self.find(&settings.id) {
+            return Ok(Place::Here(group));
+        }
+        if self.is_full() {
+            return Err(Error::store_busy("Too many subscriptions are at work", "groups_full"));
+        }
+        let core = &self.parts.core;
+        let log = core.journal.log(tenant).await?;
+        core.journal.refresh(&log).await?;
+        let now = core.clock.now();
+        let mut tx = core.db.begin().await?;
+        let acquired =
+            positions::acquire(&mut tx, tenant, &settings.id, &self.process, now).await?;
+        let Some(acquired) = acquired else {
+            drop(tx);
+            let owner = positions::owner(&core.db, &settings.id).await?;
+            return match owner {
+                Some(owner) => Ok(Place::Elsewhere(owner)),
+                None => Err(Error::store_busy("The subscription is moving to another server", "moved")),
+            };
+        };
+        positions::used(&mut tx, &settings.id, now).await?;
+        tx.commit().await?;
+        let failed = EventDeliveryState::Failed.into();
+        let held = positions::held(&core.db, &settings.id, failed).await?;
+        let held: Vec<_> = held.into_iter().map(|(key, seq)| (Key(key), seq)).collect();
+        let unsettled = leasing::unpack(&acquired.unsettled).map_err(Error::internal)?;
+        let position = Position {
+            floor: acquired.floor,
+            cursor: acquired.cursor,
+            replay_until: acquired.replay_until,
+        };
+        let rules = group::rules(&settings, core);
+        let leasing = Leasing::new(rules, acquired.epoch, position, &unsettled, &held);
+        let group = Group::new(self.parts.clone(), log, settings, leasing, acquired.epoch);
+        self.add(&group);
+        tokio::spawn(group.clone().drive(Arc::downgrade(self)));
+        Ok(Place::Here(group))
+    }
+
+    fn add(&self, group: &Arc<Group>) {
+        let mut open = self.lock();
+        let name = (
+            group.tenant.number(),
+            group.product.clone(),
+            group.name.clone(),
+        );
+        open.by_name.insert(name, group.clone());
+        open.by_id.insert(group.id.clone(), group.clone());
+        metrics::gauge!("hub_event_bus_groups_open").set(open.by_id.len() as f64);
+        drop(open);
+        for seat in self.halls.seats(&group.product, &group.name) {
+            group.join(&seat);
+        }
+    }
+
+    fn remove(&self, group: &Arc<Group>) {
+        let mut open = self.lock();
+        let name = (
+            group.tenant.number(),
+            group.product.clone(),
+            group.name.clone(),
+        );
+        let same = |found: &Arc<Group>| found.number == group.number;
+        if open.by_id.get(&group.id).is_some_and(same) {
+            open.by_id.remove(&group.id);
+        }
+        if open.by_name.get(&name).is_some_and(same) {
+            open.by_name.remove(&name);
+        }
+        metrics::gauge!("hub_event_bus_groups_open").set(open.by_id.len() as f64);
+    }
+
+    /// Closes a group that nobody needs any more.
+    pub(crate) async fn close_idle(&self, group: &Arc<Group>) {
+        let _turn = self.turn(&group.id).lock().await;
+        if group.end_if_idle()
+            && let Err(error) = self.leave(group).await
+        {
+            tracing::debug!("a subscription could not be left to the others: {error}");
+        }
+    }
+
+    /// Stores where a subscription is and stops its work here: its rows are about to be changed.
+    /// Its leases are void, and cost no attempt. Errors: `STORE_BUSY`.
+    pub(crate) async fn close(&self, id: &str) -> Result<()> {
+        let _turn = self.turn(id).lock().await;
+        let found = self.lock().by_id.get(id).cloned();
+        match found {
+            Some(group) => {
+                group.end();
+                self.leave(&group).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn leave(&self, group: &Arc<Group>) -> Result<()> {
+        self.remove(group);
+        self.parts.checkpoints.store().await?;
+        let mut tx = self.parts.core.db.begin().await?;
+        positions::release(&mut tx, group.whose()).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Its settings were changed on this process.
+    pub(crate) async fn settings_changed(&self, id: &str) -> Result<()> {
+        let Some(group) = self.find(id) else {
+            return Ok(());
+        };
+        let parts = &self.parts;
+        let (core, tenant) = (&parts.core, &group.tenant);
+        let found =
+            subscriptions::resolve(core, &parts.configurations, tenant, None, id).await?;
+        group.set(found);
+        Ok(())
+    }
+
+    /// Drops what another process took over, or what was changed by one. Errors: `STORE_BUSY`.
+    pub(crate) async fn look(self: &Arc<Self>) -> Result<()> {
+        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
+        for group in open.iter().filter(|group| group.is_over()) {
+            self.remove(group);
+        }
+        if !self.parts.core.db.is_postgres() || open.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<&str> = open.iter().map(|group| &*group.id).collect();
+        let stored = positions::epochs(&self.parts.core.db, &ids).await?;
+        for group in open.iter().filter(|group| !group.is_over()) {
+            match stored.get(&*group.id) {
+                Some((epoch, version)) if *epoch == group.epoch => {
+                    if group.version() < *version {
+                        self.settings_changed(&group.id).await?;
+                    }
+                }
+                _ => {
+                    group.lose();
+                    self.remove(group);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The server stops: leases return, and what is known is stored by the last checkpoint.
+    pub(crate) fn release(&self) {
+        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
+        for group in open {
+            group.release();
+            group.end();
+        }
+    }
+
+    /// Takes a place at the subscriptions of one name of all tenants, those that are at work and
+    /// those that will be.
+    pub(crate) fn enter(self: &Arc<Self>, product: &str, name: &str, seat: &Arc<Seat>) {
+        let (hall, first) = self.halls.enter(product, name, seat);
+        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
+        for group in open {
+            if &*group.product == product && &*group.name == name {
+                group.join(seat);
+            }
+        }
+        if first {
+            tokio::spawn(Hall::work(hall, Arc::downgrade(self)));
+        }
+    }
+
+    /// Gives the place up again.
+    pub(crate) fn go(&self, product: &str, name: &str, seat: &Arc<Seat>) {
+        self.halls.go(product, name, seat);
+        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
+        for group in open {
+            if &*group.product == product && &*group.name == name {
+                group.leave(seat);
+            }
+        }
+    }
+
+    /// Forgets what became of events that passed retention long ago. Errors: `STORE_BUSY`.
+    pub(crate) async fn forget(&self) -> Result<()> {
+        let core = &self.parts.core;
+        let before = core.clock.now() - micros(TOLD);
+        while positions::forget(&core.db, before).await? {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,229 @@
+//! Pull and Acknowledge: what Consume does, for those who cannot keep a stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hub_core::auth::Caller;
+use hub_core::clock::Micros;
+use hub_core::error::{Error, Result};
+use hub_core::journal::TenantRef;
+use hub_core::module::Core;
+use hub_proto::hub::event_bus::v1::{
+    AckResult, AcknowledgeRequest, PullRequest, SubscriptionState,
+};
+use hub_proto::wire::{LeasedEvent, PullResponse};
+
+use crate::acks::{self, Found};
+use crate::group::{Group, PULLING, Want};
+use crate::groups::{Groups, Place};
+use crate::seat::Seat;
+use crate::subscriptions::{self, Settings};
+
+/// Events of a pull that does not say how many.
+const EVENTS: u32 = 100;
+/// Bytes of events of a pull; one larger event goes alone.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// How long a pull that does not wait gives the subscription to look at its log.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+
+/// Leases some events, waiting if there are none.
+///
+/// Errors: `SUBSCRIPTION_NOT_FOUND`, `FIELD_INVALID`, `STORE_BUSY`.
+pub(crate) async fn pull(
+    core: &Core,
+    groups: &Arc<Groups>,
+    caller: &Caller,
+    request: PullRequest,
+) -> Result<PullResponse> {
+    let product = caller.product()?;
+    let seat = Seat::new(&request.member, caller.tenant.is_none());
+    let events = match request.max_events {
+        0 => EVENTS,
+        events => events,
+    };
+    seat.set_credit(Seat::default_credit(), events, BYTES_MAX);
+    let visit = match &caller.tenant {
+        Some(tenant) => {
+            let settings = settings(groups, tenant, product, &request.subscription).await?;
+            Visit::one(groups, tenant, settings, seat).await?
+        }
+        None => Visit::all(groups, product, &request.subscription, seat)?,
+    };
+    let length = request.lease_duration.as_ref().map(acks::length);
+    let wait = request.wait.as_ref().map_or(0, acks::length);
+    let events = visit.collect(core, wait, length).await?;
+    let (backlog, state) = match &visit.at {
+        At::One(group) => (group.backlog().await?, group.state()),
+        At::All { .. } => (0, SubscriptionState::Live),
+    };
+    Ok(PullResponse {
+        backlog,
+        state: state.into(),
+        events,
+    })
+}
+
+/// Settles or extends leases; returns once that is on disk.
+///
+/// Errors: `SUBSCRIPTION_NOT_FOUND`, `FIELD_INVALID`, `STORE_BUSY`.
+pub(crate) async fn acknowledge(
+    groups: &Arc<Groups>,
+    caller: &Caller,
+    request: AcknowledgeRequest,
+) -> Result<Vec<AckResult>> {
+    let asked = acks::read(request.acks.unwrap_or_default())?;
+    let name = request.subscription.as_str();
+    let settled = match &caller.tenant {
+        Some(tenant) => {
+            let product = caller.product.as_deref();
+            let parts = groups.parts();
+            let (core, configurations) = (&parts.core, &parts.configurations);
+            let found = subscriptions::resolve(core, configurations, tenant, product, name);
+            let id = found.await?.id;
+            acks::settle(asked, |number| match groups.find(&id) {
+                _ if number != tenant.number() => Found::Foreign,
+                Some(group) => Found::Here(group),
+                None => Found::Gone,
+            })
+        }
+        None => {
+            let product = caller.product()?;
+            is_name(name)?;
+            acks::settle(asked, |number| {
+                match groups.find_named(number, product, name) {
+                    Some(group) => Found::Here(group),
+                    None => Found::Gone,
+                }
+            })
+        }
+    };
+    Ok(settled.saved().await)
+}
+
+async fn settings(
+    groups: &Groups,
+    tenant: &TenantRef,
+    product: &str,
+    subscription: &str,
+) -> Result<Settings> {
+    let parts = groups.parts();
+    let (core, configurations) = (&parts.core, &parts.configurations);
+    subscriptions::resolve(core, configurations, tenant, Some(product), subscription).await
+}
+
+/// A key that serves all tenants gives a name. Errors: `FIELD_INVALID`.
+pub(crate) fn is_name(subscription: &str) -> Result<()> {
+    match subscriptions::is_id(subscription) {
+        true => {
+            let problem = "must be a name: each tenant has a subscription of its own";
+            Err(Error::field("subscription", problem))
+        }
+        false => Ok(()),
+    }
+}
+
+/// A pull at the subscriptions that it asks; it ends when this is dropped.
+struct Visit {
+    seat: Arc<Seat>,
+    at: At,
+}
+
+enum At {
+    One(Arc<Group>),
+    All {
+        groups: Arc<Groups>,
+        product: Arc<str>,
+        name: String,
+    },
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        match &self.at {
+            At::One(group) => group.end_visit(&self.seat),
+            At::All {
+                groups,
+                product,
+                name,
+            } => groups.go(product, name, &self.seat),
+        }
+    }
+}
+
+impl Visit {
+    async fn one(
+        groups: &Arc<Groups>,
+        tenant: &TenantRef,
+        settings: Settings,
+        seat: Arc<Seat>,
+    ) -> Result<Visit> {
+        loop {
+            match groups.open(tenant, settings.clone()).await? {
+                // One that ends at this moment is opened again.
+                Place::Here(group) if !group.visit(&seat) => tokio::task::yield_now().await,
+                Place::Here(group) => {
+                    let at = At::One(group);
+                    return Ok(Visit { seat, at });
+                }
+                Place::Elsewhere(_) => {
+                    return Err(Error::store_busy("The subscription is at work on another server", "moved"));
+                }
+            }
+        }
+    }
+
+    fn all(
+        groups: &Arc<Groups>,
+        product: &Arc<str>,
+        name: &str,
+        seat: Arc<Seat>,
+    ) -> Result<Visit> {
+        is_name(name)?;
+        groups.enter(product, name, &seat);
+        Ok(Visit {
+            seat,
+            at: At::All {
+                groups: groups.clone(),
+                product: product.clone(),
+                name: name.to_owned(),
+            },
+        })
+    }
+
+    /// What there is now; if that is nothing, the first that comes within `wait`.
+    async fn collect(
+        &self,
+        core: &Core,
+        wait: Micros,
+        length: Option<Micros>,
+    ) -> Result<Vec<LeasedEvent>> {
+        let until = core.clock.now() + wait;
+        let mut events = Vec::new();
+        loop {
+            while let Some((left, bytes)) = self.seat.credit_left()
+                && let Some(group) = self.seat.next()
+            {
+                let want = Want {
+                    member: PULLING,
+                    events: left,
+                    bytes,
+                    length,
+                };
+                events.append(&mut group.take(&self.seat, want).await?.events);
+            }
+            while self.seat.news().is_some() {}
+            let left = until - core.clock.now();
+            if !events.is_empty() || left < 0 {
+                return Ok(events);
+            }
+            // Even without a wait the log is looked at once.
+            let left = Duration::from_micros(left.unsigned_abs()).max(FIRST_LOOK);
+            tokio::select! {
+                () = self.seat.called() => {}
+                () = core.clock.sleep(left) => return Ok(events),
+                () = core.draining.cancelled() => return Ok(events),
+            }
+        }
+    }
+}
