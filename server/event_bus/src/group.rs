@@ -370,7 +370,7 @@ impl Group {
     /// After each change of `leasing`: credit returns, consumers are called, the next checkpoint
     /// has it. Returns its generation.
     fn changed(self: &Arc<Self>, state: &mut State) -> u64 {
-        for (member, events, bytes) in state.leasing.take_ended() {
+        for (member, (events, bytes)) in state.leasing.take_ended() {
             let seat = state.seats.iter().find(|seat| seat.member == member);
             if let Some(seat) = seat {
                 seat.give_back(events, bytes);
