@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use hub_proto::hub::core::v1::ClosingReason;
 use hub_proto::hub::event_bus::v1::consume_response::Frame;
-use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, NackAction};
+use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, ConsumeOpen, NackAction};
 
-use super::consumer::{ids_of, nack, of_key, open};
-use super::{Product, numbered, ticket};
+use super::consumer::{ids_of, junk, nack, of_key, open};
+use super::{Product, event, numbered, ticket};
 use crate::support::{Backend, TestHub};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -17,7 +17,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 async fn still(backend: Backend) -> TestHub {
     TestHub::options(backend)
         .manual_clock()
-        .limits(|limits| limits.retry_jitter_percent = 0)
+        .limits(|limits| {
+            limits.retry_jitter_percent = 0;
+            limits.stream_age_max = MINUTE * 10_000;
+        })
         .start()
         .await
 }
@@ -41,7 +44,8 @@ both_databases! {
         let mut hub = TestHub::start(backend).await;
         let (psa, portal) = pair(&hub).await;
         psa.publish_each(numbered("t", 3)).await;
-        let mut consumer = portal.consume(open("portal", 100)).await;
+        let confirmed = ConsumeOpen { confirm_acks: true, ..open("portal", 100) };
+        let mut consumer = portal.consume(confirmed).await;
         let events = consumer.events(3).await;
         assert_eq!(ids_of(&events), ["t-0", "t-1", "t-2"]);
         let first = &events[0];
@@ -49,6 +53,7 @@ both_databases! {
         assert_eq!(first.record.as_ref().unwrap().sequence, 1);
         assert_eq!(first.record.as_ref().unwrap().product, "psa");
         consumer.ack(&events[..2]).await;
+        consumer.results().await;
         drop(consumer);
         hub.restart().await;
         let (psa, portal) = pair(&hub).await;
@@ -62,7 +67,7 @@ both_databases! {
     async fn only_what_is_routed_to_the_product_comes(hub: TestHub) {
         let (psa, portal) = pair(&hub).await;
         let mut consumer = portal.consume(open("portal", 100)).await;
-        psa.publish(vec![super::event("unheard.of", "x"), ticket("t"), super::event("ticket.closed", "y")])
+        psa.publish(vec![event("unheard.of", "x"), ticket("t"), event("ticket.closed", "y")])
             .await;
         psa.publish(vec![ticket("u")]).await;
         assert_eq!(ids_of(&consumer.events(2).await), ["t", "u"]);
@@ -170,7 +175,7 @@ both_databases! {
         hub.clock.advance(SECOND * 29);
         consumer.extend(&event, 60).await;
         // Answered in order: the extension was applied.
-        consumer.ack(&[super::consumer::junk()]).await;
+        consumer.ack(&[junk()]).await;
         consumer.results().await;
         hub.clock.advance(SECOND * 59);
         consumer.nothing().await;
@@ -184,7 +189,7 @@ both_databases! {
         consumer.ack(std::slice::from_ref(&again)).await;
         consumer.ack(&[again]).await;
         assert_eq!(consumer.results().await[0].outcome(), AckOutcome::AlreadySettled);
-        consumer.ack(&[super::consumer::junk()]).await;
+        consumer.ack(&[junk()]).await;
         assert_eq!(consumer.results().await[0].outcome(), AckOutcome::Unknown);
     }
 

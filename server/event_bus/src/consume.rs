@@ -30,9 +30,9 @@ use tonic::{Status, Streaming};
 
 use crate::acks::{self, Found};
 use crate::group::{Group, Want};
-use crate::groups::{Groups, Place};
+use crate::groups::Groups;
+use crate::pull;
 use crate::seat::{News, Seat};
-use crate::subscriptions;
 
 /// Bytes of events of a frame, unless a single event is larger.
 const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -209,7 +209,12 @@ impl Session {
             credit = seat.set_credit(credit, events, bytes);
         }
         let at = match self.caller.tenant.clone() {
-            Some(_) => At::One(self.enter_one(&open.subscription, &seat).await?),
+            Some(tenant) => {
+                let (groups, product) = (self.groups.clone(), self.product.clone());
+                let joins = |group: &Arc<Group>| group.join(&seat);
+                let group = groups.reach(&tenant, &product, &open.subscription, joins);
+                At::One(group.await?)
+            }
             None => self.enter_all(&open.subscription, &seat)?,
         };
         let place = Taken {
@@ -234,34 +239,8 @@ impl Session {
         Ok(())
     }
 
-    async fn enter_one(&self, subscription: &str, seat: &Arc<Seat>) -> Result<Arc<Group>> {
-        let tenant = self.caller.tenant()?;
-        let parts = self.groups.parts();
-        let found = subscriptions::resolve(
-            &self.core,
-            &parts.configurations,
-            tenant,
-            Some(&self.product),
-            subscription,
-        );
-        let settings = found.await?;
-        loop {
-            match self.groups.open(tenant, settings.clone()).await? {
-                // One that ends at this moment is opened again.
-                Place::Here(group) if !group.join(seat) => tokio::task::yield_now().await,
-                Place::Here(group) => return Ok(group),
-                Place::Elsewhere(_) => {
-                    return Err(Error::store_busy("The subscription is at work on another server", "moved"));
-                }
-            }
-        }
-    }
-
     fn enter_all(&self, name: &str, seat: &Arc<Seat>) -> Result<At> {
-        if subscriptions::is_id(name) {
-            let problem = "must be a name: each tenant has a subscription of its own";
-            return Err(Error::field("open.subscription", problem));
-        }
+        pull::is_name(name)?;
         self.groups.enter(&self.product, name, seat);
         Ok(At::All {
             groups: self.groups.clone(),

@@ -367,9 +367,15 @@ impl Group {
         (outcomes, generation)
     }
 
+    /// After each change of `leasing` from outside of the driver, which may have more to do now.
+    fn changed(self: &Arc<Self>, state: &mut State) -> u64 {
+        self.wake.notify_one();
+        self.follow_up(state)
+    }
+
     /// After each change of `leasing`: credit returns, consumers are called, the next checkpoint
     /// has it. Returns its generation.
-    fn changed(self: &Arc<Self>, state: &mut State) -> u64 {
+    fn follow_up(self: &Arc<Self>, state: &mut State) -> u64 {
         for (member, (events, bytes)) in state.leasing.take_ended() {
             let seat = state.seats.iter().find(|seat| seat.member == member);
             if let Some(seat) = seat {
@@ -379,7 +385,6 @@ impl Group {
         if state.leasing.deliverable(self.now()) {
             state.seats.iter().for_each(|seat| seat.ring(self));
         }
-        self.wake.notify_one();
         if state.leasing.is_dirty() && !state.over {
             let changes = state.leasing.take_changes();
             if changes.paused {

@@ -152,6 +152,33 @@ impl Groups {
         Ok(Place::Here(group))
     }
 
+    /// Puts the subscription of this id or name to work and takes a place at it.
+    ///
+    /// Errors: `SUBSCRIPTION_NOT_FOUND`, `STORE_BUSY`.
+    pub(crate) async fn reach(
+        self: &Arc<Self>,
+        tenant: &TenantRef,
+        product: &str,
+        subscription: &str,
+        takes_place: impl Fn(&Arc<Group>) -> bool + Send,
+    ) -> Result<Arc<Group>> {
+        let (core, configurations) = (&self.parts.core, &self.parts.configurations);
+        let found =
+            subscriptions::resolve(core, configurations, tenant, Some(product), subscription);
+        let settings = found.await?;
+        loop {
+            match self.open(tenant, settings.clone()).await? {
+                // One that ends at this moment is opened again.
+                Place::Here(group) if !takes_place(&group) => tokio::task::yield_now().await,
+                Place::Here(group) => return Ok(group),
+                Place::Elsewhere(_) => {
+                    let what = "The subscription is at work on another server";
+                    return Err(Error::store_busy(what, "moved"));
+                }
+            }
+        }
+    }
+
     fn add(&self, group: &Arc<Group>) {
         let mut open = self.lock();
         let name = (

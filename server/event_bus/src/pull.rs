@@ -6,7 +6,6 @@ use std::time::Duration;
 use hub_core::auth::Caller;
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
-use hub_core::journal::TenantRef;
 use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{
     AckResult, AcknowledgeRequest, PullRequest, SubscriptionState,
@@ -15,9 +14,9 @@ use hub_proto::wire::{LeasedEvent, PullResponse};
 
 use crate::acks::{self, Found};
 use crate::group::{Group, PULLING, Want};
-use crate::groups::{Groups, Place};
+use crate::groups::Groups;
 use crate::seat::Seat;
-use crate::subscriptions::{self, Settings};
+use crate::subscriptions;
 
 /// Events of a pull that does not say how many.
 const EVENTS: u32 = 100;
@@ -45,8 +44,10 @@ pub(crate) async fn pull(
     seat.set_credit(Seat::default_credit(), events, BYTES_MAX);
     let visit = match &caller.tenant {
         Some(tenant) => {
-            let settings = settings(groups, tenant, product, &request.subscription).await?;
-            Visit::one(groups, tenant, settings, seat).await?
+            let visits = |group: &Arc<Group>| group.visit(&seat);
+            let group = groups.reach(tenant, product, &request.subscription, visits);
+            let at = At::One(group.await?);
+            Visit { seat, at }
         }
         None => Visit::all(groups, product, &request.subscription, seat)?,
     };
@@ -101,17 +102,6 @@ pub(crate) async fn acknowledge(
     Ok(settled.saved().await)
 }
 
-async fn settings(
-    groups: &Groups,
-    tenant: &TenantRef,
-    product: &str,
-    subscription: &str,
-) -> Result<Settings> {
-    let parts = groups.parts();
-    let (core, configurations) = (&parts.core, &parts.configurations);
-    subscriptions::resolve(core, configurations, tenant, Some(product), subscription).await
-}
-
 /// A key that serves all tenants gives a name. Errors: `FIELD_INVALID`.
 pub(crate) fn is_name(subscription: &str) -> Result<()> {
     match subscriptions::is_id(subscription) {
@@ -152,27 +142,6 @@ impl Drop for Visit {
 }
 
 impl Visit {
-    async fn one(
-        groups: &Arc<Groups>,
-        tenant: &TenantRef,
-        settings: Settings,
-        seat: Arc<Seat>,
-    ) -> Result<Visit> {
-        loop {
-            match groups.open(tenant, settings.clone()).await? {
-                // One that ends at this moment is opened again.
-                Place::Here(group) if !group.visit(&seat) => tokio::task::yield_now().await,
-                Place::Here(group) => {
-                    let at = At::One(group);
-                    return Ok(Visit { seat, at });
-                }
-                Place::Elsewhere(_) => {
-                    return Err(Error::store_busy("The subscription is at work on another server", "moved"));
-                }
-            }
-        }
-    }
-
     fn all(
         groups: &Arc<Groups>,
         product: &Arc<str>,

@@ -101,7 +101,7 @@ impl Group {
         }
         state.leasing.tick(now, jitter);
         state.forget_pulled(now, PULLED);
-        self.changed(&mut state);
+        self.follow_up(&mut state);
         let (ready, bytes) = state.leasing.ready();
         if ready == 0 {
             state.held.clear();
@@ -192,7 +192,7 @@ impl Group {
         let now = self.now();
         let mut state = self.lock();
         state.leasing.release_all(now);
-        self.changed(&mut state);
+        self.follow_up(&mut state);
     }
 
     /// Ends it if nobody needs it; true if it is over now.

@@ -150,7 +150,7 @@ impl Group {
                 .filter(holds)
                 .for_each(|segment| state.held.keep(segment));
         }
-        self.changed(&mut state);
+        self.follow_up(&mut state);
         Ok(())
     }
 
@@ -260,7 +260,7 @@ impl Group {
             .seats
             .iter()
             .for_each(|seat| seat.tell(self, News::Gap { from, to }));
-        self.changed(&mut state);
+        self.follow_up(&mut state);
     }
 }
 
