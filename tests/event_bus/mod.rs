@@ -6,6 +6,7 @@ mod event_types;
 mod filters;
 mod frames;
 mod log;
+mod own_subscriptions;
 mod positions;
 mod processes;
 mod publish;

@@ -19,14 +19,17 @@ mod grpc;
 mod log;
 mod log_entry;
 mod log_list;
+mod own_subscriptions;
 pub mod publish;
 mod publish_stream;
 mod retention;
 mod routes;
 pub mod routing;
 mod schema;
+mod start;
 mod store;
 mod subscribe;
+pub mod subscriptions;
 mod visibility;
 
 use std::sync::Arc;

@@ -1,12 +1,17 @@
 //! The tables of the event bus: all its SQL, the tenant first.
 
 pub(crate) mod event_types;
+pub(crate) mod subscription_filters;
 pub(crate) mod subscriptions;
 
 use hub_core::storage::{Migrations, Sql};
 
 /// Every statement of this domain, by file, for the test that prepares them.
-pub const STATEMENTS: &[&[Sql]] = &[event_types::STATEMENTS, subscriptions::STATEMENTS];
+pub const STATEMENTS: &[&[Sql]] = &[
+    event_types::STATEMENTS,
+    subscription_filters::STATEMENTS,
+    subscriptions::STATEMENTS,
+];
 
 /// Tables of this domain.
 pub fn migrations() -> Migrations {
