@@ -16,6 +16,7 @@ pub mod event;
 pub mod event_types;
 pub mod filter;
 mod grpc;
+pub mod leasing;
 mod log;
 mod log_entry;
 mod log_list;
