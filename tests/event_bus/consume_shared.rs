@@ -8,7 +8,7 @@ use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, NackAction, PullReques
 
 use super::consumer::{ids_of, nack, of_key, open};
 use super::{Product, numbered, ticket};
-use crate::support::{TestHub, Tenant};
+use crate::support::{Tenant, TestHub};
 
 async fn pair(hub: &TestHub) -> (Product, Product) {
     (

@@ -111,7 +111,10 @@ impl Consumer {
     }
 
     pub async fn ack(&self, events: &[LeasedEvent]) {
-        let ack = events.iter().map(|leased| leased.lease_id.clone()).collect();
+        let ack = events
+            .iter()
+            .map(|leased| leased.lease_id.clone())
+            .collect();
         self.acks(AckBatch {
             ack,
             ..AckBatch::default()

@@ -9,6 +9,7 @@ mod event_types;
 mod filters;
 mod frames;
 mod log;
+mod own_subscriptions;
 mod positions;
 mod processes;
 mod publish;

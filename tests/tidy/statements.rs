@@ -1,8 +1,9 @@
 //! Every statement is in a list, and both migrated databases understand all that is listed.
 
 use hub_core::journal::{
-    self, EPOCH_STATEMENTS, ERASE_STATEMENTS, HEAD_STATEMENTS, IDENTITY_STATEMENTS,
-    GROWTH_STATEMENTS, LISTING_STATEMENTS, LISTING_WRITER_STATEMENTS, READ_STATEMENTS, RETENTION_STATEMENTS,
+    self, EPOCH_STATEMENTS, ERASE_STATEMENTS, GROWTH_STATEMENTS, HEAD_STATEMENTS,
+    IDENTITY_STATEMENTS, LISTING_STATEMENTS, LISTING_WRITER_STATEMENTS, READ_STATEMENTS,
+    RETENTION_STATEMENTS,
 };
 use hub_core::storage::Sql;
 use hub_core::{audit, bootstrap, products, replay, secrets, tenancy};

@@ -94,6 +94,9 @@ pub struct PullResponse {
     #[prost(uint64, tag = "2")]
     pub backlog: u64,
     /// State of the subscription.
-    #[prost(enumeration = "crate::hub::event_bus::v1::SubscriptionState", tag = "3")]
+    #[prost(
+        enumeration = "crate::hub::event_bus::v1::SubscriptionState",
+        tag = "3"
+    )]
     pub state: i32,
 }

@@ -123,7 +123,10 @@ fn flush(
         Found::Here(group) => {
             let (outcomes, generation) = group.settle(ids);
             let before = settled.changed.iter_mut();
-            match before.into_iter().find(|(other, _)| other.number == group.number) {
+            match before
+                .into_iter()
+                .find(|(other, _)| other.number == group.number)
+            {
                 Some((_, before)) => *before = generation,
                 None => settled.changed.push((group, generation)),
             }

@@ -146,8 +146,7 @@ impl Checkpoints {
         let mut tx = self.core.db.begin().await?;
         for index in order {
             let (group, prepared) = (&groups[index], &prepared[index]);
-            owned[index] =
-                positions::save(&mut tx, group.whose(), &prepared.saving, now).await?;
+            owned[index] = positions::save(&mut tx, group.whose(), &prepared.saving, now).await?;
             if owned[index] {
                 write_changes(&mut tx, group, &prepared.changes, now).await?;
             }

@@ -186,9 +186,10 @@ impl Session {
     async fn take(&mut self, frame: Option<Asked>) -> Result<()> {
         match (frame, &mut self.place) {
             (Some(Asked::Open(open)), None) => self.open(open).await,
-            (Some(Asked::Open(_)), Some(_)) => {
-                Err(Error::field("open", "was sent before; it is the first frame only"))
-            }
+            (Some(Asked::Open(_)), Some(_)) => Err(Error::field(
+                "open",
+                "was sent before; it is the first frame only",
+            )),
             (_, None) => Err(Error::field("open", "is required in the first frame")),
             (Some(Asked::Acks(acks)), Some(_)) => self.settle(acks),
             (Some(Asked::Credit(credit)), Some(place)) => {

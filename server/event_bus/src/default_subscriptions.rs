@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::routing::Configuration;
 use crate::store::subscriptions as store;
-pub use crate::store::subscriptions::Stored;
+pub use crate::store::subscriptions::{Pause, Stored};
 
 /// How long after a change of configuration the rows are made, at most. Only the status of a
 /// subscription needs them.
@@ -62,6 +62,16 @@ pub fn product_of<'a>(
 /// The subscriptions of a tenant whose rows are there, by product and name. Errors: `STORE_BUSY`.
 pub async fn stored(core: &Core, tenant: &TenantRef) -> Result<Vec<Stored>> {
     store::list(&core.db, tenant).await
+}
+
+/// Makes the row of a product's default subscription, if it is not there yet.
+/// Errors: `STORE_BUSY`.
+pub(crate) async fn make(core: &Core, tenant: &TenantRef, product: &str) -> Result<()> {
+    let mut tx = core.db.begin().await?;
+    let id = id(tenant, product);
+    store::add_default(&mut tx, tenant, &id, product, core.clock.now()).await?;
+    tx.commit().await?;
+    Ok(())
 }
 
 /// Makes the rows of all tenants whose configuration changed since the last time.

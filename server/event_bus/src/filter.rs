@@ -148,6 +148,24 @@ impl Filter {
         !self.attributes.is_empty()
     }
 
+    /// Memory that it takes, about, in bytes.
+    pub fn bytes(&self) -> usize {
+        let segment = |segment: &Segment| match segment {
+            Segment::Literal(text) => size_of::<Segment>() + text.len(),
+            Segment::One | Segment::Rest => size_of::<Segment>(),
+        };
+        let of_type =
+            |pattern: &Pattern| size_of::<Pattern>() + pattern.0.iter().map(segment).sum::<usize>();
+        let of_attribute = |condition: &Condition| {
+            size_of::<Condition>() + condition.name.len() + condition.value.len()
+        };
+        let of_product = |product: &String| size_of::<String>() + product.len();
+        size_of::<Filter>()
+            + self.types.iter().map(of_type).sum::<usize>()
+            + self.products.iter().map(of_product).sum::<usize>()
+            + self.attributes.iter().map(of_attribute).sum::<usize>()
+    }
+
     /// Whether the attributes of an encoded event match.
     pub fn matches_attributes(&self, event: Bytes) -> bool {
         let Ok(view) = CloudEventView::decode(event) else {

@@ -29,8 +29,8 @@ pub(crate) use saving::{Change, Prepared, Saved, Unsaved};
 pub(crate) use status::Live;
 
 use crate::checkpoint::Checkpoints;
-use crate::leasing::{self, Lease, LeaseId, Leasing, MemberId, Nack, Outcome, Rules};
 use crate::lease_id;
+use crate::leasing::{self, Lease, LeaseId, Leasing, MemberId, Nack, Outcome, Rules};
 use crate::routing::Configurations;
 use crate::seat::{News, Seat};
 use crate::subscriptions::Settings;
@@ -287,7 +287,13 @@ impl Group {
             if found.is_some() {
                 continue;
             }
-            match self.parts.core.journal.segment_at(&self.log, lease.id.seq).await {
+            match self
+                .parts
+                .core
+                .journal
+                .segment_at(&self.log, lease.id.seq)
+                .await
+            {
                 Ok(segment) => *found = segment,
                 Err(error) => {
                     self.give_up(&leases);
@@ -341,9 +347,7 @@ impl Group {
         let (now, jitter) = (self.now(), self.jitter());
         let mut state = self.lock();
         for lease in leases {
-            state
-                .leasing
-                .nack(lease.id, Nack::Release, "", now, jitter);
+            state.leasing.nack(lease.id, Nack::Release, "", now, jitter);
         }
         self.changed(&mut state);
     }

@@ -116,7 +116,10 @@ impl Groups {
             return Ok(Place::Here(group));
         }
         if self.is_full() {
-            return Err(Error::store_busy("Too many subscriptions are at work", "groups_full"));
+            return Err(Error::store_busy(
+                "Too many subscriptions are at work",
+                "groups_full",
+            ));
         }
         let core = &self.parts.core;
         let log = core.journal.log(tenant).await?;
@@ -130,7 +133,10 @@ impl Groups {
             let owner = positions::owner(&core.db, &settings.id).await?;
             return match owner {
                 Some(owner) => Ok(Place::Elsewhere(owner)),
-                None => Err(Error::store_busy("The subscription is moving to another server", "moved")),
+                None => Err(Error::store_busy(
+                    "The subscription is moving to another server",
+                    "moved",
+                )),
             };
         };
         positions::used(&mut tx, &settings.id, now).await?;
@@ -252,8 +258,7 @@ impl Groups {
         };
         let parts = &self.parts;
         let (core, tenant) = (&parts.core, &group.tenant);
-        let found =
-            subscriptions::resolve(core, &parts.configurations, tenant, None, id).await?;
+        let found = subscriptions::resolve(core, &parts.configurations, tenant, None, id).await?;
         group.set(found);
         Ok(())
     }

@@ -8,9 +8,9 @@ use hub_core::auth::{self, Authenticator};
 use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{
     AcknowledgeRequest, AcknowledgeResponse, ConsumeRequest, EraseEventsRequest,
-    EraseEventsResponse, EventType, GetEventRequest, GetEventResponse,
-    ListEventTypesRequest, ListEventTypesResponse, ListEventsRequest, ListEventsResponse,
-    PublishResponse, PublishStreamResponse, PullRequest, PutEventTypeRequest, PutEventTypeResponse,
+    EraseEventsResponse, EventType, GetEventRequest, GetEventResponse, ListEventTypesRequest,
+    ListEventTypesResponse, ListEventsRequest, ListEventsResponse, PublishResponse,
+    PublishStreamResponse, PullRequest, PutEventTypeRequest, PutEventTypeResponse,
     SubscribeRequest,
 };
 use hub_proto::server::event_bus_server::EventBus;
@@ -113,10 +113,7 @@ impl EventBus for Service {
         Ok(Response::new(frames.boxed()))
     }
 
-    async fn pull(
-        &self,
-        request: Request<PullRequest>,
-    ) -> Result<Response<PullResponse>, Status> {
+    async fn pull(&self, request: Request<PullRequest>) -> Result<Response<PullResponse>, Status> {
         let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let pulled = pull::pull(&self.core, &self.groups, &caller, request).await?;

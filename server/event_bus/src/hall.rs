@@ -149,7 +149,10 @@ impl Hall {
     }
 
     async fn has_grown(&self, groups: &Arc<Groups>, number: i64) {
-        if groups.find_named(number, &self.product, &self.name).is_some() {
+        if groups
+            .find_named(number, &self.product, &self.name)
+            .is_some()
+        {
             return;
         }
         // One that is new is found by its number once; then its log is known.

@@ -21,7 +21,9 @@ pub(crate) fn read(text: &str) -> Option<(i64, LeaseId)> {
     // Digits as they are written, so that one lease has one text.
     let number = |part: &str| {
         let digits = part.bytes();
-        let plain = digits.clone().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let plain = digits
+            .clone()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let short = part.len() == 1 || !part.starts_with('0');
         let value = u64::from_str_radix(part, 16).ok();
         value.filter(|_| plain && short)

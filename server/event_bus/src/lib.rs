@@ -27,6 +27,7 @@ pub mod leasing;
 mod log;
 mod log_entry;
 mod log_list;
+mod own_subscriptions;
 pub mod publish;
 mod publish_stream;
 mod pull;
@@ -35,8 +36,10 @@ mod routes;
 pub mod routing;
 mod schema;
 mod seat;
+mod start;
 mod store;
 mod subscribe;
+pub mod subscriptions;
 mod visibility;
 
 use std::sync::Arc;

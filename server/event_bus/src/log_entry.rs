@@ -66,7 +66,7 @@ impl<'a> Entries<'a> {
         let matches = |filter: &Filter| filter.takes(routed, &bytes);
         let event_id = id::event(self.tenant.key(event.seq));
         let recorded = timestamp(segment.record_time());
-        let destinations = routing::destinations(&configuration, routed, matches);
+        let destinations = routing::destinations(&configuration, routed, Some(event.seq), matches);
         let deliveries = destinations.into_iter().map(|destination| {
             let (state, reason) = match destination.outcome {
                 Outcome::Flows if destination.product == HUB => {

@@ -142,12 +142,7 @@ impl Drop for Visit {
 }
 
 impl Visit {
-    fn all(
-        groups: &Arc<Groups>,
-        product: &Arc<str>,
-        name: &str,
-        seat: Arc<Seat>,
-    ) -> Result<Visit> {
+    fn all(groups: &Arc<Groups>, product: &Arc<str>, name: &str, seat: Arc<Seat>) -> Result<Visit> {
         is_name(name)?;
         groups.enter(product, name, &seat);
         Ok(Visit {

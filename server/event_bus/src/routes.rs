@@ -7,20 +7,26 @@ use hub_core::error::Result;
 use hub_core::journal::{Journal, Log, Segment};
 use hub_proto::hub::event_bus::v1::{PublishResult, PublishWarning};
 
-use crate::routing::{self, Configuration, Configurations, Event};
+use crate::filter::Filter;
+use crate::routing::{self, Configuration, Configurations, Event, Subscription};
 
 /// Where events of one product go by one configuration; asked once for each type in a batch.
 pub(crate) struct Routes<'a> {
     configuration: &'a Configuration,
     product: &'a str,
+    /// No filter looks into an event, so that its type alone decides.
+    by_type: bool,
     known: Vec<(Bytes, u32)>,
 }
 
 impl<'a> Routes<'a> {
     pub(crate) fn new(configuration: &'a Configuration, product: &'a str) -> Self {
+        let mut filters = configuration.subscriptions.iter();
+        let looks_in = |own: &Subscription| own.filter_at(None).is_some_and(Filter::has_attributes);
         Routes {
             configuration,
             product,
+            by_type: !filters.any(looks_in),
             known: Vec::new(),
         }
     }
@@ -31,23 +37,28 @@ impl<'a> Routes<'a> {
         if let Some((_, count)) = known {
             return *count;
         }
-        let count = count(self.configuration, self.product, kind, event);
-        // Without filters of subscriptions the type alone decides.
-        if self.configuration.subscriptions.is_empty() {
+        let count = count(self.configuration, self.product, kind, event, None);
+        if self.by_type {
             self.known.push((kind.clone(), count));
         }
         count
     }
 }
 
-fn count(configuration: &Configuration, source: &str, kind: &Bytes, event: &Bytes) -> u32 {
+fn count(
+    configuration: &Configuration,
+    source: &str,
+    kind: &Bytes,
+    event: &Bytes,
+    seq: Option<u64>,
+) -> u32 {
     let kind = String::from_utf8_lossy(kind);
     let about = Event {
         kind: &kind,
         source,
     };
-    let takes = |filter: &crate::filter::Filter| filter.takes(about, event);
-    routing::count(&routing::destinations(configuration, about, takes))
+    let takes = |filter: &Filter| filter.takes(about, event);
+    routing::count(&routing::destinations(configuration, about, seq, takes))
 }
 
 /// Decides again for events that were not committed under the epoch by which they were checked:
@@ -122,7 +133,8 @@ impl Recorded<'_> {
             .records
             .slice(entry.event_start as usize..entry.event_end as usize);
         let name = Bytes::copy_from_slice(kind.kind.as_bytes());
-        Ok(Some(count(&configuration, &kind.product, &name, &event)))
+        let count = count(&configuration, &kind.product, &name, &event, Some(seq));
+        Ok(Some(count))
     }
 
     async fn segment(&mut self, seq: u64) -> Result<Option<Arc<Segment>>> {

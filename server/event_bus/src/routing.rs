@@ -15,6 +15,7 @@ use hub_proto::hub::event_bus::v1::NotRoutedReason;
 
 use crate::event_types::{Catalogue, Catalogues, EventType};
 use crate::filter::Filter;
+use crate::own_subscriptions::OwnSubscriptions;
 use crate::schema::Schemas;
 
 /// All that decides where events of a tenant go, at one epoch.
@@ -28,7 +29,7 @@ pub struct Configuration {
     pub entitlements: Arc<Snapshot>,
     /// Types of events, and which products they go to.
     pub catalogue: Arc<Catalogue>,
-    /// Durable subscriptions beside the default ones.
+    /// Durable subscriptions beside the default ones: those that are there now, whatever the epoch.
     pub subscriptions: Arc<[Subscription]>,
 }
 
@@ -47,8 +48,26 @@ pub struct Subscription {
     pub subscription_id: String,
     /// Slug of the product that owns it.
     pub product: String,
-    /// Which events it takes.
-    pub filter: Filter,
+    /// Which events it takes: each filter decides about events from its sequence on, until the
+    /// next one. Ascending.
+    pub filters: Vec<(u64, Filter)>,
+}
+
+impl Subscription {
+    /// The filter that decides about the event at `seq`, or about the next one without it. None if
+    /// the subscription does not have that event at all.
+    pub fn filter_at(&self, seq: Option<u64>) -> Option<&Filter> {
+        let filters = self.filters.iter().rev();
+        let mut deciding = filters.filter(|(from, _)| seq.is_none_or(|seq| *from <= seq));
+        deciding.next().map(|(_, filter)| filter)
+    }
+
+    /// Memory that it takes, about, in bytes.
+    pub fn bytes(&self) -> usize {
+        let filters = self.filters.iter();
+        let filters: usize = filters.map(|(_, filter)| 8 + filter.bytes()).sum();
+        size_of::<Self>() + self.subscription_id.len() + self.product.len() + filters
+    }
 }
 
 /// What of an event decides where it goes.
@@ -99,32 +118,56 @@ pub fn flows(
 
 /// All destinations that the catalogue or a filter names, default ones first, by product.
 ///
-/// `matches` says whether the event matches the filter of a subscription. `*` in the catalogue
-/// names the products that have a subscription to begin with: now, or at an earlier epoch.
+/// `seq` is where the event is stored; without it, it is one that is about to be. `matches` says
+/// whether the event matches the filter of a subscription. `*` in the catalogue names the products
+/// that have a subscription to begin with: now, or at an earlier epoch.
 pub fn destinations<'a>(
     configuration: &'a Configuration,
     event: Event<'_>,
+    seq: Option<u64>,
     matches: impl Fn(&Filter) -> bool,
 ) -> Vec<Destination<'a>> {
-    let entry = configuration.catalogue.find(event.kind);
-    let default = configuration.products.iter().filter(|product| {
-        entry.is_some_and(|entry| names(configuration, entry, product))
-            && product.slug != event.source
-    });
-    let default = default.map(|product| Destination {
-        product: &product.slug,
-        subscription: None,
-        outcome: outcome(configuration, event, &product.slug),
+    let default = configuration.products.iter().filter_map(|product| {
+        Some(Destination {
+            product: &product.slug,
+            subscription: None,
+            outcome: to_default(configuration, event, product)?,
+        })
     });
     let own = configuration.subscriptions.iter().filter_map(|own| {
-        let outcome = flows(configuration, event, &own.product, true)?;
-        matches(&own.filter).then_some(Destination {
+        Some(Destination {
             product: &own.product,
             subscription: Some(own),
-            outcome,
+            outcome: to_own(configuration, event, seq, own, &matches)?,
         })
     });
     default.chain(own).collect()
+}
+
+/// What becomes of an event for the default subscription of a product; `None` if the catalogue does
+/// not name the product.
+pub fn to_default(
+    configuration: &Configuration,
+    event: Event<'_>,
+    product: &Product,
+) -> Option<Outcome> {
+    let entry = configuration.catalogue.find(event.kind)?;
+    let named = names(configuration, entry, product) && product.slug != event.source;
+    named.then(|| outcome(configuration, event, &product.slug))
+}
+
+/// What becomes of an event for a subscription that a product made; `None` if its filter or the
+/// catalogue does not let it have the event. `seq` and `matches` as in [`destinations`].
+pub fn to_own(
+    configuration: &Configuration,
+    event: Event<'_>,
+    seq: Option<u64>,
+    own: &Subscription,
+    matches: impl Fn(&Filter) -> bool,
+) -> Option<Outcome> {
+    let filter = own.filter_at(seq)?;
+    let outcome = flows(configuration, event, &own.product, true)?;
+    matches(filter).then_some(outcome)
 }
 
 /// How many durable subscriptions an event goes to.
@@ -173,6 +216,7 @@ struct Sources {
     tenancy: Tenancy,
     journal: Arc<Journal>,
     catalogues: Arc<Catalogues>,
+    subscriptions: OwnSubscriptions,
 }
 
 impl Configurations {
@@ -182,21 +226,33 @@ impl Configurations {
             tenancy: core.tenancy.clone(),
             journal: core.journal.clone(),
             catalogues,
+            subscriptions: OwnSubscriptions::new(core),
         };
         Configurations {
             sources: Arc::new(sources),
         }
     }
 
-    /// What was, or is, in force at an epoch. Errors: `STORE_BUSY`.
+    /// What was, or is, in force at an epoch, with the subscriptions that there are now.
+    /// Errors: `STORE_BUSY`.
     pub async fn at(&self, tenant: &TenantRef, epoch: u64) -> Result<Arc<Configuration>> {
+        let present = self.sources.journal.routing_epoch(tenant).await?;
+        self.of(tenant, epoch, present).await
+    }
+
+    async fn of(&self, tenant: &TenantRef, epoch: u64, present: u64) -> Result<Arc<Configuration>> {
         Ok(Arc::new(Configuration {
             epoch,
             products: self.sources.tenancy.products().await?,
             entitlements: self.sources.tenancy.snapshot(tenant, epoch).await?,
             catalogue: self.sources.catalogues.at(tenant, epoch).await?,
-            subscriptions: Arc::default(),
+            subscriptions: self.sources.subscriptions.at(tenant, present).await?,
         }))
+    }
+
+    /// Memory of the subscriptions that products made, about, in bytes.
+    pub fn subscriptions_bytes(&self) -> usize {
+        self.sources.subscriptions.bytes()
     }
 
     /// Compiled schemas of the data of events.
@@ -206,8 +262,8 @@ impl Configurations {
 
     /// What is in force now, at most a second old. Errors: `STORE_BUSY`.
     pub async fn current(&self, tenant: &TenantRef) -> Result<Arc<Configuration>> {
-        let epoch = self.sources.journal.routing_epoch(tenant).await?;
-        self.at(tenant, epoch).await
+        let present = self.sources.journal.routing_epoch(tenant).await?;
+        self.of(tenant, present, present).await
     }
 }
 
@@ -215,6 +271,7 @@ impl Configurations {
 pub(crate) mod tests {
     use hub_core::clock::Micros;
     use hub_core::products::{ProductNo, SLUGS};
+    use hub_proto::hub::event_bus::v1::EventFilter;
 
     use super::*;
 
@@ -258,7 +315,7 @@ pub(crate) mod tests {
     }
 
     fn all<'a>(configuration: &'a Configuration, event: Event<'_>) -> Vec<(&'a str, Outcome)> {
-        destinations(configuration, event, |_| true)
+        destinations(configuration, event, None, |_| true)
             .into_iter()
             .map(|destination| (destination.product, destination.outcome))
             .collect()
@@ -322,7 +379,7 @@ pub(crate) mod tests {
             all(&none, event("ticket.created", "psa")),
             [("hub", Outcome::Flows), ("portal", inactive)]
         );
-        let found = destinations(&none, event("ticket.created", "psa"), |_| true);
+        let found = destinations(&none, event("ticket.created", "psa"), None, |_| true);
         assert_eq!(count(&found), 1);
     }
 
@@ -343,7 +400,7 @@ pub(crate) mod tests {
         let own = |product: &str| Subscription {
             subscription_id: format!("sub_{product}"),
             product: product.to_owned(),
-            filter: Filter::default(),
+            filters: vec![(1, Filter::default())],
         };
         tenant.subscriptions = [own("crm"), own("voice"), own("psa")].into();
         let off = Outcome::NotRouted(NotRoutedReason::IntegrationOff);
@@ -351,12 +408,48 @@ pub(crate) mod tests {
             all(&tenant, event("unheard.of", "psa")),
             [("crm", Outcome::Flows), ("voice", off)]
         );
-        let none = destinations(&tenant, event("unheard.of", "psa"), |_| false);
+        let none = destinations(&tenant, event("unheard.of", "psa"), None, |_| false);
         assert!(none.is_empty());
         let ticket = all(&tenant, event("ticket.created", "psa"));
         assert_eq!(
             ticket,
             [("hub", Outcome::Flows), ("portal", Outcome::Flows)]
         );
+    }
+
+    #[test]
+    fn the_filter_of_its_sequence_decides_about_an_event() {
+        let of_types = |types: &[&str]| {
+            let types = types.iter().map(|kind| (*kind).to_owned()).collect();
+            Filter::new(&EventFilter {
+                types,
+                ..EventFilter::default()
+            })
+            .unwrap()
+        };
+        let mut tenant = suite();
+        tenant.subscriptions = [Subscription {
+            subscription_id: "sub_1".to_owned(),
+            product: "crm".to_owned(),
+            filters: vec![(5, of_types(&["deal.won"])), (9, of_types(&["deal.lost"]))],
+        }]
+        .into();
+        let takes = |kind: &str, seq: Option<u64>| {
+            let event = event(kind, "psa");
+            let matches = |filter: &Filter| filter.covers(event.kind, event.source);
+            !destinations(&tenant, event, seq, matches).is_empty()
+        };
+        for (kind, seq, expected) in [
+            ("deal.won", Some(4), false),
+            ("deal.won", Some(5), true),
+            ("deal.won", Some(8), true),
+            ("deal.won", Some(9), false),
+            ("deal.lost", Some(8), false),
+            ("deal.lost", Some(u64::MAX), true),
+            ("deal.lost", None, true),
+            ("deal.won", None, false),
+        ] {
+            assert_eq!(takes(kind, seq), expected, "{kind} {seq:?}");
+        }
     }
 }

@@ -88,8 +88,7 @@ impl Seat {
             bytes => i64::try_from(bytes).unwrap_or(i64::MAX / 2),
         };
         let credit = (i64::from(events), bytes);
-        self.events
-            .fetch_add(credit.0 - before.0, Ordering::AcqRel);
+        self.events.fetch_add(credit.0 - before.0, Ordering::AcqRel);
         self.bytes.fetch_add(credit.1 - before.1, Ordering::AcqRel);
         self.called.notify_one();
         credit

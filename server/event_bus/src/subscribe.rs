@@ -9,24 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hub_core::auth::{self, Authenticator, Caller};
-use hub_core::clock::{Micros, from_timestamp, micros, timestamp};
+use hub_core::clock::{Micros, micros, timestamp};
 use hub_core::cursor::{Cursor, Stream};
-use hub_core::error::{Error, Result};
+use hub_core::error::Result;
 use hub_core::id;
 use hub_core::journal::{Log, Page, Position, Segment};
 use hub_core::module::Core;
 use hub_proto::hub::core::v1::{
     CaughtUp, Closing, ClosingReason, Gap, GapReason, Opened, Progress,
 };
-use hub_proto::hub::event_bus::v1::{SubscribeRequest, start_at::At};
+use hub_proto::hub::event_bus::v1::SubscribeRequest;
 use hub_proto::wire::EventBatch;
 use hub_proto::wire::subscribe_response::Frame;
 use tokio::sync::watch;
 
 use crate::batch::{Batcher, FIRST_FRAME_BYTES};
-use crate::error;
 use crate::filter::{Filter, Scope};
 use crate::routing::{Configuration, Configurations};
+use crate::{error, start};
 
 /// A reader that takes a frame within this time gets larger ones.
 const QUICK: Duration = Duration::from_millis(200);
@@ -113,9 +113,8 @@ impl Reader {
             head,
             log,
         };
-        reader.at = reader
-            .start(request.start.and_then(|start| start.at))
-            .await?;
+        let asked = request.start.and_then(|start| start.at);
+        reader.at = start::position(&reader.core, &reader.log, asked, Some(fingerprint)).await?;
         reader.ready.push_back(Frame::Opened(reader.opened()));
         Ok(reader)
     }
@@ -128,86 +127,6 @@ impl Reader {
             head_sequence: self.log.head().seq,
             heartbeat_interval: prost_types::Duration::try_from(interval).ok(),
         }
-    }
-
-    async fn start(&self, start: Option<At>) -> Result<Position> {
-        // Another process may have written what this one has not seen yet.
-        let head = self.core.journal.refresh(&self.log).await?;
-        match start {
-            None => Ok(head),
-            Some(At::Cursor(cursor)) => self.resume(&cursor, head).await,
-            Some(At::AfterSequence(seq)) if seq > head.seq => {
-                Err(error::sequence_ahead(seq, head.seq))
-            }
-            Some(At::AfterSequence(seq)) => self.place(seq).await,
-            Some(At::Time(time)) => {
-                let first = self
-                    .core
-                    .journal
-                    .first_since(&self.log, from_timestamp(&time))
-                    .await?;
-                self.place(first.saturating_sub(1)).await
-            }
-            Some(At::Earliest(_)) => {
-                let earliest = self.core.journal.earliest(&self.log).await?;
-                match earliest {
-                    Some((first, _)) => self.place(first.saturating_sub(1)).await,
-                    None => Ok(head),
-                }
-            }
-        }
-    }
-
-    /// A place that the log no longer has gets no fingerprint; reading on from it tells the gap.
-    async fn place(&self, seq: u64) -> Result<Position> {
-        let position = self.core.journal.position_at(&self.log, seq).await?;
-        Ok(position.unwrap_or(Position {
-            seq,
-            fingerprint: 0,
-        }))
-    }
-
-    async fn resume(&self, text: &str, head: Position) -> Result<Position> {
-        let cursor = self
-            .core
-            .cursors
-            .read(self.log.tenant(), Stream::Events, text)?;
-        if cursor.filter != 0 && cursor.filter != self.fingerprint {
-            return Err(error::cursor_filter_mismatch());
-        }
-        let position = cursor.position;
-        if position.seq > head.seq {
-            return Err(self.rewound().await);
-        }
-        let found = self
-            .core
-            .journal
-            .position_at(&self.log, position.seq)
-            .await?;
-        let differs = found.is_some_and(|found| {
-            position.fingerprint != 0
-                && found.fingerprint != 0
-                && found.fingerprint != position.fingerprint
-        });
-        if differs {
-            return Err(self.rewound().await);
-        }
-        Ok(position)
-    }
-
-    /// The log says something else at this place, or ends before it. When it was restored is not
-    /// recorded; it was not before its newest event.
-    async fn rewound(&self) -> Error {
-        let head = self.log.head().seq;
-        let newest = self
-            .core
-            .journal
-            .segment_at(&self.log, head)
-            .await
-            .ok()
-            .flatten();
-        let since = newest.map_or(0, |segment| segment.record_time());
-        error::log_rewound(&timestamp(since).to_string())
     }
 
     /// The next frame to send; `None` at the end.
@@ -305,7 +224,7 @@ impl Reader {
     }
 
     async fn gap(&mut self, from: u64, to: u64) -> Result<()> {
-        let after = self.place(to).await?;
+        let after = start::place(&self.core, &self.log, to).await?;
         let cursor = self.cursor(after);
         if self.fail_on_gap {
             return Err(error::cursor_expired(from, to, &cursor));

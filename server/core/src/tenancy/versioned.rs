@@ -11,7 +11,7 @@ const ENTRY_BYTES: usize = 64;
 
 /// A cache of what belongs to one tenant at one epoch. An entry is never wrong, so nothing is ever
 /// taken back; what was not used lately makes room.
-pub struct Versioned<T> {
+pub struct Versioned<T: ?Sized> {
     generations: Mutex<Generations<T>>,
     bytes_max: usize,
     weigh: fn(&Arc<T>) -> usize,
@@ -19,14 +19,14 @@ pub struct Versioned<T> {
 
 /// Entries are put into the young generation. Once it holds half of the memory it becomes the old
 /// one, and what was old is dropped.
-struct Generations<T> {
+struct Generations<T: ?Sized> {
     young: HashMap<(i64, u64), Arc<T>>,
     old: HashMap<(i64, u64), Arc<T>>,
     young_bytes: usize,
     old_bytes: usize,
 }
 
-impl<T> Versioned<T> {
+impl<T: ?Sized> Versioned<T> {
     /// At most `bytes_max` of memory; `weigh` says what a value takes.
     pub fn new(bytes_max: usize, weigh: fn(&Arc<T>) -> usize) -> Self {
         let generations = Generations {

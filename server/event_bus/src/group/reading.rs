@@ -37,7 +37,11 @@ impl Held {
     }
 
     fn keep(&mut self, segment: &Arc<Segment>) {
-        if self.segments.insert(segment.first(), segment.clone()).is_none() {
+        if self
+            .segments
+            .insert(segment.first(), segment.clone())
+            .is_none()
+        {
             self.bytes += segment.size();
         }
         while self.bytes > HELD_BYTES_MAX && self.segments.len() > 1 {
@@ -74,7 +78,9 @@ struct Found {
 /// to it are only kept in order with each other.
 pub(crate) fn key_of(text: &[u8]) -> Key {
     let digest = Sha256::digest(text);
-    let bits = digest[..8].iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte));
+    let bits = digest[..8]
+        .iter()
+        .fold(0, |bits, byte| bits << 8 | u64::from(*byte));
     Key(bits.max(1))
 }
 
@@ -208,7 +214,11 @@ impl Group {
             {
                 continue;
             }
-            let start = if index == 0 { 0 } else { run.entries[index - 1].end };
+            let start = if index == 0 {
+                0
+            } else {
+                run.entries[index - 1].end
+            };
             found.push(Found {
                 seq: looked,
                 key: by_key

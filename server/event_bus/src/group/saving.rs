@@ -134,7 +134,8 @@ impl Group {
     pub(crate) fn is_saved(&self, prepared: &Prepared) {
         let stored = prepared.changes.len();
         self.lock().unsaved.changes.drain(..stored);
-        self.saved.send_modify(|saved| saved.generation = prepared.generation);
+        self.saved
+            .send_modify(|saved| saved.generation = prepared.generation);
     }
 
     /// What was prepared is not on disk: the next checkpoint has it again.
@@ -159,7 +160,10 @@ impl Group {
         // The sender lives in `self`, so that the wait cannot fail.
         let lost = saved.wait_for(done).await.is_ok_and(|saved| saved.lost);
         match lost {
-            true => Err(Error::store_busy("The subscription moved to another server", "moved")),
+            true => Err(Error::store_busy(
+                "The subscription moved to another server",
+                "moved",
+            )),
             false => Ok(()),
         }
     }
@@ -167,7 +171,10 @@ impl Group {
 
 /// Leaves out what was read ahead and never leased: it is read again. So what is stored grows with
 /// what is under way, not with what waits.
-fn trim(mut position: Position, mut unsettled: Vec<leasing::Saved>) -> (Position, Vec<leasing::Saved>) {
+fn trim(
+    mut position: Position,
+    mut unsettled: Vec<leasing::Saved>,
+) -> (Position, Vec<leasing::Saved>) {
     let is_plain = |event: &leasing::Saved| {
         event.attempts == 0
             && event.losses == 0
@@ -183,7 +190,10 @@ fn trim(mut position: Position, mut unsettled: Vec<leasing::Saved>) -> (Position
         }
     }
     while let Some(last) = unsettled.last() {
-        let alone = last.key.as_ref().is_none_or(|key| keys.get(&key.0) == Some(&1));
+        let alone = last
+            .key
+            .as_ref()
+            .is_none_or(|key| keys.get(&key.0) == Some(&1));
         if !is_plain(last) || !alone || last.seq <= position.floor {
             break;
         }

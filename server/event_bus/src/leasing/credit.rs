@@ -21,10 +21,7 @@ impl Leasing {
 
     /// Events and bytes that a member has leased; none if it did not join.
     pub fn outstanding(&self, member: MemberId) -> (usize, u64) {
-        (
-            self.members.outstanding(member),
-            self.members.bytes(member),
-        )
+        (self.members.outstanding(member), self.members.bytes(member))
     }
 
     /// Events that may be leased now, and about how many bytes they have.

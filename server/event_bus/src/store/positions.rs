@@ -25,8 +25,7 @@ const ACQUIRE: Sql = Sql::each(
      set owner = excluded.owner, epoch = subscription_positions.epoch + 1
      returning epoch, floor, cursor, replay_until, unsettled",
 );
-const OWNER: Sql =
-    Sql::same("select owner from subscription_positions where subscription_id = $1");
+const OWNER: Sql = Sql::same("select owner from subscription_positions where subscription_id = $1");
 const EPOCHS: Sql = Sql::each(
     "select p.subscription_id, p.epoch, s.version
      from subscription_positions p join subscriptions s on s.subscription_id = p.subscription_id

@@ -1,12 +1,29 @@
 //! The rows of subscriptions.
 
+use std::collections::BTreeMap;
+
 use hub_core::clock::Micros;
-use hub_core::error::Result;
+use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
 use hub_core::storage::{Db, Sql, Tx};
+use hub_proto::hub::event_bus::v1::{EventFilter, Ordering, RetryPolicy};
+use prost::Message;
 
 /// Tenants that are looked at in one statement.
 const BEHIND_MAX: i64 = 500;
+
+/// Subscriptions with the columns of [`Row`].
+macro_rules! select {
+    ($which:literal) => {
+        Sql::same(concat!(
+            "select subscription_id, product, name, is_default, create_time, used_time, filter,
+                ordering, retry, lease_duration, max_per_second, labels, version, paused_since,
+                paused_until, paused_by, pause_reason
+             from subscriptions ",
+            $which
+        ))
+    };
+}
 
 const BEHIND: Sql = Sql::same(
     "select t.tenant_no, t.tenant_id, h.routing_epoch
@@ -25,16 +42,15 @@ const DONE: Sql = Sql::same(
      on conflict (tenant_no) do update set routing_epoch = excluded.routing_epoch
      where subscription_epochs.routing_epoch < excluded.routing_epoch",
 );
-const LIST: Sql = Sql::same(
-    "select subscription_id, product, name, is_default, create_time, used_time
-     from subscriptions where tenant_no = $1 order by product, name",
-);
+const LIST: Sql = select!("where tenant_no = $1 order by product, name");
+const FIND: Sql = select!("where tenant_no = $1 and subscription_id = $2");
+const FIND_NAMED: Sql = select!("where tenant_no = $1 and product = $2 and name = $3");
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[BEHIND, ADD_DEFAULT, DONE, LIST];
+pub const STATEMENTS: &[Sql] = &[BEHIND, ADD_DEFAULT, DONE, LIST, FIND, FIND_NAMED];
 
 /// A subscription as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Stored {
     /// Id, `sub_…`.
     pub id: String,
@@ -48,6 +64,42 @@ pub struct Stored {
     pub create_time: Micros,
     /// When a consumer first used it; `None` = dormant.
     pub used_time: Option<Micros>,
+    /// Which events it takes from now on; of no meaning for a default one.
+    pub filter: EventFilter,
+    /// Order of delivery.
+    pub ordering: Ordering,
+    /// When to try again, as it was asked for: empty = the default.
+    pub retry: RetryPolicy,
+    /// Time to ack.
+    pub lease_duration: Micros,
+    /// Limit of deliveries per second; 0 = none.
+    pub max_per_second: u32,
+    /// The owner's own marks.
+    pub labels: BTreeMap<String, String>,
+    /// Rises with every change of settings and with every pause.
+    pub version: u64,
+    /// The last pause, unless it was resumed. It may be over by itself: see [`Pause::holds`].
+    pub pause: Option<Pause>,
+}
+
+/// Why nothing is delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// Since when.
+    pub since: Micros,
+    /// It is over then; none = when it is resumed.
+    pub until: Option<Micros>,
+    /// Key that paused it, or `hub`.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Pause {
+    /// Whether it is in force: it ends by the clock, without a change of the row.
+    pub fn holds(&self, now: Micros) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
 }
 
 /// Tenants after number `after` whose default subscriptions are not those of their present epoch,
@@ -88,18 +140,78 @@ pub async fn done(tx: &mut Tx, tenant: &TenantRef, epoch: u64) -> Result<()> {
     Ok(())
 }
 
-type Row = (String, String, String, i64, Micros, Micros);
+#[derive(sqlx::FromRow)]
+struct Row {
+    subscription_id: String,
+    product: String,
+    name: String,
+    is_default: i64,
+    create_time: i64,
+    used_time: i64,
+    filter: Vec<u8>,
+    ordering: i64,
+    retry: Vec<u8>,
+    lease_duration: i64,
+    max_per_second: i64,
+    labels: String,
+    version: i64,
+    paused_since: i64,
+    paused_until: i64,
+    paused_by: String,
+    pause_reason: String,
+}
+
+impl Row {
+    fn stored(self) -> Result<Stored> {
+        let set = |time: Micros| (time > 0).then_some(time);
+        let pause = set(self.paused_since).map(|since| Pause {
+            since,
+            until: set(self.paused_until),
+            by: self.paused_by,
+            reason: self.pause_reason,
+        });
+        let ordering = i32::try_from(self.ordering).map_err(Error::internal)?;
+        Ok(Stored {
+            id: self.subscription_id,
+            product: self.product,
+            name: self.name,
+            is_default: self.is_default != 0,
+            create_time: self.create_time,
+            used_time: set(self.used_time),
+            filter: EventFilter::decode(self.filter.as_slice()).map_err(Error::internal)?,
+            ordering: Ordering::try_from(ordering).map_err(Error::internal)?,
+            retry: RetryPolicy::decode(self.retry.as_slice()).map_err(Error::internal)?,
+            lease_duration: self.lease_duration,
+            max_per_second: u32::try_from(self.max_per_second).map_err(Error::internal)?,
+            labels: serde_json::from_str(&self.labels).map_err(Error::internal)?,
+            version: self.version.unsigned_abs(),
+            pause,
+        })
+    }
+}
 
 /// All subscriptions of a tenant by product and name.
 pub async fn list(db: &Db, tenant: &TenantRef) -> Result<Vec<Stored>> {
     let rows: Vec<Row> = db.query(LIST).bind(tenant.number()).all().await?;
-    let stored = |(id, product, name, is_default, create_time, used): Row| Stored {
-        id,
-        product,
-        name,
-        is_default: is_default != 0,
-        create_time,
-        used_time: (used > 0).then_some(used),
-    };
-    Ok(rows.into_iter().map(stored).collect())
+    rows.into_iter().map(Row::stored).collect()
+}
+
+/// A subscription by its id.
+pub async fn find(db: &Db, tenant: &TenantRef, id: &str) -> Result<Option<Stored>> {
+    let query = db.query(FIND).bind(tenant.number()).bind(id.to_owned());
+    let row: Option<Row> = query.optional().await?;
+    row.map(Row::stored).transpose()
+}
+
+/// A subscription by the name that its product gave it.
+pub async fn find_named(
+    db: &Db,
+    tenant: &TenantRef,
+    product: &str,
+    name: &str,
+) -> Result<Option<Stored>> {
+    let query = db.query(FIND_NAMED).bind(tenant.number());
+    let query = query.bind(product.to_owned()).bind(name.to_owned());
+    let row: Option<Row> = query.optional().await?;
+    row.map(Row::stored).transpose()
 }
