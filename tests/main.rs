@@ -20,6 +20,8 @@ mod faults;
 #[cfg(test)]
 mod isolation;
 #[cfg(test)]
+mod jobs;
+#[cfg(test)]
 mod journal;
 #[cfg(test)]
 mod platform;

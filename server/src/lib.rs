@@ -45,6 +45,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use hub_core::clock::Clock;
 use hub_core::cursor::Cursors;
+use hub_core::jobs::Jobs;
 use hub_core::journal::Journal;
 use hub_core::module::Core;
 use hub_core::storage::{self, Db, Options};
@@ -149,6 +150,7 @@ pub async fn start(
     }
     telemetry::upkeep(metrics, core.workers());
     hub_core::replay::work(core.workers(), &core.db, &core.clock);
+    core.jobs.work(core.workers());
     let serving = serve(acceptor, listener, core.clone(), health, shutdown.clone());
     // In a task of its own, so that it goes on although nobody waits for it.
     let task = tokio::spawn(serving);
@@ -189,6 +191,7 @@ async fn open(config: &Config, clock: Clock) -> Result<Core, String> {
     Ok(Core {
         sealer: Arc::new(sealer),
         tenancy: Tenancy::new(db.clone(), journal.clone()),
+        jobs: Jobs::new(&db, &clock),
         cursors: Arc::new(Cursors::new(key)),
         db,
         journal,

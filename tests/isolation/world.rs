@@ -1,10 +1,11 @@
 //! A hub with two tenants that have the same things, and all that each knows of its own.
 
 use hub_client::proto::hub::api_keys::v1::{ApiKey, CreateApiKeyRequest, WhoAmIRequest};
+use hub_core::jobs::NewJob;
 use prost_reflect::DynamicMessage;
 
 use super::contract::{Contract, Rpc};
-use super::seeds::{By, READS, SEEDS, Seed};
+use super::seeds::{By, JOBS, READS, SEEDS, Seed};
 use super::values::{Generator, Known};
 use super::wire::{Call, Form, Heard, Wire};
 use crate::journal::random::Random;
@@ -58,6 +59,7 @@ impl World {
         let mut other = Owner::new(&hub, stranger, "theirs").await;
         for owner in [&mut one, &mut other] {
             owner.learn_own_keys(&hub).await;
+            owner.make_jobs(&hub).await;
             owner.plant(&contract, &mut wire).await;
             owner.look_around(&contract, &mut wire, seed).await;
         }
@@ -119,6 +121,23 @@ impl Owner {
             let asked = hub.client(key).api_keys().who_am_i(WhoAmIRequest {}).await;
             self.key_ids
                 .push(asked.unwrap().into_inner().api_key.unwrap().key_id);
+        }
+    }
+
+    async fn make_jobs(&mut self, hub: &TestHub) {
+        let core = &hub.core;
+        let tenant = core.tenancy.find(&self.tenant.id).await.unwrap();
+        for number in 0..JOBS {
+            let new = NewJob {
+                kind: "test.waiting",
+                resource: format!("{} {number}", self.mark),
+                created_by: self.key_ids[0].clone(),
+                ..NewJob::default()
+            };
+            let mut tx = core.db.begin().await.unwrap();
+            let job = core.jobs.create(&mut tx, &tenant, new).await.unwrap();
+            tx.commit().await.unwrap();
+            self.known.add("job_id", &job.job_id);
         }
     }
 

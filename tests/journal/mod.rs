@@ -11,5 +11,5 @@ mod property;
 pub mod random;
 mod reader;
 mod removal;
-mod store;
+pub mod store;
 mod tail;

@@ -3,6 +3,7 @@
 mod audit;
 mod entitlements;
 mod integrations;
+mod jobs;
 mod listing;
 mod products;
 mod propagation;

@@ -60,6 +60,8 @@ async fn every_process_tells_of_its_own_workers() {
             "journal-tell",
             "journal-epochs",
             "replay-sweep",
+            "jobs",
+            "job-sweep",
         ] {
             let line = format!("worker {worker} ok\n");
             assert!(told.text().contains(&line), "{}", told.text());

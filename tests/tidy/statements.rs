@@ -6,7 +6,7 @@ use hub_core::journal::{
     RETENTION_STATEMENTS,
 };
 use hub_core::storage::Sql;
-use hub_core::{audit, bootstrap, products, replay, secrets, tenancy};
+use hub_core::{audit, bootstrap, jobs, products, replay, secrets, tenancy};
 use sqlx::{Executor, SqlStr};
 
 use super::migrated;
@@ -27,6 +27,7 @@ fn statements() -> Vec<Sql> {
         RETENTION_STATEMENTS,
         audit::STATEMENTS,
         bootstrap::STATEMENTS,
+        jobs::STATEMENTS,
         products::STATEMENTS,
         replay::STATEMENTS,
         secrets::STATEMENTS,

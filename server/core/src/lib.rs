@@ -8,6 +8,7 @@
 //! - [`cursor`], [`clock`], [`id`], [`limits`], [`tenancy`], [`secrets`]: what these share.
 //! - [`page`], [`products`], [`replay`]: lists in pages, the suite's products, safe retry.
 //! - [`worker`], [`sealing`]: supervised work in the background, secrets that are stored.
+//! - [`jobs`]: work that outlives the call that started it.
 //! - [`audit`]: who changed what.
 //! - [`hub_event`]: what the hub itself tells in the system log.
 //! - [`module`]: what a domain gets from the server, and what it hands back.
@@ -21,6 +22,7 @@ pub mod error;
 pub mod field_mask;
 pub mod hub_event;
 pub mod id;
+pub mod jobs;
 pub mod journal;
 pub mod limits;
 pub mod module;

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::cursor::Cursors;
+use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::sealing::Sealer;
@@ -20,6 +21,8 @@ pub struct Core {
     pub db: Db,
     /// The log of each tenant.
     pub journal: Arc<Journal>,
+    /// Work that outlives the call that started it.
+    pub jobs: Jobs,
     /// The time.
     pub clock: Clock,
     /// The bounds.

@@ -5,8 +5,10 @@ use hub_core::auth;
 use hub_core::clock::{Micros, from_timestamp, timestamp};
 use hub_core::error::{Error, Result};
 use hub_core::field_mask;
+use hub_core::jobs::{self as core_jobs, Action, Job};
 use hub_core::replay::{Call, Done, Retry};
 use hub_core::tenancy::Subscription;
+use hub_proto::hub::core::v1::JobState;
 use hub_proto::hub::platform::v1 as proto;
 use hub_proto::server::platform_server::Platform;
 use prost::Message;
@@ -14,6 +16,7 @@ use tonic::{Request, Response, Status};
 
 use crate::audit_log::AuditLog;
 use crate::integrations::{self, Filter, Integrations, NewSwitch};
+use crate::jobs::Jobs;
 use crate::products::{self, Catalog};
 use crate::store::Tenant;
 use crate::tenants::{self, CREATE, Created, RETENTION, Tenants};
@@ -23,6 +26,7 @@ pub(crate) struct Service {
     pub tenants: Tenants,
     pub catalog: Catalog,
     pub integrations: Integrations,
+    pub jobs: Jobs,
     pub audit_log: AuditLog,
 }
 
@@ -223,6 +227,52 @@ impl Platform for Service {
             next_page_token: page.next_page_token,
         }))
     }
+
+    async fn get_job(
+        &self,
+        request: Request<proto::GetJobRequest>,
+    ) -> Answer<proto::GetJobResponse> {
+        let caller = auth::caller(&request)?;
+        let found = self.jobs.get(&caller, &request.get_ref().job_id).await?;
+        Ok(Response::new(proto::GetJobResponse {
+            job: Some(found.to_proto()),
+        }))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<proto::ListJobsRequest>,
+    ) -> Answer<proto::ListJobsResponse> {
+        let caller = auth::caller(&request)?;
+        let request = request.into_inner();
+        let filter = core_jobs::Filter {
+            kind: request.kind,
+            states: job_states(&request.states)?,
+        };
+        let (size, token) = (request.page_size, request.page_token.as_str());
+        let encoded_len = |job: &Job| job.to_proto().encoded_len();
+        let page = self
+            .jobs
+            .list(&caller, filter, size, token, encoded_len)
+            .await?;
+        Ok(Response::new(proto::ListJobsResponse {
+            jobs: page.jobs.iter().map(Job::to_proto).collect(),
+            next_page_token: page.next_page_token,
+        }))
+    }
+
+    async fn control_job(
+        &self,
+        request: Request<proto::ControlJobRequest>,
+    ) -> Answer<proto::ControlJobResponse> {
+        let caller = auth::caller(&request)?;
+        let request = request.get_ref();
+        let action = job_action(request.action)?;
+        let after = self.jobs.control(&caller, &request.job_id, action).await?;
+        Ok(Response::new(proto::ControlJobResponse {
+            job: Some(after.to_proto()),
+        }))
+    }
 }
 
 /// The answer to a call that made a tenant, without the key.
@@ -334,6 +384,29 @@ fn integration(shown: &integrations::Shown) -> proto::Integration {
         reason: integration.reason.clone(),
         update_time: changed_at(integration.update_time),
         updated_by: integration.updated_by.clone(),
+    }
+}
+
+fn job_states(states: &[i32]) -> Result<Vec<JobState>> {
+    let known = |(at, state): (usize, &i32)| match JobState::try_from(*state) {
+        Ok(state) if state != JobState::Unspecified => Ok(state),
+        _ => Err(Error::field(
+            format!("states[{at}]"),
+            "is not a state of a job",
+        )),
+    };
+    states.iter().enumerate().map(known).collect()
+}
+
+fn job_action(action: i32) -> Result<Action> {
+    match proto::JobAction::try_from(action) {
+        Ok(proto::JobAction::Pause) => Ok(Action::Pause),
+        Ok(proto::JobAction::Resume) => Ok(Action::Resume),
+        Ok(proto::JobAction::Confirm) => Ok(Action::Confirm),
+        Ok(proto::JobAction::Cancel) => Ok(Action::Cancel),
+        Ok(proto::JobAction::Unspecified) | Err(_) => {
+            Err(Error::field("action", "is not an action"))
+        }
     }
 }
 

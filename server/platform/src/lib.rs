@@ -1,4 +1,5 @@
-//! The tenants of the hub, and the products that serve them.
+//! The tenants of the hub, and the products that serve them. The jobs of all domains are seen and
+//! controlled here; `hub_core::jobs` works them off.
 //!
 //! Invariants:
 //! - Only operators make tenants; the number of a tenant is never used again.
@@ -13,6 +14,7 @@ mod changes;
 mod error;
 mod grpc;
 mod integrations;
+mod jobs;
 mod products;
 mod store;
 mod tenants;
@@ -33,6 +35,7 @@ pub fn module(core: &Core, issuer: Arc<dyn KeyIssuer>) -> Module {
         tenants: tenants::Tenants::new(core, issuer),
         catalog: products::Catalog::new(core),
         integrations: integrations::Integrations::new(core),
+        jobs: jobs::Jobs::new(core),
         audit_log: audit_log::AuditLog::new(core),
     };
     let server =

@@ -13,6 +13,7 @@ use hub_core::auth::{Authenticator, Caller, Credential, Scopes};
 use hub_core::clock::Clock;
 use hub_core::cursor::Cursors;
 use hub_core::error::Result;
+use hub_core::jobs::Jobs;
 use hub_core::journal::{Journal, TenantRef};
 use hub_core::limits::Limits;
 use hub_core::module::Core;
@@ -157,6 +158,7 @@ async fn core(url: &str, clock: Clock) -> Core {
         .unwrap();
     Core {
         tenancy: Tenancy::new(db.clone(), journal.clone()),
+        jobs: Jobs::new(&db, &clock),
         journal,
         cursors: Arc::new(Cursors::new([7; 32])),
         sealer: Arc::new(Sealer::new(&SealingKey::new([7; 32]))),
