@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hub_proto::hub::core::v1::{Closing, ClosingReason, Opened};
+use hub_proto::hub::event_bus::v1::consume_response::Frame as ConsumeFrame;
 use hub_proto::hub::event_bus::v1::publish_stream_response::Frame as PublishFrame;
-use hub_proto::hub::event_bus::v1::{PublishStreamResponse, SubscribeRequest};
+use hub_proto::hub::event_bus::v1::{
+    AckBatch, ConsumeOpen, ConsumeRequest, ConsumeResponse, Credit, PublishStreamResponse,
+    SubscribeRequest, consume_request,
+};
 use hub_proto::server::event_bus_server::{EventBus, EventBusServer};
 use hub_proto::wire::subscribe_response::Frame;
 use hub_proto::wire::{PublishStreamRequest, SubscribeResponse};
@@ -27,6 +31,7 @@ pub(crate) struct FakeHub {
     pub(crate) hub: Hub,
     subscribes: mpsc::UnboundedReceiver<SubscribeCall>,
     publishes: mpsc::UnboundedReceiver<PublishCall>,
+    consumes: mpsc::UnboundedReceiver<ConsumeCall>,
     pipes: Arc<Mutex<Pipes>>,
 }
 
@@ -42,9 +47,16 @@ pub(crate) struct PublishCall {
     responses: mpsc::Sender<Result<PublishStreamResponse, Status>>,
 }
 
+/// A Consume stream; it ends with status OK when this is dropped.
+pub(crate) struct ConsumeCall {
+    frames: Streaming<ConsumeRequest>,
+    responses: mpsc::Sender<Result<ConsumeResponse, Status>>,
+}
+
 struct Bus {
     subscribes: mpsc::UnboundedSender<SubscribeCall>,
     publishes: mpsc::UnboundedSender<PublishCall>,
+    consumes: mpsc::UnboundedSender<ConsumeCall>,
 }
 
 #[tonic::async_trait]
@@ -78,6 +90,21 @@ impl EventBus for Bus {
             .map_err(|_| Status::unavailable("the test ended"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
+
+    async fn consume(
+        &self,
+        request: Request<Streaming<ConsumeRequest>>,
+    ) -> Result<Response<BoxStream<ConsumeResponse>>, Status> {
+        let (responses, stream) = mpsc::channel(16);
+        let call = ConsumeCall {
+            frames: request.into_inner(),
+            responses,
+        };
+        self.consumes
+            .send(call)
+            .map_err(|_| Status::unavailable("the test ended"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
 }
 
 /// A server behind a pipe of its own; it serves until its pipes are dropped.
@@ -97,9 +124,11 @@ impl FakeHub {
     pub(crate) fn start() -> Self {
         let (subscribe_sender, subscribes) = mpsc::unbounded_channel();
         let (publish_sender, publishes) = mpsc::unbounded_channel();
+        let (consume_sender, consumes) = mpsc::unbounded_channel();
         let bus = Bus {
             subscribes: subscribe_sender,
             publishes: publish_sender,
+            consumes: consume_sender,
         };
         let pipes = Arc::new(Mutex::new(serve(Arc::new(bus))));
         let connected = pipes.clone();
@@ -123,6 +152,7 @@ impl FakeHub {
             hub,
             subscribes,
             publishes,
+            consumes,
             pipes,
         }
     }
@@ -140,6 +170,15 @@ impl FakeHub {
     /// The next PublishStream call.
     pub(crate) async fn published(&mut self) -> PublishCall {
         self.publishes.recv().await.unwrap()
+    }
+
+    /// The next Consume call, and what opens it.
+    pub(crate) async fn consumed(&mut self) -> (ConsumeCall, ConsumeOpen) {
+        let mut call = self.consumes.recv().await.unwrap();
+        match call.frame().await {
+            Some(consume_request::Frame::Open(open)) => (call, open),
+            frame => panic!("{frame:?} opens no stream"),
+        }
     }
 
     /// Whether no PublishStream call waits.
@@ -186,6 +225,59 @@ impl PublishCall {
     /// The next frame, or `None` when the client ended its half.
     pub(crate) async fn frame(&mut self) -> Option<PublishStreamRequest> {
         self.frames.message().await.unwrap()
+    }
+
+    /// Whether no frame comes for a while.
+    pub(crate) async fn is_quiet(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(10), self.frames.message())
+            .await
+            .is_err()
+    }
+}
+
+impl ConsumeCall {
+    pub(crate) async fn send(&self, frame: ConsumeFrame) {
+        self.send_of("", frame).await;
+    }
+
+    /// A frame about one of all tenants.
+    pub(crate) async fn send_of(&self, tenant_id: &str, frame: ConsumeFrame) {
+        let response = ConsumeResponse {
+            frame: Some(frame),
+            tenant_id: tenant_id.into(),
+        };
+        self.responses.send(Ok(response)).await.unwrap();
+    }
+
+    pub(crate) async fn open(&self, heartbeat: Duration) {
+        self.send(ConsumeFrame::Opened(opened("", 0, heartbeat)))
+            .await;
+    }
+
+    pub(crate) async fn fail(self, status: Status) {
+        self.responses.send(Err(status)).await.unwrap();
+    }
+
+    /// The next frame, or `None` when the client ended its half.
+    pub(crate) async fn frame(&mut self) -> Option<consume_request::Frame> {
+        let request = self.frames.message().await.unwrap();
+        request.map(|request| request.frame.unwrap())
+    }
+
+    /// The next frame, which has to be acks.
+    pub(crate) async fn acks(&mut self) -> AckBatch {
+        match self.frame().await {
+            Some(consume_request::Frame::Acks(acks)) => acks,
+            frame => panic!("{frame:?} are no acks"),
+        }
+    }
+
+    /// The next frame, which has to be credit.
+    pub(crate) async fn credit(&mut self) -> Credit {
+        match self.frame().await {
+            Some(consume_request::Frame::Credit(credit)) => credit,
+            frame => panic!("{frame:?} is no credit"),
+        }
     }
 
     /// Whether no frame comes for a while.

@@ -14,6 +14,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::call::{CallHeaders, Transport};
+use crate::consumer::ConsumerBuilder;
 use crate::error::{Error, Result};
 use crate::publisher::{Publisher, PublisherOptions};
 use crate::subscriber::{SubscribeOptions, Subscriber};
@@ -31,7 +32,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One connection to a hub, made when first used and again when it breaks; cheap to clone.
 ///
-/// All clients, publishers and subscribers of a `Hub` share the connection. For more throughput
+/// All clients, publishers, subscribers and consumers of a `Hub` share the connection. For more throughput
 /// than one connection gives, build several.
 #[derive(Debug, Clone)]
 pub struct Hub {
@@ -77,6 +78,13 @@ impl Hub {
     /// Reads events routed to the key's product. The stream opens when it is first polled.
     pub fn subscribe(&self, options: SubscribeOptions) -> Subscriber {
         Subscriber::new(self.event_bus(), options)
+    }
+
+    /// Works off a durable subscription: its id, `sub_...`, or its name, e.g. `portal`. A key that
+    /// serves all tenants gives the name. Starts with [`run`](ConsumerBuilder::run).
+    pub fn consume(&self, subscription: impl Into<String>) -> ConsumerBuilder {
+        let runtime = self.runtime.clone();
+        ConsumerBuilder::new(self.event_bus(), runtime, subscription.into())
     }
 
     /// The connection with key, tenant and deadline, for generated clients of other services.

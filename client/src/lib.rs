@@ -5,6 +5,8 @@
 //! - [`Publisher`]: publishes over one stream, many events at once, and sends again what was not
 //!   acknowledged when the stream breaks. Hub stores an event once, however often it is sent.
 //! - [`Subscriber`]: reads events as a stream that reconnects and goes on where it was.
+//! - [`Consumer`]: works off a durable subscription, whose position, retries and failures the hub
+//!   keeps: a handler gets each event and says what becomes of it.
 //! - [`Error`]: code, reason, metadata and advice of a refusal.
 //!
 //! ```no_run
@@ -30,14 +32,23 @@
 //!         // Process batch.events, then store batch.cursor.
 //!     }
 //! }
+//!
+//! let consumer = hub.consume("portal").concurrency(32).run(async |event| {
+//!     // An error is a retry, by the subscription's policy. See `Answer` for more.
+//!     store(event.record).await
+//! });
+//! // Until the program is to end:
+//! consumer.shutdown().await?;
 //! # Ok(())
 //! # }
+//! # async fn store(record: hub_client::EventRecord) -> Result<(), String> { Ok(()) }
 //! ```
 //!
 //! Everything here needs a tokio runtime with time and I/O enabled.
 
 mod backoff;
 mod call;
+mod consumer;
 mod error;
 #[cfg(test)]
 mod fake_hub;
@@ -49,6 +60,9 @@ mod subscriber;
 mod tls;
 
 pub use call::{CallHeaders, Transport};
+pub use consumer::{
+    Answer, Consumer, ConsumerBuilder, ConsumerCounts, ConsumerNotice, ConsumerState, LeasedEvent,
+};
 pub use error::{Error, Result, Violation};
 pub use hub::{Hub, HubBuilder};
 /// The generated messages, clients and tables of the contract.
@@ -58,7 +72,8 @@ pub use hub_proto::hub::event_bus::v1::cloud_event::{
     CloudEventAttributeValue, Data, cloud_event_attribute_value::Attr,
 };
 pub use hub_proto::hub::event_bus::v1::{
-    CloudEvent, EventBatch, EventFilter, EventRecord, PublishWarning, StartAt, start_at,
+    CloudEvent, EventBatch, EventFilter, EventRecord, PublishWarning, StartAt, SubscriptionState,
+    start_at,
 };
 pub use publisher::{PendingReceipt, Publisher, PublisherOptions, PublisherState, Receipt};
 pub use subscriber::{Delivery, SubscribeOptions, Subscriber, SubscriberState};
