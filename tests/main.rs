@@ -18,6 +18,8 @@ mod event_bus;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod jobs;

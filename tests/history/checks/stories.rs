@@ -1,0 +1,257 @@
+//! What the consumers know of each lease: when it began, what they did with it, and what the hub said
+//! of that.
+
+use std::collections::HashMap;
+
+use crate::history::records::{
+    Consumption, Durable, Fault, Happening, How, Leased, Micros, Outcome,
+};
+use crate::history::tracks::{Consumer, History};
+
+/// After a fault is over, a subscription may still be on its way to another owner for so long.
+pub const TAKEOVER: Micros = 20_000_000;
+
+/// How long an owner that was away may work on before it notices that it is none any more.
+const LATE: Micros = 2_000_000;
+
+/// A lease as its consumer knows it.
+#[derive(Debug)]
+pub struct Story<'a> {
+    pub consumer: &'a str,
+    pub leased: &'a Leased,
+    /// Where the consumer is connected; nowhere, if it pulled.
+    pub process: usize,
+    /// What was answered with OK is on disk.
+    pub confirms: bool,
+    /// When the hub leased it: the length of the lease before its end.
+    pub began: Micros,
+    /// When the consumer knew that its stream was over; never, for a pull.
+    pub lost: Micros,
+    pub steps: Vec<Step<'a>>,
+}
+
+/// Something that a consumer did with a lease.
+#[derive(Debug)]
+pub struct Step<'a> {
+    pub at: Micros,
+    pub how: &'a How,
+    /// What the hub said, and when that came.
+    pub told: Option<(Micros, Outcome)>,
+}
+
+/// A fault, from its beginning to its end.
+#[derive(Debug)]
+pub struct Trouble<'a> {
+    pub fault: &'a Fault,
+    pub began: Micros,
+    pub ended: Micros,
+}
+
+/// Leases by the id of the subscription, in the order in which they began.
+pub type Stories<'a> = HashMap<&'a str, Vec<Story<'a>>>;
+
+/// What the consumers of a tenant tell.
+pub fn stories<'a>(consumers: &[&'a Consumer]) -> Stories<'a> {
+    let mut all: Stories<'a> = HashMap::new();
+    for consumer in consumers {
+        let subscription = consumer.header.about.subscription_id.as_str();
+        all.entry(subscription).or_default().extend(told(consumer));
+    }
+    for stories in all.values_mut() {
+        stories.sort_by_key(|story| story.began);
+    }
+    all
+}
+
+/// The faults of a run.
+pub fn troubles(history: &History) -> Vec<Trouble<'_>> {
+    let mut troubles: Vec<Trouble<'_>> = Vec::new();
+    for record in &history.world.records {
+        match &record.record {
+            Happening::Began(fault) => troubles.push(Trouble {
+                fault,
+                began: record.at,
+                ended: Micros::MAX,
+            }),
+            Happening::Ended(fault) => {
+                let open = troubles
+                    .iter_mut()
+                    .rev()
+                    .find(|trouble| trouble.fault == fault);
+                open.expect("it began").ended = record.at;
+            }
+            _ => {}
+        }
+    }
+    troubles
+}
+
+fn told(consumer: &Consumer) -> Vec<Story<'_>> {
+    let mut stories: Vec<Story<'_>> = Vec::new();
+    let mut known: HashMap<&str, usize> = HashMap::new();
+    // Leases and steps of the stream that is open.
+    let (mut held, mut waiting) = (Vec::new(), Vec::new());
+    let (mut process, mut confirms) = (0, false);
+    let pulls = consumer.header.about.pulls;
+    for record in &consumer.records {
+        match &record.record {
+            Consumption::Asked {
+                process: to,
+                confirms: are,
+            } => (process, confirms) = (*to, *are),
+            Consumption::Leased(leased) => {
+                for leased in leased {
+                    known.insert(&leased.lease, stories.len());
+                    held.push(stories.len());
+                    stories.push(Story {
+                        consumer: &consumer.header.name,
+                        leased,
+                        process: if pulls { usize::MAX } else { process },
+                        confirms,
+                        began: leased.until - leased.length,
+                        lost: Micros::MAX,
+                        steps: Vec::new(),
+                    });
+                }
+            }
+            Consumption::Settling(settlings) => {
+                for settling in settlings {
+                    let story = known[settling.lease.as_str()];
+                    waiting.push((settling.lease.as_str(), story, stories[story].steps.len()));
+                    stories[story].steps.push(Step {
+                        at: record.at,
+                        how: &settling.how,
+                        told: None,
+                    });
+                }
+            }
+            Consumption::Outcomes(outcomes) => {
+                for (lease, outcome) in outcomes {
+                    let of_it = |(waits, ..): &(&str, usize, usize)| waits == lease;
+                    while let Some(found) = waiting.iter().position(of_it) {
+                        let (_, story, step) = waiting.remove(found);
+                        stories[story].steps[step].told = Some((record.at, *outcome));
+                        // Without confirmation the ones before it were fine, or were not.
+                        if confirms {
+                            break;
+                        }
+                    }
+                }
+            }
+            Consumption::Closing(_) | Consumption::Broken(_) => {
+                waiting.clear();
+                for story in held.drain(..).filter(|_| !pulls) {
+                    let story: &mut Story<'_> = &mut stories[story];
+                    story.lost = record.at;
+                }
+            }
+            Consumption::Opened | Consumption::State(_) | Consumption::Gap { .. } => {}
+        }
+    }
+    stories
+}
+
+impl Step<'_> {
+    /// Whether the hub may have done it.
+    pub fn may_have_worked(&self) -> bool {
+        !matches!(
+            self.told,
+            Some((
+                _,
+                Outcome::LeaseExpired | Outcome::Unknown | Outcome::AlreadySettled
+            ))
+        )
+    }
+}
+
+impl Story<'_> {
+    pub fn sequence(&self) -> u64 {
+        self.leased.event.sequence
+    }
+
+    /// Who owned the subscription, as the lease tells: the third part of its id.
+    pub fn epoch(&self) -> u64 {
+        let part = self.leased.lease.split('-').nth(2).unwrap_or_default();
+        u64::from_str_radix(part, 16).unwrap_or(0)
+    }
+
+    /// Whether no attempt is left after this one.
+    pub fn is_last(&self, durable: &Durable) -> bool {
+        self.leased.attempt as usize > durable.delays.len()
+    }
+
+    /// What the hub said that it did, for good, and when that was known.
+    pub fn confirmed(&self) -> impl Iterator<Item = (&Step<'_>, Micros)> {
+        let steps = self.steps.iter().filter(|_| self.confirms);
+        steps.filter_map(|step| match step.told {
+            Some((at, Outcome::Ok)) => Some((step, at)),
+            _ => None,
+        })
+    }
+
+    /// The earliest time at which the event can have been settled, so that its key went on.
+    pub fn settled(&self, durable: &Durable) -> Option<Micros> {
+        let gives_up = !durable.block_key && self.is_last(durable);
+        let steps = self.steps.iter().filter(|step| step.may_have_worked());
+        let settling = steps.filter(|step| match step.how {
+            How::Ack | How::Skip => true,
+            How::Fail { .. } => !durable.block_key,
+            How::Retry { .. } => gives_up,
+            How::Release | How::Extend { .. } => false,
+        });
+        let expired = gives_up.then_some(self.leased.until);
+        settling.map(|step| step.at).chain(expired).min()
+    }
+
+    /// Until then the lease was certainly held, unless its owner was lost.
+    pub fn held_until(&self, troubles: &[Trouble<'_>]) -> Micros {
+        let mut until = self.leased.until;
+        for step in &self.steps {
+            match (step.how, step.told) {
+                (How::Extend { length }, Some((_, Outcome::Ok))) => until = step.at + length,
+                (How::Extend { length }, _) => until = until.min(step.at + length),
+                _ => {
+                    return until
+                        .min(step.at)
+                        .min(self.lost)
+                        .min(self.disturbed(troubles));
+                }
+            }
+        }
+        until.min(self.lost).min(self.disturbed(troubles))
+    }
+
+    /// When the connection to the process of the consumer was first in doubt.
+    fn disturbed(&self, troubles: &[Trouble<'_>]) -> Micros {
+        let own = troubles.iter().filter(|trouble| match trouble.fault {
+            Fault::Kill(at) | Fault::Stop(at) | Fault::Cut(at) | Fault::HalfOpen(at) => {
+                *at == self.process
+            }
+            Fault::Database | Fault::Delay(_) => false,
+        });
+        let later = own.filter(|trouble| trouble.ended.saturating_add(TAKEOVER / 10) > self.began);
+        later
+            .map(|trouble| trouble.began)
+            .min()
+            .unwrap_or(Micros::MAX)
+    }
+}
+
+/// Whether a subscription may have changed its owner between two times.
+pub fn may_have_moved(troubles: &[Trouble<'_>], from: Micros, to: Micros) -> bool {
+    let mut moving = troubles.iter().filter(|trouble| {
+        matches!(
+            trouble.fault,
+            Fault::Kill(_) | Fault::Stop(_) | Fault::Database
+        )
+    });
+    moving.any(|trouble| trouble.began < to && trouble.ended.saturating_add(TAKEOVER) > from)
+}
+
+/// Whether a process that was away may not know yet that it is the owner no more.
+pub fn may_be_late(troubles: &[Trouble<'_>], at: Micros) -> bool {
+    let mut away = troubles
+        .iter()
+        .filter(|trouble| matches!(trouble.fault, Fault::Stop(_) | Fault::Database));
+    away.any(|trouble| trouble.began < at && at < trouble.ended.saturating_add(LATE))
+}

@@ -1,0 +1,247 @@
+//! A run: a hub, its clients, faults, calm, and the log at the end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hub_client::Hub;
+use hub_client::proto::hub::event_bus::v1::subscribe_response::Frame;
+use hub_client::proto::hub::event_bus::v1::{
+    EventDeliveryState, EventLogFilter, ListEventsRequest, SubscribeRequest,
+};
+use hub_server::modules;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::dump::dump;
+use super::hubs::{Hubs, some};
+use super::load::{HEARTBEAT, Phase, Site};
+use super::records::{About, Durable, Happening};
+use super::tracks::{Consumer, Folder, History, Publisher, Recorder, Subscriber};
+use super::world::{Party, switch};
+use crate::journal::random::Random;
+use crate::support::Backend;
+
+const TENANTS: usize = 2;
+/// What is done once nothing is broken any more takes no longer.
+const CALM_MAX: Duration = Duration::from_secs(90);
+/// Between two looks at what is left.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Deadline of calls that are not part of the load.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a run is to be.
+pub struct Plan {
+    pub backend: Backend,
+    pub processes: usize,
+    /// How long there are load and faults.
+    pub load: Duration,
+    pub seed: u64,
+    /// Where the histories go.
+    pub folder: PathBuf,
+}
+
+/// What happens around the clients is told by several tasks, and written by one.
+struct Journal {
+    recorder: Recorder<About, Happening>,
+    told: mpsc::UnboundedReceiver<Happening>,
+}
+
+impl Journal {
+    fn note(&mut self, happening: Happening) {
+        self.take();
+        self.recorder.note(happening);
+    }
+
+    fn take(&mut self) {
+        while let Ok(happening) = self.told.try_recv() {
+            self.recorder.note(happening);
+        }
+    }
+}
+
+/// Does it, and returns what everybody wrote.
+pub async fn run(plan: &Plan) -> History {
+    let folder = Folder::make(&plan.folder);
+    let heartbeat = format!("{}s", HEARTBEAT.as_secs());
+    let flags = ["--heartbeat-interval", heartbeat.as_str()];
+    let mut hubs = Hubs::start(plan.backend, plan.processes, &flags).await;
+    let about = About {
+        seed: plan.seed,
+        database: format!("{:?}", plan.backend),
+        processes: plan.processes,
+        tenants: TENANTS,
+    };
+    let (tell, told) = mpsc::unbounded_channel();
+    let mut journal = Journal {
+        recorder: folder.record("world", 0, about),
+        told,
+    };
+    let parties = parties(&hubs).await;
+    let durables = subscribe(&hubs, &parties, &mut journal).await;
+    let proxies = hubs.proxies.iter().map(|proxy| proxy.address).collect();
+    let site = Arc::new(Site::new(folder.clone(), plan.seed, proxies, TENANTS));
+    let mut clients = Clients::default();
+    let mut switches = JoinSet::new();
+    for (party, durables) in parties.iter().zip(&durables) {
+        party.start_publishers(&site, &mut clients.publishers);
+        party.start_subscribers(&site, &mut clients.subscribers);
+        party.start_consumers(&site, durables, &mut clients.consumers);
+        let (key, tell) = (party.admin_key.clone(), tell.clone());
+        switches.spawn(switch(site.clone(), party.number, key, tell));
+    }
+    faults(plan, &mut hubs, &mut journal).await;
+    site.phase.send_replace(Phase::Calm);
+    journal.note(Happening::Calm);
+    let ended = calm(&hubs, &site, &parties, &durables, clients);
+    let ended = tokio::time::timeout(CALM_MAX, Box::pin(ended)).await;
+    let (publishers, subscribers, consumers) = ended.expect("clients end when all is calm");
+    switches.join_all().await;
+    journal.note(Happening::Drained);
+    let mut dumps = Vec::new();
+    let mut random = Random::new(plan.seed, u64::MAX);
+    for party in &parties {
+        let hub = connect(&hubs, &party.auditor);
+        dumps.push(dump(&hub, &folder, party.number, &mut random).await);
+    }
+    journal.take();
+    let mut history = History {
+        world: journal.recorder.finish(),
+        publishers,
+        subscribers,
+        consumers,
+        dumps,
+    };
+    history.sort();
+    history
+}
+
+#[derive(Default)]
+struct Clients {
+    publishers: JoinSet<Publisher>,
+    subscribers: JoinSet<Subscriber>,
+    consumers: JoinSet<Consumer>,
+}
+
+fn connect(hubs: &Hubs, key: &str) -> Hub {
+    let url = format!("http://{}", hubs.processes[0].addr());
+    let hub = Hub::builder(url).api_key(key).timeout(CALL_TIMEOUT);
+    hub.connect_lazy().unwrap()
+}
+
+async fn parties(hubs: &Hubs) -> Vec<Party> {
+    let operator = hubs.processes[0].ready["operatorKey"].as_str().unwrap();
+    let operator = connect(hubs, operator);
+    let mut parties = Vec::new();
+    for number in 0..TENANTS {
+        parties.push(Party::create(number, &operator, |key| connect(hubs, key)).await);
+    }
+    parties
+}
+
+/// One fault after the other with pauses between them, each kind before one comes again.
+async fn faults(plan: &Plan, hubs: &mut Hubs, journal: &mut Journal) {
+    let mut random = Random::new(plan.seed, 0);
+    let began = Instant::now();
+    let mut next = Vec::new();
+    while began.elapsed() < plan.load {
+        tokio::time::sleep(some(&mut random, 500, 2000)).await;
+        if next.is_empty() {
+            next = hubs.faults(&mut random);
+        }
+        let Some(fault) = next.pop() else { return };
+        journal.note(Happening::Began(fault.clone()));
+        hubs.inject(&fault, &mut random).await;
+        journal.note(Happening::Ended(fault));
+    }
+}
+
+/// The durable subscriptions of each tenant.
+async fn subscribe(hubs: &Hubs, parties: &[Party], journal: &mut Journal) -> Vec<Vec<Durable>> {
+    let mut all = Vec::new();
+    for party in parties {
+        let durables = match modules::is_built("hub.event_bus.v1.EventBus/Consume") {
+            true => party.subscribe(|key| connect(hubs, key)).await,
+            false => Vec::new(),
+        };
+        for durable in durables.clone() {
+            let tenant = party.number;
+            journal.note(Happening::Subscribed { tenant, durable });
+        }
+        all.push(durables);
+    }
+    all
+}
+
+/// What was under way ends, and what there is to read and to work off is read and worked off.
+async fn calm(
+    hubs: &Hubs,
+    site: &Site,
+    parties: &[Party],
+    durables: &[Vec<Durable>],
+    clients: Clients,
+) -> (Vec<Publisher>, Vec<Subscriber>, Vec<Consumer>) {
+    let publishers = clients.publishers.join_all().await;
+    for party in parties {
+        let head = head(&connect(hubs, &party.auditor)).await;
+        site.ends[party.number].send_replace(Some(head));
+    }
+    let subscribers = clients.subscribers.join_all().await;
+    for (party, durables) in parties.iter().zip(durables) {
+        let hub = connect(hubs, &party.auditor);
+        for durable in durables.iter().filter(|durable| durable.consumed) {
+            drained(&hub, durable).await;
+        }
+    }
+    site.phase.send_replace(Phase::Over);
+    (publishers, subscribers, clients.consumers.join_all().await)
+}
+
+/// The newest sequence of a tenant.
+async fn head(hub: &Hub) -> u64 {
+    let frames = hub.event_bus().subscribe(SubscribeRequest::default()).await;
+    let first = frames.unwrap().into_inner().message().await.unwrap();
+    match first.and_then(|first| first.frame) {
+        Some(Frame::Opened(opened)) => opened.head_sequence,
+        other => panic!("opened comes first, not {other:?}"),
+    }
+}
+
+/// Waits until nothing is left of a subscription but what a blocked key holds back.
+async fn drained(hub: &Hub, durable: &Durable) {
+    let mut states = vec![
+        EventDeliveryState::Queued.into(),
+        EventDeliveryState::InFlight.into(),
+        EventDeliveryState::RetryWait.into(),
+    ];
+    if !durable.block_key {
+        states.push(EventDeliveryState::KeyBlocked.into());
+    }
+    let mut page_token = String::new();
+    loop {
+        let filter = EventLogFilter {
+            subscription_id: durable.subscription_id.clone(),
+            states: states.clone(),
+            ..EventLogFilter::default()
+        };
+        let request = ListEventsRequest {
+            filter: Some(filter),
+            omit_data: true,
+            page_size: 1,
+            page_token,
+        };
+        let page = hub
+            .event_bus()
+            .list_events(request)
+            .await
+            .unwrap()
+            .into_inner();
+        page_token = page.next_page_token;
+        if !page.entries.is_empty() {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            page_token = String::new();
+        } else if page_token.is_empty() {
+            return;
+        }
+    }
+}
