@@ -87,6 +87,24 @@ pub const METRICS: &[Metric] = &[
         "Connections closed at once because connections-max were in use.",
     ),
     metric(
+        "hub_event_bus_checkpoint_seconds",
+        Kind::Histogram,
+        &[],
+        "How long it took to store where durable subscriptions are.",
+    ),
+    metric(
+        "hub_event_bus_checkpoints_total",
+        Kind::Counter,
+        &[],
+        "Times that it was stored where durable subscriptions are, each for all that changed.",
+    ),
+    metric(
+        "hub_event_bus_groups_open",
+        Kind::Gauge,
+        &[],
+        "Durable subscriptions at work in this process.",
+    ),
+    metric(
         "hub_events_published_total",
         Kind::Counter,
         &["source", "type"],
