@@ -10,6 +10,7 @@
 //! - [`worker`], [`sealing`]: supervised work in the background, secrets that are stored.
 //! - [`audit`]: who changed what.
 //! - [`hub_event`]: what the hub itself tells in the system log.
+//! - [`explain`]: what all answers to "why" share.
 //! - [`module`]: what a domain gets from the server, and what it hands back.
 
 pub mod audit;
@@ -18,6 +19,7 @@ pub mod bootstrap;
 pub mod clock;
 pub mod cursor;
 pub mod error;
+pub mod explain;
 pub mod field_mask;
 pub mod hub_event;
 pub mod id;

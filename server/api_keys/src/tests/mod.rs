@@ -157,6 +157,7 @@ async fn core(url: &str, clock: Clock) -> Core {
         .unwrap();
     Core {
         tenancy: Tenancy::new(db.clone(), journal.clone()),
+        public_url: "http://hub.example".into(),
         journal,
         cursors: Arc::new(Cursors::new([7; 32])),
         sealer: Arc::new(Sealer::new(&SealingKey::new([7; 32]))),
