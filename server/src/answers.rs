@@ -190,7 +190,7 @@ mod tests {
     }
 
     async fn answer(body: impl Fn() -> Body + Clone + Send + Sync + 'static) -> (Bytes, Status) {
-        let explainer = Explainer::new("http://hub.example");
+        let explainer = Explainer::new(&"http://hub.example".into());
         let handler = post(async move || Response::new(body()));
         let router = Router::new()
             .route("/hub.x.v1.X/Do", handler)

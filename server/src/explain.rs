@@ -1,6 +1,8 @@
 //! Completes a status that leaves: one `ErrorInfo` with the call id, a Help link, and a message
 //! that ends with the reason and the address of its page.
 
+use std::sync::Arc;
+
 use prost::Message;
 use prost_types::Any;
 use tonic::{Code, Status};
@@ -32,14 +34,14 @@ pub struct Explained {
 /// Adds what only the place knows where answers leave the server.
 #[derive(Debug, Clone)]
 pub struct Explainer {
-    public_url: String,
+    public_url: Arc<str>,
 }
 
 impl Explainer {
     /// `public_url` is where callers reach this server, without a slash at its end.
-    pub fn new(public_url: &str) -> Self {
+    pub fn new(public_url: &Arc<str>) -> Self {
         Explainer {
-            public_url: public_url.trim_end_matches('/').to_owned(),
+            public_url: public_url.clone(),
         }
     }
 
@@ -171,7 +173,7 @@ mod tests {
     use super::*;
 
     fn explained(status: &Status) -> Explained {
-        Explainer::new("http://hub.example/").explain(
+        Explainer::new(&"http://hub.example".into()).explain(
             status,
             &Call::begin(&axum::http::HeaderMap::new()),
             "hub.x.v1.X/Do",

@@ -112,7 +112,11 @@ pub async fn start(
         .local_addr()
         .map_err(|error| format!("cannot listen: {error}"))?;
     let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
-    let core = open(&config, clock).await?;
+    let public_url = config.public_url.clone().unwrap_or_else(|| match &tls {
+        Some(_) => format!("https://{addr}"),
+        None => format!("http://{addr}"),
+    });
+    let core = open(&config, clock, public_url.trim_end_matches('/')).await?;
     let keys = modules::keys(&core)?;
     let operator_key = operator_key(&keys.keys, config.operator_key_file.as_deref()).await?;
     let authenticator = keys.authenticator.clone();
@@ -120,10 +124,6 @@ pub async fn start(
     let metrics = telemetry::recorder()?;
     let health = HealthReporter::new();
     report(&health, ServingStatus::Serving).await;
-    let public_url = config.public_url.clone().unwrap_or_else(|| match &tls {
-        Some(_) => format!("https://{addr}"),
-        None => format!("http://{addr}"),
-    });
     let router = listen::stack(Parts {
         services,
         health: listen::routes(Routes::new(health_service(&health))),
@@ -135,7 +135,7 @@ pub async fn start(
                 .tls
                 .is_some_and(|tls| tls.client_authorities.is_some()),
         },
-        explainer: Explainer::new(&public_url),
+        explainer: Explainer::new(&core.public_url),
         pages: Pages {
             core: core.clone(),
             metrics: metrics.clone(),
@@ -170,7 +170,7 @@ pub async fn start(
 }
 
 /// Opens what the domains work with.
-async fn open(config: &Config, clock: Clock) -> Result<Core, String> {
+async fn open(config: &Config, clock: Clock, public_url: &str) -> Result<Core, String> {
     let db = Db::open(&Options {
         url: config.database.clone(),
         connections_max: config.database_connections_max,
@@ -192,6 +192,7 @@ async fn open(config: &Config, clock: Clock) -> Result<Core, String> {
         sealer: Arc::new(sealer),
         tenancy: Tenancy::new(db.clone(), journal.clone()),
         jobs: Jobs::new(&db, &clock),
+        public_url: public_url.into(),
         cursors: Arc::new(Cursors::new(key)),
         db,
         journal,

@@ -79,6 +79,7 @@ pub fn stack(parts: Parts) -> Result<Router, String> {
         .route("/readyz", get(pages::ready))
         .route("/metrics", get(pages::metrics))
         .route("/errors/{reason}", get(pages::reason))
+        .route("/checks/{code}", get(pages::check))
         .with_state(parts.pages)
         .fallback_service(rpc)
         // Outermost: every answer, of a page too, has an id.

@@ -1,4 +1,4 @@
-//! The pages beside gRPC: liveness, readiness, metrics, and what each reason means.
+//! The pages beside gRPC: liveness, readiness, metrics, and what each reason and check means.
 
 use std::time::Duration;
 
@@ -14,8 +14,13 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// The pages of `docs/errors` by reason, sorted.
-static REASONS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/error_pages.rs"));
+/// Name and text of each page of a folder of `docs`, by name.
+type Folder = &'static [(&'static str, &'static str)];
+
+/// The pages of `docs/errors`.
+static REASONS: Folder = include!(concat!(env!("OUT_DIR"), "/error_pages.rs"));
+/// The pages of `docs/checks`.
+static CHECKS: Folder = include!(concat!(env!("OUT_DIR"), "/check_pages.rs"));
 
 /// What the pages show.
 #[derive(Clone)]
@@ -76,23 +81,32 @@ pub async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
 
 /// What a reason means and what to do: where the Help link of an error leads.
 pub async fn reason(Path(reason): Path<String>) -> impl IntoResponse {
+    show(REASONS, "reason", &reason)
+}
+
+/// What a check of an explanation looks at, and what to do: where its `doc_url` leads.
+pub async fn check(Path(code): Path<String>) -> impl IntoResponse {
+    show(CHECKS, "check", &code)
+}
+
+/// A page of a folder, or the names of those that there are.
+fn show(folder: Folder, noun: &str, name: &str) -> impl IntoResponse + use<> {
     let kind = [(header::CONTENT_TYPE, TEXT)];
-    match page(&reason) {
+    match page(folder, name) {
         Some(page) => (StatusCode::OK, kind, page.to_owned()),
         None => {
-            let known: Vec<&str> = REASONS.iter().map(|(name, _)| *name).collect();
-            let text = format!("No such reason. There are:\n{}\n", known.join("\n"));
+            let known: Vec<&str> = folder.iter().map(|(name, _)| *name).collect();
+            let text = format!("No such {noun}. There are:\n{}\n", known.join("\n"));
             (StatusCode::NOT_FOUND, kind, text)
         }
     }
 }
 
-/// The page of a reason.
-pub fn page(reason: &str) -> Option<&'static str> {
+fn page(folder: Folder, name: &str) -> Option<&'static str> {
     // The pages link to each other as files.
-    let reason = reason.strip_suffix(".md").unwrap_or(reason);
-    let at = REASONS
-        .binary_search_by(|(name, _)| (*name).cmp(reason))
+    let name = name.strip_suffix(".md").unwrap_or(name);
+    let at = folder
+        .binary_search_by(|(known, _)| (*known).cmp(name))
         .ok()?;
-    Some(REASONS[at].1)
+    Some(folder[at].1)
 }

@@ -59,7 +59,7 @@ fn ids(entries: &[EventLogEntry]) -> Vec<String> {
         .collect()
 }
 
-fn of(filter: EventLogFilter) -> ListEventsRequest {
+pub(super) fn of(filter: EventLogFilter) -> ListEventsRequest {
     ListEventsRequest {
         filter: Some(filter),
         ..ListEventsRequest::default()
@@ -88,7 +88,7 @@ fn states(entry: &EventLogEntry) -> Vec<(&str, EventDeliveryState, NotRoutedReas
         .collect()
 }
 
-async fn switch(hub: &TestHub, source: &str, destination: &str, enabled: bool) {
+pub(super) async fn switch(hub: &TestHub, source: &str, destination: &str, enabled: bool) {
     let request = SetIntegrationRequest {
         source: source.to_owned(),
         destination: destination.to_owned(),

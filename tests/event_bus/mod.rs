@@ -16,6 +16,7 @@ mod publish;
 mod publish_refusals;
 mod publish_stream;
 mod retention;
+mod standings;
 mod stream_ends;
 mod subscribe;
 mod wire;

@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz`, `/metrics`, `/errors/<REASON>`.
+//! `/livez`, `/readyz`, `/metrics`, `/errors/<REASON>`, `/checks/<CODE>`.
 
 use http::{Method, StatusCode};
 

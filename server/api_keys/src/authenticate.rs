@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use hub_core::auth::{self, Answer, Authenticator, Caller, Credential};
+use hub_core::auth::{self, Answer, Authenticator, Caller, Credential, Scopes};
 use hub_core::error::{Error, Result};
+use hub_core::journal::TenantRef;
 use subtle::ConstantTimeEq;
 
 use crate::error;
@@ -35,6 +36,20 @@ impl Authenticator for Keys {
             let record = record.ok_or_else(error::not_recognized)?;
             record.check_works(self.core.clock.now())?;
             auth::check_subscription(caller, &self.core.tenancy).await
+        })
+    }
+
+    fn has_key<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+        product: &'a str,
+        scope: &'a str,
+    ) -> Answer<'a, Option<bool>> {
+        Box::pin(async move {
+            let now = self.core.clock.now();
+            let held = store::scopes_of_product(&self.core.db, tenant, product, now).await?;
+            let allows = |scopes: Vec<String>| Scopes::new(scopes).allow(scope);
+            Ok(Some(held.into_iter().any(allows)))
         })
     }
 }

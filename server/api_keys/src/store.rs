@@ -10,6 +10,8 @@ use hub_core::storage::{Db, Migrations, Sql, Tx};
 use crate::key::{Key, Revocation};
 use crate::secret::plaintext::Hash;
 
+/// Keys of a product that are looked through, the newest first.
+const OF_PRODUCT_MAX: i64 = 1000;
 /// Greater than every id.
 const AFTER_ALL_IDS: &str = "key~";
 
@@ -60,6 +62,12 @@ const LIST: Sql = Sql::same(concat!(
              and (expire_time is null or revoke_time < expire_time)))
      order by key_id desc limit $9"
 ));
+// Those that serve all tenants serve this one too.
+const SCOPES_OF_PRODUCT: Sql = Sql::same(
+    "select scopes from api_keys where tenant_no in (0, $1) and product = $2
+       and revoke_time is null and (expire_time is null or expire_time > $3)
+     order by key_id desc limit $4",
+);
 const REVOKE: Sql = Sql::same(concat!(
     "update api_keys set revoke_time = $3, revoked_by = $4, revoke_reason = $5, revoke_epoch = $6,
        version = version + 1
@@ -87,6 +95,7 @@ pub const STATEMENTS: &[Sql] = &[
     BY_ID,
     FIND,
     LIST,
+    SCOPES_OF_PRODUCT,
     REVOKE,
     LOCK_OPERATOR,
     ANY_OPERATOR,
@@ -250,6 +259,21 @@ pub async fn list(
         .all()
         .await?;
     rows.into_iter().map(Row::key).collect()
+}
+
+/// The scopes of each key that speaks for a product and works for a tenant.
+pub async fn scopes_of_product(
+    db: &Db,
+    tenant: &TenantRef,
+    product: &str,
+    now: Micros,
+) -> Result<Vec<Vec<String>>> {
+    let query = db.query(SCOPES_OF_PRODUCT).bind(tenant.number());
+    let query = query.bind(product.to_owned()).bind(now);
+    let rows: Vec<(String,)> = query.bind(OF_PRODUCT_MAX).all().await?;
+    let scopes = rows.iter().map(|(scopes,)| serde_json::from_str(scopes));
+    let scopes: serde_json::Result<_> = scopes.collect();
+    scopes.map_err(|_| Error::internal("scopes of a stored key is damaged"))
 }
 
 /// Revokes a key of a tenant that was not revoked yet, and returns it.

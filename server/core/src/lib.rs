@@ -11,6 +11,7 @@
 //! - [`jobs`]: work that outlives the call that started it.
 //! - [`audit`]: who changed what.
 //! - [`hub_event`]: what the hub itself tells in the system log.
+//! - [`explain`]: what all answers to "why" share.
 //! - [`module`]: what a domain gets from the server, and what it hands back.
 
 pub mod audit;
@@ -19,6 +20,7 @@ pub mod bootstrap;
 pub mod clock;
 pub mod cursor;
 pub mod error;
+pub mod explain;
 pub mod field_mask;
 pub mod hub_event;
 pub mod id;

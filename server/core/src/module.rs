@@ -33,6 +33,8 @@ pub struct Core {
     pub sealer: Arc<Sealer>,
     /// The tenants.
     pub tenancy: Tenancy,
+    /// Where callers reach the server, without a slash at its end.
+    pub public_url: Arc<str>,
     /// Set once the server is being stopped: streams say Closing and end.
     pub draining: CancellationToken,
 }

@@ -135,7 +135,14 @@ impl EventBus for Service {
     ) -> Result<Response<GetEventResponse>, Status> {
         let caller = auth::caller(&request)?;
         let asked = request.into_inner().event;
-        let entry = log::get(&self.core, &self.configurations, &caller, asked).await?;
+        let entry = log::get(
+            &self.core,
+            &self.configurations,
+            &*self.groups,
+            &caller,
+            asked,
+        )
+        .await?;
         Ok(Response::new(GetEventResponse { entry: Some(entry) }))
     }
 
@@ -144,8 +151,9 @@ impl EventBus for Service {
         request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
         let caller = auth::caller(&request)?;
-        let request = request.into_inner();
-        let page = log_list::list(&self.core, &self.configurations, &caller, request).await?;
+        let (request, at_work) = (request.into_inner(), &*self.groups);
+        let (core, configurations) = (&self.core, &self.configurations);
+        let page = log_list::list(core, configurations, at_work, &caller, request).await?;
         Ok(Response::new(page))
     }
 

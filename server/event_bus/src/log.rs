@@ -12,6 +12,7 @@ use hub_proto::hub::event_bus::v1::{EventIdentity, EventLogEntry};
 
 use crate::log_entry::Entries;
 use crate::routing::Configurations;
+use crate::standing::{AtWork, Standings};
 use crate::visibility::Viewer;
 use crate::{error, event};
 
@@ -21,6 +22,7 @@ use crate::{error, event};
 pub(crate) async fn get(
     core: &Core,
     configurations: &Configurations,
+    at_work: &dyn AtWork,
     caller: &Caller,
     asked: Option<Asked>,
 ) -> Result<EventLogEntry> {
@@ -39,7 +41,9 @@ pub(crate) async fn get(
     let mut entries = Entries::new(configurations, tenant, &viewer, false);
     let stored = segment.event_at(seq).map_err(Error::internal)?;
     let stored = stored.ok_or_else(|| Error::internal("a segment lacks its event"))?;
-    let deliveries = entries.deliveries(&segment, &stored).await?;
+    let named = entries.destinations(&segment, &stored).await?;
+    let standings = Standings::load(core, tenant, at_work, None, &[seq]).await?;
+    let deliveries = entries.deliveries(&standings, &segment, seq, &named);
     if !viewer.sees(stored.product, &deliveries) {
         return Err(not_found(core, &log, &name).await?);
     }

@@ -1,7 +1,7 @@
 //! A line of the event log: an event with its state at each destination.
 //!
-//! Nothing is stored for an event that goes its way: where it stands follows from the configuration
-//! under which it was recorded.
+//! Which destinations are named follows from the configuration under which the event was recorded;
+//! where it stands at each is in [`crate::standing`].
 
 use std::sync::Arc;
 
@@ -9,20 +9,32 @@ use hub_core::clock::timestamp;
 use hub_core::error::{Error, Result};
 use hub_core::id;
 use hub_core::journal::{Segment, StoredEvent, TenantRef};
-use hub_proto::hub::event_bus::v1::{
-    CloudEvent, EventDelivery, EventDeliveryState, EventLogEntry, EventRecord, NotRoutedReason,
-};
+use hub_proto::hub::event_bus::v1::{CloudEvent, EventDelivery, EventLogEntry, EventRecord};
 use prost::Message;
 
 use crate::default_subscriptions;
 use crate::filter::Filter;
 use crate::routing::{self, Configuration, Configurations, Destination, Outcome};
+use crate::standing::Standings;
 use crate::visibility::Viewer;
 
-/// The hub itself: what goes there is settled at once.
-const HUB: &str = "hub";
+/// The hub itself: what goes to its default subscription is settled at once.
+pub(crate) const HUB: &str = "hub";
 /// Deliveries that an entry shows; `delivery_count` has all.
 const DELIVERIES_MAX: usize = 50;
+
+/// A destination that the catalogue or a filter names for an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// Empty for a product that the catalogue names and that the tenant never had.
+    pub(crate) subscription_id: String,
+    /// Slug of the product that owns the subscription.
+    pub(crate) product: String,
+    /// It is the default subscription of the product.
+    pub(crate) is_default: bool,
+    /// Whether the event was routed there when it was recorded.
+    pub(crate) outcome: Outcome,
+}
 
 /// Makes the entries of one tenant for one viewer.
 pub(crate) struct Entries<'a> {
@@ -51,56 +63,33 @@ impl<'a> Entries<'a> {
         }
     }
 
-    /// Where an event of this segment stands, at each destination that is named for it.
-    pub(crate) async fn deliveries(
+    /// The destinations that are named for an event of this segment.
+    pub(crate) async fn destinations(
         &mut self,
         segment: &Segment,
         event: &StoredEvent<'_>,
-    ) -> Result<Vec<EventDelivery>> {
+    ) -> Result<Vec<Named>> {
         let configuration = self.configuration(segment.routing_epoch()).await?;
-        let routed = routing::Event {
-            kind: event.kind,
-            source: event.product,
-        };
-        let bytes = event.event();
-        let matches = |filter: &Filter| filter.takes(routed, &bytes);
-        let event_id = id::event(self.tenant.key(event.seq));
-        let recorded = timestamp(segment.record_time());
-        let destinations = routing::destinations(&configuration, routed, Some(event.seq), matches);
-        let deliveries = destinations.into_iter().map(|destination| {
-            let (state, reason) = match destination.outcome {
-                Outcome::Flows if destination.product == HUB => {
-                    (EventDeliveryState::Delivered, NotRoutedReason::Unspecified)
-                }
-                Outcome::Flows => (EventDeliveryState::Queued, NotRoutedReason::Unspecified),
-                Outcome::NotRouted(reason) => (EventDeliveryState::NotRouted, reason),
-            };
-            EventDelivery {
-                event_id: event_id.clone(),
-                subscription_id: self.subscription_id(&configuration, &destination),
-                product: destination.product.to_owned(),
-                state: state.into(),
-                update_time: Some(recorded),
-                not_routed_reason: reason.into(),
-                ..EventDelivery::default()
-            }
-        });
-        Ok(deliveries.collect())
+        Ok(destinations(self.tenant, &configuration, event))
     }
 
-    /// Empty for a product that the catalogue names and that the tenant never had.
-    fn subscription_id(
+    /// Where the event at `seq` of this segment stands at each of its destinations.
+    pub(crate) fn deliveries(
         &self,
-        configuration: &Configuration,
-        destination: &Destination<'_>,
-    ) -> String {
-        match destination.subscription {
-            Some(own) => own.subscription_id.clone(),
-            None if default_subscriptions::exists(configuration, destination.product) => {
-                default_subscriptions::id(self.tenant, destination.product)
-            }
-            None => String::new(),
-        }
+        standings: &Standings<'_>,
+        segment: &Segment,
+        seq: u64,
+        destinations: &[Named],
+    ) -> Vec<EventDelivery> {
+        let event_id = id::event(self.tenant.key(seq));
+        let recorded = segment.record_time();
+        let deliveries = destinations.iter();
+        let deliveries = deliveries.map(|named| {
+            standings
+                .of(named, seq, recorded)
+                .delivery(&event_id, named)
+        });
+        deliveries.collect()
     }
 
     async fn configuration(&mut self, epoch: u64) -> Result<Arc<Configuration>> {
@@ -144,5 +133,41 @@ impl<'a> Entries<'a> {
                 .collect(),
             delivery_count,
         })
+    }
+}
+
+/// The destinations of an event by the configuration under which it was recorded.
+pub(crate) fn destinations(
+    tenant: &TenantRef,
+    configuration: &Configuration,
+    event: &StoredEvent<'_>,
+) -> Vec<Named> {
+    let routed = routing::Event {
+        kind: event.kind,
+        source: event.product,
+    };
+    let bytes = event.event();
+    let matches = |filter: &Filter| filter.takes(routed, &bytes);
+    let found = routing::destinations(configuration, routed, Some(event.seq), matches);
+    let named = found.into_iter().map(|destination| Named {
+        subscription_id: subscription_id(tenant, configuration, &destination),
+        product: destination.product.to_owned(),
+        is_default: destination.subscription.is_none(),
+        outcome: destination.outcome,
+    });
+    named.collect()
+}
+
+fn subscription_id(
+    tenant: &TenantRef,
+    configuration: &Configuration,
+    destination: &Destination<'_>,
+) -> String {
+    match destination.subscription {
+        Some(own) => own.subscription_id.clone(),
+        None if default_subscriptions::exists(configuration, destination.product) => {
+            default_subscriptions::id(tenant, destination.product)
+        }
+        None => String::new(),
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod event_types;
 pub(crate) mod positions;
+pub(crate) mod standings;
 pub(crate) mod subscription_filters;
 pub(crate) mod subscriptions;
 
@@ -11,6 +12,7 @@ use hub_core::storage::{Migrations, Sql};
 pub const STATEMENTS: &[&[Sql]] = &[
     event_types::STATEMENTS,
     positions::STATEMENTS,
+    standings::STATEMENTS,
     subscription_filters::STATEMENTS,
     subscriptions::STATEMENTS,
 ];

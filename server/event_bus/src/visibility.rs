@@ -30,6 +30,11 @@ impl Viewer {
         self.product.as_deref()
     }
 
+    /// Whether it sees all events of the tenant.
+    pub(crate) fn sees_all(&self) -> bool {
+        self.sees_all
+    }
+
     /// Whether it is this product.
     pub(crate) fn is(&self, product: &str) -> bool {
         self.product() == Some(product)

@@ -159,6 +159,7 @@ async fn core(url: &str, clock: Clock) -> Core {
     Core {
         tenancy: Tenancy::new(db.clone(), journal.clone()),
         jobs: Jobs::new(&db, &clock),
+        public_url: "http://hub.example".into(),
         journal,
         cursors: Arc::new(Cursors::new([7; 32])),
         sealer: Arc::new(Sealer::new(&SealingKey::new([7; 32]))),

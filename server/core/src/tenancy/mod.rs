@@ -17,8 +17,8 @@ use tonic::Code;
 
 pub use snapshot::{Blocked, Snapshot};
 pub use store::{
-    Integration, Subscription, integration_of, integrations, put_integration, put_subscription,
-    subscription_of, subscriptions,
+    InForce, Integration, Subscription, integration_in_force, integration_of, integrations,
+    put_integration, put_subscription, subscription_in_force, subscription_of, subscriptions,
 };
 pub use versioned::Versioned;
 

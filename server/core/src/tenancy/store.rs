@@ -40,6 +40,28 @@ const INTEGRATION: Sql = Sql::same(
      from integrations where tenant_no = $1 and source_no = $2 and destination_no = $3
      order by routing_epoch desc limit 1",
 );
+const SUBSCRIPTION_IN_FORCE: Sql = Sql::same(
+    "select product_no, active, update_time, updated_by from product_subscriptions
+     where tenant_no = $1 and product_no = $2 and routing_epoch <= $3
+     order by routing_epoch desc limit 1",
+);
+const SUBSCRIPTION_AFTER: Sql = Sql::same(
+    "select product_no, active, update_time, updated_by from product_subscriptions
+     where tenant_no = $1 and product_no = $2 and routing_epoch > $3
+     order by routing_epoch limit 1",
+);
+const INTEGRATION_IN_FORCE: Sql = Sql::same(
+    "select source_no, destination_no, enabled, reason, update_time, updated_by
+     from integrations where tenant_no = $1 and source_no = $2 and destination_no = $3
+        and routing_epoch <= $4
+     order by routing_epoch desc limit 1",
+);
+const INTEGRATION_AFTER: Sql = Sql::same(
+    "select source_no, destination_no, enabled, reason, update_time, updated_by
+     from integrations where tenant_no = $1 and source_no = $2 and destination_no = $3
+        and routing_epoch > $4
+     order by routing_epoch limit 1",
+);
 const PUT_SUBSCRIPTION: Sql = Sql::same(
     "insert into product_subscriptions (tenant_no, product_no, routing_epoch, active, update_time,
         updated_by)
@@ -58,6 +80,10 @@ pub(super) const STATEMENTS: &[Sql] = &[
     INTEGRATIONS,
     SUBSCRIPTION,
     INTEGRATION,
+    SUBSCRIPTION_IN_FORCE,
+    SUBSCRIPTION_AFTER,
+    INTEGRATION_IN_FORCE,
+    INTEGRATION_AFTER,
     PUT_SUBSCRIPTION,
     PUT_INTEGRATION,
 ];
@@ -251,6 +277,55 @@ pub async fn integration_of(
         || Ok(Integration::unchanged(source, destination)),
         integration,
     )
+}
+
+/// What was set at an epoch, and what it was changed to first after that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce<T> {
+    /// In force at the epoch.
+    pub then: T,
+    /// The next change.
+    pub after: Option<T>,
+}
+
+/// A subscription as it was at an epoch.
+pub async fn subscription_in_force(
+    db: &Db,
+    tenant: &TenantRef,
+    product: ProductNo,
+    epoch: u64,
+) -> Result<InForce<Subscription>> {
+    let read = async |statement: Sql| {
+        let query = db.query(statement).bind(tenant.number());
+        let query = query.bind(product.get()).bind(epoch.cast_signed());
+        let row: Option<SubscriptionRow> = query.optional().await?;
+        row.map(subscription).transpose()
+    };
+    let then = read(SUBSCRIPTION_IN_FORCE).await?;
+    Ok(InForce {
+        then: then.unwrap_or_else(|| Subscription::unchanged(product)),
+        after: read(SUBSCRIPTION_AFTER).await?,
+    })
+}
+
+/// An integration as it was at an epoch.
+pub async fn integration_in_force(
+    db: &Db,
+    tenant: &TenantRef,
+    (source, destination): (ProductNo, ProductNo),
+    epoch: u64,
+) -> Result<InForce<Integration>> {
+    let read = async |statement: Sql| {
+        let query = db.query(statement).bind(tenant.number());
+        let query = query.bind(source.get()).bind(destination.get());
+        let row: Option<IntegrationRow> = query.bind(epoch.cast_signed()).optional().await?;
+        row.map(integration).transpose()
+    };
+    let then = read(INTEGRATION_IN_FORCE).await?;
+    Ok(InForce {
+        then: then.unwrap_or_else(|| Integration::unchanged(source, destination)),
+        after: read(INTEGRATION_AFTER).await?,
+    })
 }
 
 /// Stores a subscription from an epoch on, which [`crate::journal::bump`] gave.

@@ -1,0 +1,514 @@
+//! Answers to "why": what the Explain RPCs of all domains share.
+//!
+//! A domain looks at its checks in their fixed order and adds a [`Finding`] for each to a
+//! [`Checklist`]. What follows from the list is decided here, so that every domain says the same:
+//! - A check is SKIPPED if one that it needs failed or was skipped itself.
+//! - The primary cause is the earliest check that failed.
+//! - What the caller may not see is REDACTED, and nothing else tells of it.
+//! - The verdict is [`Checklist::verdict`].
+//!
+//! Each code has a page in `docs/checks`, which the server has at `/checks/<CODE>`.
+
+use hub_proto::hub::explain::v1::evidence::Value as Seen;
+use hub_proto::hub::explain::v1::{
+    Check, CheckBasis, CheckResult, Evidence, Explanation, Fix, FixActor, Verdict,
+};
+use hub_proto::policy::method_policy;
+use serde_json::Value as Json;
+
+use crate::auth::Scopes;
+use crate::clock::{Micros, timestamp};
+
+/// Longest text of a finding or fix, in bytes; the rest is cut.
+const TEXT_BYTES_MAX: usize = 1024;
+
+/// What a domain found out about one statement.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    check: Check,
+    scope: Option<&'static str>,
+}
+
+impl Finding {
+    /// About a statement, e.g. `Integration psa -> portal is enabled`.
+    fn new(code: &'static str, basis: CheckBasis, title: impl Into<String>) -> Finding {
+        let check = Check {
+            code: code.to_owned(),
+            title: cut(title.into()),
+            basis: basis.into(),
+            ..Check::default()
+        };
+        Finding { check, scope: None }
+    }
+
+    /// Known from what was stored when it happened.
+    pub fn recorded(code: &'static str, title: impl Into<String>) -> Finding {
+        Finding::new(code, CheckBasis::Recorded, title)
+    }
+
+    /// Known from the present state.
+    pub fn current(code: &'static str, title: impl Into<String>) -> Finding {
+        Finding::new(code, CheckBasis::Current, title)
+    }
+
+    /// Known from what a product told.
+    pub fn reported(code: &'static str, title: impl Into<String>) -> Finding {
+        Finding::new(code, CheckBasis::Reported, title)
+    }
+
+    /// Whether the statement held at the moment that is explained.
+    #[must_use]
+    pub fn then(mut self, result: CheckResult) -> Finding {
+        self.check.result = result.into();
+        self
+    }
+
+    /// Whether it holds now.
+    #[must_use]
+    pub fn now(mut self, result: CheckResult) -> Finding {
+        self.check.result_now = result.into();
+        self
+    }
+
+    /// The present state is all that there is: it stands for both.
+    #[must_use]
+    pub fn both(self, result: CheckResult) -> Finding {
+        self.then(result).now(result)
+    }
+
+    /// One sentence with the values seen.
+    #[must_use]
+    pub fn detail(mut self, text: impl Into<String>) -> Finding {
+        self.check.detail = cut(text.into());
+        self
+    }
+
+    /// Codes of checks before this one without which it says nothing.
+    #[must_use]
+    pub fn needs(mut self, codes: &[&'static str]) -> Finding {
+        self.check.needs = codes.iter().map(|code| (*code).to_owned()).collect();
+        self
+    }
+
+    /// Scope without which the caller does not see it.
+    #[must_use]
+    pub fn visible_with(mut self, scope: &'static str) -> Finding {
+        self.scope = Some(scope);
+        self
+    }
+
+    /// A text that was seen; an empty one was not.
+    #[must_use]
+    pub fn saw_text(self, key: &str, value: impl Into<String>) -> Finding {
+        match value.into() {
+            empty if empty.is_empty() => self,
+            text => self.saw(key, Seen::Text(cut(text))),
+        }
+    }
+
+    /// A number that was seen.
+    #[must_use]
+    pub fn saw_number(self, key: &str, value: u64) -> Finding {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.saw(key, Seen::Number(value))
+    }
+
+    /// A time that was seen; 0 was not.
+    #[must_use]
+    pub fn saw_time(self, key: &str, value: Micros) -> Finding {
+        match value {
+            0 => self,
+            at => self.saw(key, Seen::Time(timestamp(at))),
+        }
+    }
+
+    /// A length of time that was seen.
+    #[must_use]
+    pub fn saw_span(self, key: &str, value: Micros) -> Finding {
+        let span = prost_types::Duration {
+            seconds: value.div_euclid(1_000_000),
+            nanos: i32::try_from(value.rem_euclid(1_000_000) * 1000).unwrap_or(0),
+        };
+        self.saw(key, Seen::Span(span))
+    }
+
+    /// The id of something that was seen; an empty one was not.
+    #[must_use]
+    pub fn saw_resource(self, key: &str, id: impl Into<String>) -> Finding {
+        match id.into() {
+            empty if empty.is_empty() => self,
+            id => self.saw(key, Seen::Resource(id)),
+        }
+    }
+
+    fn saw(mut self, key: &str, value: Seen) -> Finding {
+        self.check.evidence.push(Evidence {
+            key: key.to_owned(),
+            value: Some(value),
+        });
+        self
+    }
+}
+
+/// PASS if a statement holds, else FAIL.
+pub fn holds(statement: bool) -> CheckResult {
+    match statement {
+        true => CheckResult::Pass,
+        false => CheckResult::Fail,
+    }
+}
+
+/// How far what is explained has come, as its own state says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It did happen.
+    Done,
+    /// It goes on by itself, unless a check that fails now stops it.
+    UnderWay,
+    /// Nothing goes on.
+    Standing,
+}
+
+/// The checks of an answer, in their order.
+#[derive(Debug, Clone)]
+pub struct Checklist {
+    public_url: String,
+    scopes: Scopes,
+    checks: Vec<Check>,
+    /// How many of them are those of the list that this one branched from.
+    inherited: usize,
+}
+
+/// What an answer says beside its checks.
+#[derive(Debug, Clone)]
+pub struct Conclusion {
+    /// The answer in one sentence.
+    pub summary: String,
+    /// The answer in one word.
+    pub verdict: Verdict,
+    /// What to do, best first.
+    pub fixes: Vec<Fix>,
+    /// The moment that is explained.
+    pub as_of: Micros,
+    /// When to ask again, while it goes on.
+    pub expect_by: Option<Micros>,
+    /// The time.
+    pub now: Micros,
+}
+
+impl Checklist {
+    /// Empty, for a caller with these rights. The pages of checks are below `public_url`.
+    pub fn new(public_url: &str, scopes: &Scopes) -> Checklist {
+        Checklist {
+            public_url: public_url.to_owned(),
+            scopes: scopes.clone(),
+            checks: Vec::new(),
+            inherited: 0,
+        }
+    }
+
+    /// Adds the next check, and returns its results then and now as the caller sees them.
+    pub fn add(&mut self, finding: Finding) -> (CheckResult, CheckResult) {
+        let Finding { mut check, scope } = finding;
+        check.doc_url = format!("{}/checks/{}", self.public_url, check.code);
+        let hidden = scope.filter(|scope| !self.scopes.allow(scope));
+        let missing = check.needs.iter().find(|code| !self.may_go_on(code));
+        if let Some(scope) = hidden {
+            check.result = CheckResult::Redacted.into();
+            check.result_now = CheckResult::Redacted.into();
+            check.detail = format!("Only a key with the scope {scope} sees it.");
+            check.evidence.clear();
+        } else if let Some(missing) = missing {
+            check.result = CheckResult::Skipped.into();
+            if check.detail.is_empty() {
+                check.detail = format!("Not looked at: {missing} did not hold.");
+            }
+        }
+        let results = (check.result(), check.result_now());
+        self.checks.push(check);
+        results
+    }
+
+    /// Whether what needs this check can be looked at.
+    fn may_go_on(&self, code: &str) -> bool {
+        let needed = self.checks.iter().rev().find(|check| check.code == code);
+        debug_assert!(needed.is_some(), "{code} is needed and was not looked at");
+        needed
+            .is_none_or(|check| !matches!(check.result(), CheckResult::Fail | CheckResult::Skipped))
+    }
+
+    /// A list that goes on from this one, e.g. for one of several destinations.
+    pub fn branch(&self) -> Checklist {
+        Checklist {
+            inherited: self.checks.len(),
+            ..self.clone()
+        }
+    }
+
+    /// Adds the checks that a branch of this list has beyond it.
+    pub fn append(&mut self, branch: Checklist) {
+        let own = branch.checks.into_iter().skip(branch.inherited);
+        self.checks.extend(own);
+    }
+
+    /// The earliest check that failed; its needs did not.
+    pub fn primary_cause(&self) -> Option<&Check> {
+        let mut checks = self.checks.iter();
+        checks.find(|check| check.result() == CheckResult::Fail)
+    }
+
+    /// The answer in one word:
+    /// - WORKING: it is done, whatever a check says.
+    /// - BLOCKED: a check fails now. One that held then counts only where another one failed, so
+    ///   that it has to be tried again: what was decided stays decided.
+    /// - IN_PROGRESS: it goes on.
+    /// - FIXED_SINCE: a check failed then, and would pass now.
+    /// - INCONCLUSIVE: none of these.
+    pub fn verdict(&self, progress: Progress) -> Verdict {
+        let failed_then = self.primary_cause().is_some();
+        let stands_in_the_way = |check: &Check| match (check.result(), check.result_now()) {
+            (CheckResult::Fail, now) => now != CheckResult::Pass,
+            (CheckResult::Pass, CheckResult::Fail) => failed_then,
+            (_, now) => now == CheckResult::Fail,
+        };
+        if progress == Progress::Done {
+            Verdict::Working
+        } else if self.checks.iter().any(stands_in_the_way) {
+            Verdict::Blocked
+        } else if progress == Progress::UnderWay {
+            Verdict::InProgress
+        } else if failed_then {
+            Verdict::FixedSince
+        } else {
+            Verdict::Inconclusive
+        }
+    }
+
+    /// The whole answer.
+    pub fn answer(self, conclusion: Conclusion) -> Explanation {
+        let primary_cause = self.primary_cause().map(|check| check.code.clone());
+        Explanation {
+            verdict: conclusion.verdict.into(),
+            summary: cut(conclusion.summary),
+            primary_cause: primary_cause.unwrap_or_default(),
+            checks: self.checks,
+            fixes: conclusion.fixes,
+            as_of: Some(timestamp(conclusion.as_of)),
+            evaluate_time: Some(timestamp(conclusion.now)),
+            expect_by: conclusion.expect_by.map(timestamp),
+        }
+    }
+
+    /// A fix that a call makes: `method` as its policy names it, e.g.
+    /// `hub.platform.v1.Platform/SetIntegration`, and its complete request.
+    pub fn fix(&self, actor: FixActor, title: String, method: &'static str, request: Json) -> Fix {
+        let policy = method_policy(&format!("/{method}"));
+        debug_assert!(policy.is_some(), "there is no method {method}");
+        Fix {
+            title: cut(title),
+            actor: actor.into(),
+            rpc: method.to_owned(),
+            cli: self.command_line(method, &request),
+            request: Some(structure(request)),
+            required_scope: policy.map_or_else(String::new, |policy| policy.scope.to_owned()),
+            affects: 0,
+            destructive: false,
+        }
+    }
+
+    /// A fix for which there is no call.
+    pub fn advice(actor: FixActor, title: String) -> Fix {
+        Fix {
+            title: cut(title),
+            actor: actor.into(),
+            ..Fix::default()
+        }
+    }
+
+    /// For a shell with the key in `HUB_KEY`.
+    fn command_line(&self, method: &str, request: &Json) -> String {
+        let json = request.to_string().replace('\'', r"'\''");
+        format!(
+            "curl -sS -H \"authorization: Bearer $HUB_KEY\" -H 'content-type: application/json' \
+             -d '{json}' {}/{method}",
+            self.public_url
+        )
+    }
+}
+
+/// An object of JSON as a message.
+fn structure(json: Json) -> prost_types::Struct {
+    let fields = match json {
+        Json::Object(fields) => fields,
+        _ => serde_json::Map::new(),
+    };
+    prost_types::Struct {
+        fields: fields
+            .into_iter()
+            .map(|(name, json)| (name, value(json)))
+            .collect(),
+    }
+}
+
+fn value(json: Json) -> prost_types::Value {
+    use prost_types::value::Kind;
+    let kind = match json {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(value) => Kind::BoolValue(value),
+        Json::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        Json::String(value) => Kind::StringValue(value),
+        Json::Array(values) => Kind::ListValue(prost_types::ListValue {
+            values: values.into_iter().map(value).collect(),
+        }),
+        object => Kind::StructValue(structure(object)),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
+/// Shortens on a character boundary, and shows that it did.
+fn cut(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use CheckResult::{Fail, Pass, Redacted, Skipped, Unknown, Unspecified};
+
+    fn list(scopes: &[&str]) -> Checklist {
+        let scopes = Scopes::new(scopes.iter().map(|scope| (*scope).to_owned()));
+        Checklist::new("http://hub.example", &scopes)
+    }
+
+    fn check(code: &'static str, then: CheckResult, now: CheckResult) -> Finding {
+        Finding::recorded(code, "It holds").then(then).now(now)
+    }
+
+    fn results(list: &Checklist) -> Vec<CheckResult> {
+        list.checks.iter().map(Check::result).collect()
+    }
+
+    #[test]
+    fn a_check_is_skipped_when_one_that_it_needs_failed_or_was_skipped() {
+        let mut list = list(&[]);
+        list.add(check("A", Pass, Unspecified));
+        let failed = list.add(check("B", Fail, Fail).needs(&["A"]));
+        // What holds now is told all the same.
+        let skipped = list.add(check("C", Fail, Pass).needs(&["A", "B"]));
+        assert_eq!((failed, skipped), ((Fail, Fail), (Skipped, Pass)));
+        list.add(check("D", Fail, Fail).needs(&["C"]));
+        list.add(check("E", Fail, Fail).needs(&["A"]));
+        assert_eq!(results(&list)[3..], [Skipped, Fail]);
+        assert_eq!(list.checks[2].detail, "Not looked at: B did not hold.");
+        assert_eq!(list.primary_cause().unwrap().code, "B");
+        assert_eq!(list.checks[0].doc_url, "http://hub.example/checks/A");
+    }
+
+    #[test]
+    fn what_is_unknown_or_hidden_keeps_nothing_from_being_looked_at() {
+        let mut list = list(&["hub:diagnostics.read"]);
+        list.add(check("A", Unknown, Unspecified));
+        let secret = check("B", Fail, Fail).visible_with("hub:keys.read");
+        let secret = secret.detail("a secret").saw_text("key", "a secret");
+        assert_eq!(list.add(secret.needs(&["A"])), (Redacted, Redacted));
+        let seen = check("C", Pass, Unspecified).visible_with("hub:diagnostics.read");
+        list.add(seen.needs(&["A", "B"]));
+        assert_eq!(results(&list), [Unknown, Redacted, Pass]);
+        assert!(!format!("{list:?}").contains("a secret"), "{list:?}");
+        assert_eq!(list.primary_cause(), None);
+        assert_eq!(list.verdict(Progress::Standing), Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn the_verdict_follows_from_then_and_now_and_from_what_goes_on() {
+        use Progress::{Done, Standing, UnderWay};
+        let plain = (Pass, Unspecified);
+        for (checks, progress, expected) in [
+            (&[plain][..], Done, Verdict::Working),
+            (&[(Fail, Fail)], Done, Verdict::Working),
+            (&[plain], UnderWay, Verdict::InProgress),
+            (
+                &[plain, (Unknown, Unknown)],
+                Standing,
+                Verdict::Inconclusive,
+            ),
+            (&[(Fail, Fail)], Standing, Verdict::Blocked),
+            (&[(Fail, Unspecified)], UnderWay, Verdict::Blocked),
+            (&[(Fail, Pass)], Standing, Verdict::FixedSince),
+            (&[(Fail, Pass), (Pass, Pass)], Standing, Verdict::FixedSince),
+            // It would be stopped by something else now.
+            (&[(Fail, Pass), (Pass, Fail)], Standing, Verdict::Blocked),
+            (&[(Fail, Unknown)], Standing, Verdict::Blocked),
+            // It was given on again after it had failed.
+            (&[(Fail, Pass)], UnderWay, Verdict::InProgress),
+            // What was decided stays decided.
+            (&[(Pass, Fail)], UnderWay, Verdict::InProgress),
+        ] {
+            let mut list = list(&[]);
+            for (then, now) in checks {
+                list.add(check("A", *then, *now));
+            }
+            assert_eq!(list.verdict(progress), expected, "{checks:?} {progress:?}");
+        }
+    }
+
+    #[test]
+    fn branches_go_on_from_the_same_checks_and_do_not_see_each_other() {
+        let mut all = list(&[]);
+        all.add(check("A", Pass, Unspecified));
+        let (mut one, mut two) = (all.branch(), all.branch());
+        one.add(check("B", Fail, Fail).needs(&["A"]));
+        one.add(check("C", Pass, Pass).needs(&["B"]));
+        two.add(check("B", Pass, Pass).needs(&["A"]));
+        two.add(check("C", Pass, Pass).needs(&["B"]));
+        assert_eq!(one.verdict(Progress::Standing), Verdict::Blocked);
+        assert_eq!(two.verdict(Progress::Done), Verdict::Working);
+        all.append(two);
+        all.append(one);
+        assert_eq!(results(&all), [Pass, Pass, Pass, Fail, Skipped]);
+    }
+
+    #[test]
+    fn a_fix_is_a_complete_call_with_its_scope_and_command_line() {
+        let method = "hub.platform.v1.Platform/SetIntegration";
+        let request = serde_json::json!({"source": "psa", "enabled": true, "reason": "it's on"});
+        let title = "Turn it on".to_owned();
+        let fix = list(&[]).fix(FixActor::Operator, title, method, request);
+        assert_eq!(fix.rpc, method);
+        assert_eq!(fix.required_scope, "hub:integrations.write");
+        let fields = fix.request.unwrap().fields;
+        assert_eq!(fields.len(), 3);
+        assert!(
+            fix.cli
+                .ends_with("http://hub.example/hub.platform.v1.Platform/SetIntegration")
+        );
+        assert!(fix.cli.contains(r#""reason":"it'\''s on""#), "{}", fix.cli);
+    }
+
+    #[test]
+    fn an_answer_tells_its_times_and_its_cause() {
+        let mut checks = list(&[]);
+        checks.add(
+            check("A", Fail, Pass)
+                .saw_time("at", 0)
+                .saw_span("took", 1_500_000),
+        );
+        let verdict = checks.verdict(Progress::Standing);
+        let answer = checks.answer(Conclusion {
+            summary: "x".repeat(5000),
+            verdict,
+            fixes: Vec::new(),
+            as_of: 1_000_000,
+            expect_by: None,
+            now: 2_000_000,
+        });
+        assert_eq!(answer.primary_cause, "A");
+        assert_eq!(answer.summary.len(), TEXT_BYTES_MAX + '…'.len_utf8());
+        assert_eq!(answer.evaluate_time.unwrap().seconds, 2);
+        assert_eq!(answer.checks[0].evidence.len(), 1, "time 0 was not seen");
+    }
+}

@@ -1,0 +1,361 @@
+//! Where an event stands for a subscription. An event that goes its way leaves nothing behind:
+//! where it stands follows from the position of the subscription, and is stored only where that
+//! would say something else.
+//!
+//! The first of these that holds:
+//! 1. A group at work in this process has it: it is not stored yet.
+//! 2. It was settled otherwise than by an ack: there is an exception.
+//! 3. It is among the unsettled ones that were stored.
+//! 4. It was not routed to the subscription.
+//! 5. It is of the hub's own default subscription, which is settled at once.
+//! 6. It is in a range that was never looked at: skipped by a seek, or expired.
+//! 7. The subscription has passed it: it was acknowledged.
+//! 8. The subscription has not reached it. What retention passes before is no longer in the log.
+
+use std::collections::HashMap;
+
+use futures_util::future::{self, BoxFuture};
+use hub_core::clock::{Micros, timestamp};
+use hub_core::error::{Error, Result};
+use hub_core::journal::TenantRef;
+use hub_core::module::Core;
+use hub_proto::hub::event_bus::v1::{EventDelivery, EventDeliveryState, NotRoutedReason};
+
+use crate::groups::Groups;
+use crate::leasing::{self, Key, Phase, Saved, UnsettledState};
+use crate::log_entry::{HUB, Named};
+use crate::routing::Outcome;
+use crate::store::standings::{self as store, Row};
+
+/// What those who work on subscriptions know beyond what is stored.
+pub(crate) trait AtWork: Send + Sync {
+    /// Where an unsettled event stands; none if nobody in this process has it.
+    fn state_of(&self, subscription_id: &str, seq: u64) -> Option<UnsettledState>;
+
+    /// How subscriptions are doing. One that is missing is not at work, as far as is known here.
+    fn doing<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+        ids: &'a [&'a str],
+    ) -> BoxFuture<'a, HashMap<String, Doing>>;
+}
+
+/// How a subscription that is at work is doing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Doing {
+    /// Everything up to here was looked at.
+    pub(crate) cursor: u64,
+    /// Events that were looked at and are not settled.
+    pub(crate) unsettled: u64,
+    /// The oldest of them.
+    pub(crate) oldest_unsettled: Option<u64>,
+    /// There are so many of them that no more are looked at.
+    pub(crate) window_full: bool,
+    /// Names of the consumers that are connected, or pulled of late.
+    pub(crate) members: Vec<String>,
+}
+
+impl AtWork for Groups {
+    fn state_of(&self, subscription_id: &str, seq: u64) -> Option<UnsettledState> {
+        self.find(subscription_id)?.state_of(seq)
+    }
+
+    fn doing<'a>(
+        &'a self,
+        _: &'a TenantRef,
+        ids: &'a [&'a str],
+    ) -> BoxFuture<'a, HashMap<String, Doing>> {
+        let doing = ids.iter().filter_map(|id| {
+            let live = self.live(id)?;
+            let doing = Doing {
+                cursor: live.cursor,
+                unsettled: live.unsettled as u64,
+                oldest_unsettled: live.oldest_unsettled,
+                window_full: live.window_full,
+                members: live.members,
+            };
+            Some(((*id).to_owned(), doing))
+        });
+        Box::pin(future::ready(doing.collect()))
+    }
+}
+
+/// Where an event stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) state: EventDeliveryState,
+    /// Why it was not routed.
+    pub(crate) reason: NotRoutedReason,
+    /// Times it was leased. Of an event that was acknowledged only that it was is known: 1.
+    pub(crate) attempts: u32,
+    /// Error of the last attempt, or why it was skipped.
+    pub(crate) error: String,
+    /// When its retry is due.
+    pub(crate) due: Option<Micros>,
+    /// Last change of state; none where it is not stored.
+    pub(crate) time: Option<Micros>,
+    /// The event that it waits for, of the same key.
+    pub(crate) behind: Option<u64>,
+}
+
+impl Standing {
+    fn new(state: EventDeliveryState) -> Standing {
+        Standing {
+            state,
+            reason: NotRoutedReason::Unspecified,
+            attempts: 0,
+            error: String::new(),
+            due: None,
+            time: None,
+            behind: None,
+        }
+    }
+
+    /// Whether the subscription has it still to do.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        use EventDeliveryState::{InFlight, KeyBlocked, Queued, RetryWait};
+        matches!(self.state, Queued | InFlight | RetryWait | KeyBlocked)
+    }
+
+    /// As the log shows it.
+    pub(crate) fn delivery(self, event_id: &str, named: &Named) -> EventDelivery {
+        EventDelivery {
+            event_id: event_id.to_owned(),
+            subscription_id: named.subscription_id.clone(),
+            product: named.product.clone(),
+            state: self.state.into(),
+            attempts: self.attempts,
+            last_error: self.error,
+            next_attempt_time: self.due.map(timestamp),
+            update_time: self.time.map(timestamp),
+            not_routed_reason: self.reason.into(),
+        }
+    }
+}
+
+/// Where events of one tenant stand: read for many of them at once, all of one moment.
+pub(crate) struct Standings<'a> {
+    at_work: &'a dyn AtWork,
+    subscriptions: HashMap<String, Known>,
+}
+
+/// What is stored about a subscription.
+#[derive(Debug, Default)]
+struct Known {
+    cursor: u64,
+    unsettled: Vec<Saved>,
+    /// Keys that failed events hold back; read only if an event may be blocked by one.
+    held: HashMap<Key, u64>,
+    exceptions: HashMap<u64, Standing>,
+    ranges: Vec<(u64, u64, Standing)>,
+}
+
+impl<'a> Standings<'a> {
+    /// Reads what is stored about events, for all subscriptions or for one.
+    /// Errors: `STORE_BUSY`.
+    pub(crate) async fn load(
+        core: &Core,
+        tenant: &TenantRef,
+        at_work: &'a dyn AtWork,
+        subscription_id: Option<&str>,
+        seqs: &[u64],
+    ) -> Result<Standings<'a>> {
+        let mut standings = Standings {
+            at_work,
+            subscriptions: HashMap::new(),
+        };
+        if seqs.is_empty() {
+            return Ok(standings);
+        }
+        for (id, row) in store::of(&core.db, tenant, subscription_id, seqs).await? {
+            let known = standings.subscriptions.entry(id).or_default();
+            known.add(row)?;
+        }
+        for (id, known) in &mut standings.subscriptions {
+            if known.may_be_held(seqs) {
+                let failed = EventDeliveryState::Failed as i64;
+                let held = store::held(&core.db, tenant, id, failed).await?;
+                known.held = held.into_iter().map(|(key, seq)| (Key(key), seq)).collect();
+            }
+        }
+        Ok(standings)
+    }
+
+    /// Where one of the events stands at a destination that is named for it.
+    pub(crate) fn of(&self, named: &Named, seq: u64, recorded: Micros) -> Standing {
+        if let Some(state) = self.at_work.state_of(&named.subscription_id, seq) {
+            return of_group(state, recorded);
+        }
+        let known = self.subscriptions.get(&named.subscription_id);
+        let stored = known.and_then(|known| known.stored(seq, recorded));
+        if let Some(standing) = stored {
+            return standing;
+        }
+        let plain = |state| Standing {
+            time: Some(recorded),
+            ..Standing::new(state)
+        };
+        if let Outcome::NotRouted(reason) = named.outcome {
+            return Standing {
+                reason,
+                ..plain(EventDeliveryState::NotRouted)
+            };
+        }
+        if named.product == HUB && named.is_default {
+            return plain(EventDeliveryState::Delivered);
+        }
+        if let Some(range) = known.and_then(|known| known.range(seq)) {
+            return range;
+        }
+        if known.is_some_and(|known| seq <= known.cursor) {
+            return Standing {
+                attempts: 1,
+                ..Standing::new(EventDeliveryState::Delivered)
+            };
+        }
+        plain(EventDeliveryState::Queued)
+    }
+
+    /// What is said of an event in spite of its routing, by subscription: for events whose routing
+    /// is not known any more.
+    pub(crate) fn exceptional(&self, seq: u64) -> Vec<(&str, Standing)> {
+        let known = self.subscriptions.iter();
+        let mut found: Vec<_> = known
+            .filter_map(|(id, known)| {
+                let exception = known.exceptions.get(&seq).cloned();
+                let standing = exception.or_else(|| known.range(seq))?;
+                Some((id.as_str(), standing))
+            })
+            .collect();
+        found.sort_unstable_by_key(|(id, _)| *id);
+        found
+    }
+
+    /// Up to where a subscription has looked at events; none if it never did.
+    pub(crate) fn cursor(&self, subscription_id: &str) -> Option<u64> {
+        let known = self.subscriptions.get(subscription_id)?;
+        Some(known.cursor)
+    }
+}
+
+impl Known {
+    fn add(&mut self, row: Row) -> Result<()> {
+        match row {
+            Row::Position { cursor, unsettled } => {
+                self.cursor = cursor;
+                self.unsettled = leasing::unpack(&unsettled).map_err(Error::internal)?;
+            }
+            Row::Exception {
+                seq,
+                state,
+                attempts,
+                error,
+                time,
+            } => {
+                let standing = Standing {
+                    attempts,
+                    error,
+                    time: Some(time),
+                    ..Standing::new(state_of(state)?)
+                };
+                self.exceptions.insert(seq, standing);
+            }
+            Row::Range {
+                from,
+                to,
+                state,
+                time,
+            } => {
+                let standing = Standing {
+                    time: Some(time),
+                    ..Standing::new(state_of(state)?)
+                };
+                self.ranges.push((from, to, standing));
+            }
+        }
+        Ok(())
+    }
+
+    fn saved(&self, seq: u64) -> Option<&Saved> {
+        let at = self.unsettled.binary_search_by_key(&seq, |saved| saved.seq);
+        at.ok().map(|at| &self.unsettled[at])
+    }
+
+    /// Whether it takes the held keys to say where one of these events stands.
+    fn may_be_held(&self, seqs: &[u64]) -> bool {
+        let mut saved = seqs.iter().filter_map(|seq| self.saved(*seq));
+        saved.any(|saved| saved.key.is_some() && !saved.in_flight && saved.due == 0)
+    }
+
+    /// By an exception, or as one of the unsettled events.
+    fn stored(&self, seq: u64, recorded: Micros) -> Option<Standing> {
+        if let Some(exception) = self.exceptions.get(&seq) {
+            return Some(exception.clone());
+        }
+        let saved = self.saved(seq)?;
+        let phase = match self.behind(saved) {
+            _ if saved.in_flight => Phase::InFlight { until: 0 },
+            _ if saved.due != 0 => Phase::RetryWait { due: saved.due },
+            Some(behind) => Phase::KeyBlocked { behind },
+            None => Phase::Queued,
+        };
+        let state = UnsettledState {
+            phase,
+            attempts: saved.attempts + u32::from(saved.in_flight),
+            error: Some(saved.error.clone()),
+            redelivery: saved.redelivery,
+        };
+        Some(of_group(state, recorded))
+    }
+
+    /// The event of the same key that has to be settled before.
+    fn behind(&self, saved: &Saved) -> Option<u64> {
+        let key = saved.key?;
+        let earlier = self.unsettled.iter().take_while(|one| one.seq < saved.seq);
+        let mut earlier = earlier.filter(|one| one.key == Some(key));
+        let head = earlier.next().map(|one| one.seq);
+        let holder = self.held.get(&key).copied().filter(|seq| *seq < saved.seq);
+        head.into_iter().chain(holder).min()
+    }
+
+    fn range(&self, seq: u64) -> Option<Standing> {
+        let mut ranges = self.ranges.iter();
+        let found = ranges.find(|(from, to, _)| (*from..=*to).contains(&seq));
+        found.map(|(_, _, standing)| standing.clone())
+    }
+}
+
+/// Where an unsettled event stands. When it came there is stored only of one that nobody touched.
+fn of_group(state: UnsettledState, recorded: Micros) -> Standing {
+    let plain = match state.phase {
+        Phase::Queued => Standing::new(EventDeliveryState::Queued),
+        Phase::InFlight { .. } => Standing::new(EventDeliveryState::InFlight),
+        Phase::KeyBlocked { behind } => Standing {
+            behind: Some(behind),
+            ..Standing::new(EventDeliveryState::KeyBlocked)
+        },
+        Phase::RetryWait { due } => Standing {
+            due: Some(due),
+            ..Standing::new(EventDeliveryState::RetryWait)
+        },
+    };
+    let untouched = state.phase == Phase::Queued && state.attempts == 0 && !state.redelivery;
+    Standing {
+        attempts: state.attempts,
+        error: state
+            .error
+            .as_deref()
+            .map(str::to_owned)
+            .unwrap_or_default(),
+        time: untouched.then_some(recorded),
+        ..plain
+    }
+}
+
+fn state_of(number: i64) -> Result<EventDeliveryState> {
+    let number = i32::try_from(number).map_err(Error::internal)?;
+    EventDeliveryState::try_from(number).map_err(Error::internal)
+}
+
+#[cfg(test)]
+mod tests;
