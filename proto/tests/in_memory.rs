@@ -60,7 +60,7 @@ impl EventBus for Bus {
     async fn consume(
         &self,
         request: Request<Streaming<bus::ConsumeRequest>>,
-    ) -> Result<Response<BoxStream<bus::ConsumeResponse>>, Status> {
+    ) -> Result<Response<BoxStream<wire::ConsumeResponse>>, Status> {
         let mut frames = request.into_inner();
         while frames.message().await?.is_some() {}
         Ok(Response::new(Box::pin(tokio_stream::empty())))

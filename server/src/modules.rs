@@ -38,6 +38,7 @@ pub const BUILT: &[&str] = &[
     "hub.event_bus.v1.EventBus/PublishStream",
     "hub.event_bus.v1.EventBus/Pull",
     "hub.event_bus.v1.EventBus/PutEventType",
+    "hub.event_bus.v1.EventBus/Redeliver",
     "hub.event_bus.v1.EventBus/Subscribe",
     "hub.platform.v1.Platform/ControlJob",
     "hub.platform.v1.Platform/CreateTenant",

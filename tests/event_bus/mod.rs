@@ -15,6 +15,7 @@ mod processes;
 mod publish;
 mod publish_refusals;
 mod publish_stream;
+mod redeliver;
 mod retention;
 mod standings;
 mod stream_ends;

@@ -40,6 +40,8 @@ const FRAME_BYTES_MAX: usize = 1 << 20;
 const FRAME_EVENTS_MAX: usize = 1000;
 /// Events that one tenant gets before it is another's turn.
 const TURN_EVENTS_MAX: usize = 64;
+/// How long a client waits before it connects again to a server that was stopped.
+const DRAINED_PAUSE: Duration = Duration::from_millis(500);
 /// Batches of acks that may wait to be on disk.
 const CONFIRMING_MAX: usize = 64;
 
@@ -169,7 +171,7 @@ impl Session {
             biased;
             Some(results) = self.confirming.next() => self.answer(results),
             () = self.core.draining.cancelled() => {
-                self.close(ClosingReason::Draining, Duration::from_millis(500));
+                self.close(ClosingReason::Draining, DRAINED_PAUSE);
             }
             frame = self.inbound.message(), if takes => match frame? {
                 Some(ConsumeRequest { frame }) => self.take(frame).await?,
@@ -344,7 +346,10 @@ impl Session {
                 caught_up.then(|| Frame::CaughtUp(CaughtUp::default()))
             }
             (News::Closed, At::One(_)) => {
-                self.close(ClosingReason::Moved, Duration::ZERO);
+                match self.core.draining.is_cancelled() {
+                    true => self.close(ClosingReason::Draining, DRAINED_PAUSE),
+                    false => self.close(ClosingReason::Moved, Duration::ZERO),
+                }
                 None
             }
         };

@@ -231,3 +231,14 @@ pub(crate) fn subscription_not_found(subscription_id: &str) -> Error {
     Error::new(Code::NotFound, DOMAIN, "SUBSCRIPTION_NOT_FOUND", message)
         .with("subscriptionId", subscription_id)
 }
+
+/// A call that could touch everything names nothing (`FILTER_EMPTY`).
+pub(crate) fn filter_empty() -> Error {
+    let message = "Neither ids nor a filter say which events. Give one of them.";
+    Error::new(
+        Code::InvalidArgument,
+        hub_core::error::CORE,
+        "FILTER_EMPTY",
+        message,
+    )
+}

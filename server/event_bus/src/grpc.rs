@@ -11,7 +11,7 @@ use hub_proto::hub::event_bus::v1::{
     EraseEventsResponse, EventType, GetEventRequest, GetEventResponse, ListEventTypesRequest,
     ListEventTypesResponse, ListEventsRequest, ListEventsResponse, PublishResponse,
     PublishStreamResponse, PullRequest, PutEventTypeRequest, PutEventTypeResponse,
-    SubscribeRequest,
+    RedeliverRequest, RedeliverResponse, SubscribeRequest,
 };
 use hub_proto::server::event_bus_server::EventBus;
 use hub_proto::wire::{
@@ -26,6 +26,7 @@ use crate::event_types::{self, Catalogues};
 use crate::groups::Groups;
 use crate::publish::{self, Publisher};
 use crate::publish_stream::PublishSession;
+use crate::redelivery::Redelivery;
 use crate::routing::Configurations;
 use crate::subscribe::Reader;
 use crate::{erase, log, log_list, pull};
@@ -37,6 +38,7 @@ pub(crate) struct Service {
     pub(crate) configurations: Configurations,
     pub(crate) catalogues: Arc<Catalogues>,
     pub(crate) groups: Arc<Groups>,
+    pub(crate) redelivery: Redelivery,
 }
 
 #[tonic::async_trait]
@@ -155,6 +157,15 @@ impl EventBus for Service {
         let (core, configurations) = (&self.core, &self.configurations);
         let page = log_list::list(core, configurations, at_work, &caller, request).await?;
         Ok(Response::new(page))
+    }
+
+    async fn redeliver(
+        &self,
+        request: Request<RedeliverRequest>,
+    ) -> Result<Response<RedeliverResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let started = self.redelivery.start(&caller, request.into_inner()).await?;
+        Ok(Response::new(started))
     }
 
     async fn erase_events(

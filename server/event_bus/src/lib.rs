@@ -33,6 +33,7 @@ mod own_subscriptions;
 pub mod publish;
 mod publish_stream;
 mod pull;
+mod redelivery;
 mod retention;
 mod routes;
 pub mod routing;
@@ -64,11 +65,15 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
     let catalogues = Arc::new(Catalogues::new(core));
     let configurations = Configurations::new(core, catalogues.clone());
     let groups = begin_delivery(core, &configurations);
+    let redelivery = redelivery::Redelivery::new(&groups);
+    core.jobs
+        .register(redelivery::KIND, Arc::new(redelivery.clone()));
     let service = grpc::Service {
         core: core.clone(),
         authenticator,
         configurations,
         catalogues,
+        redelivery: redelivery.clone(),
         groups,
     };
     begin_workers(core);

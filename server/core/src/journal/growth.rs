@@ -139,7 +139,9 @@ mod tests {
         let (one, two) = (Arc::new(Growth::default()), Arc::new(Growth::default()));
         growths.add(&one);
         growths.add(&two);
-        [3, 2, 3, 0].map(|tenant_no| growths.tell(tenant_no));
+        for tenant_no in [3, 2, 3, 0] {
+            growths.tell(tenant_no);
+        }
         assert_eq!(one.next().await, BTreeSet::from([2, 3]));
         growths.tell(4);
         assert_eq!(one.next().await, BTreeSet::from([4]));

@@ -1,0 +1,427 @@
+//! Redeliver: events that are settled are delivered again, by today's routing.
+//!
+//! A call makes a job, and the job works back through the log, a page at a time. An event that is
+//! still to be delivered is left alone, so that a chunk that is done twice delivers nothing twice.
+
+mod parameters;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hub_core::audit::{self, Changes};
+use hub_core::auth::Caller;
+use hub_core::error::{Error, Result};
+use hub_core::jobs::{Chunk, Ended, Kind, NewJob, Next, Run, Working};
+use hub_core::journal::TenantRef;
+use hub_core::replay::{Begun, Call};
+use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
+use hub_proto::hub::event_bus::v1::{
+    EventDelivery, EventDeliveryState, EventLogEntry, EventLogFilter, RedeliverRequest,
+    RedeliverResponse,
+};
+use prost::Message;
+
+use crate::group::{Group, key_of, ordering_key};
+use crate::groups::{Groups, Place};
+use crate::log_entry::HUB;
+use crate::log_list::{self, Asking};
+use crate::routing::{self, Configuration, Event, Outcome};
+use crate::visibility::Viewer;
+use crate::{default_subscriptions, error, log, subscriptions};
+use parameters::{Parameters, Progress};
+
+/// Name of the kind of job.
+pub(crate) const KIND: &str = "event_bus.redeliver";
+/// Full name of the call, for the audit log and for retries.
+const ACTION: &str = "hub.event_bus.v1.EventBus/Redeliver";
+/// Speed of a job that does not say one, in deliveries a second.
+const PER_SECOND: u32 = 100;
+/// Events that a call looks at to count what matches; with more, the count is a lower bound.
+const COUNTED_EVENTS_MAX: usize = 100_000;
+/// Events of one page of the log.
+const PAGE_EVENTS: usize = 200;
+
+/// Starts jobs, and works them off.
+#[derive(Clone)]
+pub(crate) struct Redelivery {
+    groups: Arc<Groups>,
+}
+
+/// A settled delivery that is to be done again.
+struct Target {
+    subscription_id: String,
+    product: String,
+    /// By its position alone it counts as delivered.
+    derived_delivered: bool,
+}
+
+impl Redelivery {
+    pub(crate) fn new(groups: &Arc<Groups>) -> Redelivery {
+        Redelivery {
+            groups: groups.clone(),
+        }
+    }
+
+    /// Counts what matches, and makes the job unless it is a dry run.
+    ///
+    /// Errors: `FILTER_EMPTY`, `FIELD_INVALID`, `EVENT_NOT_FOUND`, `SUBSCRIPTION_NOT_FOUND`,
+    /// `REQUEST_ID_REUSED`, `QUOTA_EXCEEDED`.
+    pub(crate) async fn start(
+        &self,
+        caller: &Caller,
+        mut request: RedeliverRequest,
+    ) -> Result<RedeliverResponse> {
+        let request_id = std::mem::take(&mut request.request_id);
+        let call = Call::new(caller, ACTION, &request_id, &request);
+        check(&request)?;
+        self.check_subscription(caller, &request.subscription_id)
+            .await?;
+        let matched = self.count(caller, &request).await?;
+        if request.dry_run {
+            return Ok(RedeliverResponse { matched, job: None });
+        }
+        self.make(caller, &request, matched, call).await
+    }
+
+    async fn make(
+        &self,
+        caller: &Caller,
+        request: &RedeliverRequest,
+        matched: u64,
+        call: Option<Call>,
+    ) -> Result<RedeliverResponse> {
+        let core = &self.groups.parts().core;
+        let (tenant, now) = (caller.tenant()?, core.clock.now());
+        let mut tx = core.db.begin().await?;
+        if let Some(call) = &call
+            && let Begun::Again(answer) = call.begin(&mut tx, &core.sealer, now).await?
+        {
+            return answer.decode();
+        }
+        let resource = match request.subscription_id.as_str() {
+            "" => "events",
+            id => id,
+        };
+        let max_per_second = match request.max_per_second {
+            0 => PER_SECOND,
+            most => most,
+        };
+        let new = NewJob {
+            kind: KIND,
+            resource: resource.to_owned(),
+            total: i64::try_from(matched).unwrap_or(i64::MAX),
+            dry_run: false,
+            max_per_second,
+            parameters: Parameters::of(caller, request).encode(),
+            created_by: caller.key_id.to_string(),
+        };
+        let job = core.jobs.create(&mut tx, tenant, new).await?;
+        let change = audit::Change {
+            caller,
+            action: ACTION,
+            resource: &job.job_id,
+            changes: Changes::new()
+                .field("matched", "", matched)
+                .field("resource", "", resource),
+            time: now,
+        };
+        audit::record(&mut tx, tenant, change).await?;
+        let answer = RedeliverResponse {
+            matched,
+            job: Some(job.to_proto()),
+        };
+        if let Some(call) = &call {
+            let message = answer.encode_to_vec();
+            call.finish(&mut tx, &core.sealer, message, None).await?;
+        }
+        tx.commit().await?;
+        core.jobs.wake();
+        Ok(answer)
+    }
+
+    /// Errors: `SUBSCRIPTION_NOT_FOUND`.
+    async fn check_subscription(&self, caller: &Caller, id: &str) -> Result<()> {
+        if id.is_empty() {
+            return Ok(());
+        }
+        let parts = self.groups.parts();
+        let (core, configurations) = (&parts.core, &parts.configurations);
+        let found =
+            subscriptions::resolve(core, configurations, caller.tenant()?, None, id).await?;
+        match Viewer::of(caller).sees_product(&found.product) {
+            true => Ok(()),
+            false => Err(error::subscription_not_found(id)),
+        }
+    }
+
+    /// How many deliveries match, as far as they are counted.
+    async fn count(&self, caller: &Caller, request: &RedeliverRequest) -> Result<u64> {
+        let (mut matched, mut examined, mut before) = (0, 0, None);
+        loop {
+            let page = self.page(caller, request, before).await?;
+            for entry in &page.entries {
+                matched += self.targets(caller, request, entry).await?.len() as u64;
+            }
+            let Some(next) = page.next else {
+                return Ok(matched);
+            };
+            let from = before.unwrap_or(next);
+            examined += usize::try_from(from - next).unwrap_or(0).max(1);
+            if examined >= COUNTED_EVENTS_MAX {
+                return Ok(matched);
+            }
+            before = Some(next);
+        }
+    }
+
+    /// Entries of the log that are asked for, before a position.
+    async fn page(
+        &self,
+        caller: &Caller,
+        request: &RedeliverRequest,
+        before: Option<u64>,
+    ) -> Result<Page> {
+        let parts = self.groups.parts();
+        let (core, configurations) = (&parts.core, &parts.configurations);
+        if !request.event_ids.is_empty() {
+            let mut entries = Vec::new();
+            for id in ids(request, before) {
+                let asked = Some(Asked::EventId(id.clone()));
+                let at_work = &*self.groups;
+                entries.push(log::get(core, configurations, at_work, caller, asked).await?);
+            }
+            let next = before.unwrap_or(0) + entries.len() as u64;
+            let more = next < request.event_ids.len() as u64;
+            let next = more.then_some(next);
+            return Ok(Page { entries, next });
+        }
+        let wanted = request.filter.clone().unwrap_or_default();
+        let asking = Asking {
+            wanted: &wanted,
+            before,
+            size: PAGE_EVENTS,
+            omit_data: false,
+            examined_max: usize::MAX,
+        };
+        let found = log_list::find(core, configurations, &*self.groups, caller, asking).await?;
+        Ok(Page {
+            entries: found.entries,
+            next: found.more.then_some(found.before),
+        })
+    }
+
+    /// Where an event goes today and is settled.
+    async fn targets(
+        &self,
+        caller: &Caller,
+        request: &RedeliverRequest,
+        entry: &EventLogEntry,
+    ) -> Result<Vec<Target>> {
+        let tenant = caller.tenant()?;
+        let present = self.groups.parts().configurations.current(tenant).await?;
+        let viewer = Viewer::of(caller);
+        let states = request
+            .filter
+            .as_ref()
+            .map_or(&[][..], |filter| &filter.states);
+        let of_filter = request
+            .filter
+            .as_ref()
+            .map_or("", |filter| &filter.subscription_id);
+        let mut targets = today(tenant, &present, entry);
+        targets.retain(|target| {
+            let delivery = entry.deliveries.iter();
+            let delivery = delivery
+                .into_iter()
+                .find(|one| one.subscription_id == target.subscription_id);
+            let asked = |id: &str| id.is_empty() || id == target.subscription_id;
+            let state = delivery.map(EventDelivery::state);
+            viewer.sees_product(&target.product)
+                && asked(&request.subscription_id)
+                && asked(of_filter)
+                && state.is_none_or(is_settled)
+                && (states.is_empty()
+                    || delivery.is_some_and(|delivery| states.contains(&delivery.state)))
+        });
+        for target in &mut targets {
+            let mut deliveries = entry.deliveries.iter();
+            let state = deliveries
+                .find(|one| one.subscription_id == target.subscription_id)
+                .map(EventDelivery::state);
+            target.derived_delivered = matches!(
+                state,
+                Some(EventDeliveryState::Delivered | EventDeliveryState::Failed)
+            );
+        }
+        Ok(targets)
+    }
+
+    /// Delivers again what a page names; at most `left` deliveries.
+    async fn work(&self, run: &Run) -> Result<Ended> {
+        let parameters = Parameters::decode(run.parameters())?;
+        let caller = parameters.caller(run.job(), run.tenant());
+        let request = &parameters.request;
+        let progress = Progress::decode(run.progress())?;
+        let page = self.page(&caller, request, progress.before).await?;
+        let mut chunk = Chunk::default();
+        let mut waits: BTreeMap<u64, (Arc<Group>, u64)> = BTreeMap::new();
+        let mut at = progress.skip;
+        let entries = page.entries.iter().skip(progress.skip);
+        for entry in entries {
+            if chunk.done >= i64::try_from(run.items_max()).unwrap_or(i64::MAX) {
+                break;
+            }
+            for target in self.targets(&caller, request, entry).await? {
+                let outcome = self.again(run.tenant(), entry, &target, &mut waits).await?;
+                *chunk.counters.entry(outcome.to_owned()).or_default() += 1;
+                chunk.done += 1;
+            }
+            at += 1;
+        }
+        // The progress says that they are unsettled, so that has to be on disk before.
+        for (group, generation) in waits.values() {
+            group.saved(*generation).await?;
+        }
+        let next = match (at < page.entries.len(), page.next) {
+            (true, _) => Progress {
+                skip: at,
+                ..progress
+            },
+            (false, Some(before)) => Progress {
+                before: Some(before),
+                skip: 0,
+            },
+            (false, None) => {
+                chunk.next = Next::Finished;
+                progress
+            }
+        };
+        chunk.progress = Some(next.encode());
+        Ok(Ended::Unsaved(chunk))
+    }
+
+    /// Queues one event for one subscription.
+    async fn again(
+        &self,
+        tenant: &TenantRef,
+        entry: &EventLogEntry,
+        target: &Target,
+        waits: &mut BTreeMap<u64, (Arc<Group>, u64)>,
+    ) -> Result<&'static str> {
+        let parts = self.groups.parts();
+        let (core, configurations) = (&parts.core, &parts.configurations);
+        let (product, id) = (Some(target.product.as_str()), &target.subscription_id);
+        let settings = subscriptions::resolve(core, configurations, tenant, product, id).await?;
+        let Place::Here(group) = self.groups.open(tenant, settings).await? else {
+            let what = "The subscription is at work on another server";
+            return Err(Error::store_busy(what, "moved"));
+        };
+        let record = entry.record.as_ref();
+        let (seq, bytes) = record.map_or((0, 0), |record| (record.sequence, record.encoded_len()));
+        let event = record.and_then(|record| record.event.as_ref());
+        let event = event.map_or_else(Bytes::new, |event| event.encode_to_vec().into());
+        let key = ordering_key(event).map(|key| key_of(&key));
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let (again, generation) = group.redeliver(seq, key, bytes, target.derived_delivered);
+        if !again {
+            return Ok("unchanged");
+        }
+        waits.insert(group.number, (group, generation));
+        Ok("queued")
+    }
+}
+
+impl Kind for Redelivery {
+    fn chunk<'a>(&'a self, run: &'a Run) -> Working<'a> {
+        Box::pin(self.work(run))
+    }
+}
+
+/// A page of the log, and where the next one begins.
+struct Page {
+    entries: Vec<EventLogEntry>,
+    next: Option<u64>,
+}
+
+/// Errors: `FILTER_EMPTY`, `FIELD_INVALID`.
+fn check(request: &RedeliverRequest) -> Result<()> {
+    let filter = request.filter.clone().unwrap_or_default();
+    match (
+        request.event_ids.is_empty(),
+        filter == EventLogFilter::default(),
+    ) {
+        (true, true) => Err(error::filter_empty()),
+        (false, false) => Err(Error::field("filter", "cannot be given together with ids")),
+        _ => Ok(()),
+    }
+}
+
+/// The next ids of a request.
+fn ids(request: &RedeliverRequest, before: Option<u64>) -> &[String] {
+    let all = &request.event_ids;
+    let from = usize::try_from(before.unwrap_or(0)).unwrap_or(usize::MAX);
+    let from = from.min(all.len());
+    &all[from..all.len().min(from + PAGE_EVENTS)]
+}
+
+fn is_settled(state: EventDeliveryState) -> bool {
+    use EventDeliveryState::{Delivered, Failed, NotRouted, Skipped};
+    matches!(state, Delivered | Failed | Skipped | NotRouted)
+}
+
+/// The subscriptions that an event would go to if it were published now.
+fn today(tenant: &TenantRef, present: &Configuration, entry: &EventLogEntry) -> Vec<Target> {
+    let Some(record) = &entry.record else {
+        return Vec::new();
+    };
+    let Some(event) = &record.event else {
+        return Vec::new();
+    };
+    let about = Event {
+        kind: &event.r#type,
+        source: &record.product,
+    };
+    let bytes = Bytes::from(event.encode_to_vec());
+    let destinations =
+        routing::destinations(present, about, None, |filter| filter.takes(about, &bytes));
+    let flowing = destinations.into_iter().filter(|destination| {
+        let hub = destination.product == HUB && destination.subscription.is_none();
+        destination.outcome == Outcome::Flows && !hub
+    });
+    flowing
+        .map(|destination| Target {
+            subscription_id: match destination.subscription {
+                Some(own) => own.subscription_id.clone(),
+                None => default_subscriptions::id(tenant, destination.product),
+            },
+            product: destination.product.to_owned(),
+            derived_delivered: false,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_or_a_filter_are_given_and_not_both() {
+        let ids = RedeliverRequest {
+            event_ids: vec!["evt_1".to_owned()],
+            ..RedeliverRequest::default()
+        };
+        let filter = EventLogFilter {
+            subscription_id: "sub_1".to_owned(),
+            ..EventLogFilter::default()
+        };
+        assert!(check(&ids).is_ok());
+        let reason = |request: &RedeliverRequest| check(request).unwrap_err().reason();
+        assert_eq!(reason(&RedeliverRequest::default()), "FILTER_EMPTY");
+        let both = RedeliverRequest {
+            filter: Some(filter),
+            ..ids
+        };
+        assert_eq!(reason(&both), "FIELD_INVALID");
+    }
+}
