@@ -64,21 +64,21 @@ const CONTROL: Sql = Sql::same(
 // has was left behind by a process that is gone.
 const NEXT: Sql = Sql::each(
     "select job_id, due from (
-         select job_id, due, owner, lease_end,
+         select job_id, due, owner, lease_end, claim_time,
              max(claim_time) over (partition by tenant_no) as served
          from jobs where complete_time is null and state in (1, 2)
              and kind in (select value from json_each($1))) as unfinished
      where owner = '' or lease_end <= $2 or ($3 and owner <> $4)
      order by case when due <= $2 then 0 else 1 end, case when due <= $2 then served else due end,
-         due, job_id limit $5",
+         due, claim_time, job_id limit $5",
     "select job_id, due from (
-         select job_id, due, owner, lease_end,
+         select job_id, due, owner, lease_end, claim_time,
              max(claim_time) over (partition by tenant_no) as served
          from jobs where complete_time is null and state in (1, 2)
              and kind in (select jsonb_array_elements_text(cast($1 as jsonb)))) as unfinished
      where owner = '' or lease_end <= $2 or ($3 and owner <> $4)
      order by case when due <= $2 then 0 else 1 end, case when due <= $2 then served else due end,
-         due, job_id limit $5",
+         due, claim_time, job_id limit $5",
 );
 // An owner that is named still did not come to the end of its chunk.
 const CLAIM: Sql = Sql::same(concat!(
