@@ -160,7 +160,7 @@ async fn faults(plan: &Plan, hubs: &mut Hubs, journal: &mut Journal) {
 async fn subscribe(hubs: &Hubs, parties: &[Party], journal: &mut Journal) -> Vec<Vec<Durable>> {
     let mut all = Vec::new();
     for party in parties {
-        let durables = match modules::is_built("hub.event_bus.v1.EventBus/Consume") {
+        let durables = match modules::is_built("hub.event_bus.v1.EventBus/CreateSubscription") {
             true => party.subscribe(|key| connect(hubs, key)).await,
             false => Vec::new(),
         };
