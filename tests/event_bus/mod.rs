@@ -7,6 +7,7 @@ mod filters;
 mod frames;
 mod log;
 mod own_subscriptions;
+mod owner;
 mod positions;
 mod processes;
 mod publish;
@@ -15,6 +16,10 @@ mod publish_stream;
 mod retention;
 mod stream_ends;
 mod subscribe;
+mod subscriptions;
+mod subscriptions_routing;
+mod subscriptions_seek;
+mod subscriptions_status;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -54,6 +54,8 @@ pub struct Limits {
     pub listing_events_max: usize,
     /// What a page of the event log reads of the database before it ends, full or not.
     pub listing_bytes_max: usize,
+    /// Durable subscriptions that the products of one tenant may make.
+    pub subscriptions_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     pub identities_window: Duration,
     /// How long a key that was looked up is believed.
@@ -91,6 +93,7 @@ impl Default for Limits {
             identities_unindexed_max: 4_000_000,
             listing_events_max: 10_000,
             listing_bytes_max: 64 * MIB,
+            subscriptions_max: 1000,
             identities_window: Duration::from_secs(8 * 24 * 3600),
             key_cache_ttl: Duration::from_secs(5),
             key_cache_max: 100_000,

@@ -20,16 +20,20 @@ pub mod leasing;
 mod log;
 mod log_entry;
 mod log_list;
+mod matching;
 mod own_subscriptions;
+pub mod owners;
 pub mod publish;
 mod publish_stream;
 mod retention;
 mod routes;
 pub mod routing;
 mod schema;
+mod seek;
 mod start;
 mod store;
 mod subscribe;
+mod subscription_status;
 pub mod subscriptions;
 mod visibility;
 
@@ -41,16 +45,21 @@ use hub_core::module::{Core, Module};
 use hub_proto::server::event_bus_server::EventBusServer;
 
 use event_types::Catalogues;
+use owners::{Nobody, Owners};
 use routing::Configurations;
 pub use store::{STATEMENTS, migrations};
+use subscriptions::Subscriptions;
 
 /// The service, ready to be served. `authenticator` is asked again while streams run.
 pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
     let catalogues = Arc::new(Catalogues::new(core));
+    let configurations = Configurations::new(core, catalogues.clone());
+    let owners: Arc<dyn Owners> = Arc::new(Nobody);
     let service = grpc::Service {
         core: core.clone(),
         authenticator,
-        configurations: Configurations::new(core, catalogues.clone()),
+        subscriptions: Subscriptions::new(core, configurations.clone(), owners),
+        configurations,
         catalogues,
     };
     begin_workers(core);
@@ -81,6 +90,12 @@ fn begin_workers(core: &Core) {
             async move { default_subscriptions::make_missing(&core).await }
         },
     );
+    let sweeping = core.clone();
+    let interval = subscriptions::SWEEP_INTERVAL;
+    workers.every("deleted-subscriptions", interval, move || {
+        let core = sweeping.clone();
+        async move { subscriptions::sweep(&core).await }
+    });
 }
 
 /// A stream speaks a little before the promised time, so that a slow network does not break it.

@@ -20,7 +20,7 @@ use crate::routing::{self, Configuration, Configurations, Destination, Outcome};
 use crate::visibility::Viewer;
 
 /// The hub itself: what goes there is settled at once.
-const HUB: &str = "hub";
+pub(crate) const HUB: &str = "hub";
 /// Deliveries that an entry shows; `delivery_count` has all.
 const DELIVERIES_MAX: usize = 50;
 

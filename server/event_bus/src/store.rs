@@ -1,6 +1,8 @@
 //! The tables of the event bus: all its SQL, the tenant first.
 
 pub(crate) mod event_types;
+pub(crate) mod progress;
+pub(crate) mod seeks;
 pub(crate) mod subscription_filters;
 pub(crate) mod subscriptions;
 
@@ -9,6 +11,8 @@ use hub_core::storage::{Migrations, Sql};
 /// Every statement of this domain, by file, for the test that prepares them.
 pub const STATEMENTS: &[&[Sql]] = &[
     event_types::STATEMENTS,
+    progress::STATEMENTS,
+    seeks::STATEMENTS,
     subscription_filters::STATEMENTS,
     subscriptions::STATEMENTS,
 ];

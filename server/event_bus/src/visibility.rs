@@ -35,6 +35,11 @@ impl Viewer {
         self.product() == Some(product)
     }
 
+    /// Whether it sees the things of all products.
+    pub(crate) fn sees_all(&self) -> bool {
+        self.sees_all
+    }
+
     /// Whether the things of a product are its own to see.
     pub(crate) fn sees_product(&self, product: &str) -> bool {
         self.sees_all || self.is(product)

@@ -79,6 +79,8 @@ limits! {
     listing_events_max: usize,
     /// What a page of the event log reads of the database before it ends, full or not.
     listing_bytes_max: Size,
+    /// Durable subscriptions that the products of one tenant may make.
+    subscriptions_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     identities_window: Length,
     /// How long a key that was looked up is believed.
