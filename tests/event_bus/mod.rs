@@ -10,6 +10,7 @@ mod filters;
 mod frames;
 mod log;
 mod own_subscriptions;
+mod owner;
 mod positions;
 mod processes;
 mod publish;
@@ -20,6 +21,10 @@ mod retention;
 mod standings;
 mod stream_ends;
 mod subscribe;
+mod subscriptions;
+mod subscriptions_routing;
+mod subscriptions_seek;
+mod subscriptions_status;
 mod wire;
 
 use std::collections::BTreeMap;

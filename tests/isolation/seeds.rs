@@ -1,6 +1,6 @@
 //! What each tenant has. A request here has to succeed as soon as its RPC is built; until then it
-//! is left out. `$MARK` is a text that only this tenant knows, `$N` counts, `$UUID` is new, and
-//! `$key_` is the newest id with this prefix that the tenant has seen.
+//! is left out. `$MARK` is a text that only this tenant knows, `$N` counts, `$UUID` is new,
+//! `$key_` is the newest id with this prefix that the tenant has seen, and `$first_key_` the oldest.
 
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum By {
 pub struct Seed {
     pub method: &'static str,
     pub by: By,
-    /// So many times.
+    /// So many times; 0 = only when anything is sent.
     pub times: usize,
     pub json: &'static str,
 }
@@ -90,6 +90,37 @@ pub const SEEDS: &[Seed] = &[
         3,
         r#"{"subscription":{"name":"worker-$N","labels":{"why":"$MARK"},
             "filter":{"types":["ticket.*"]}},"requestId":"$UUID"}"#,
+    ),
+    admin(
+        "hub.event_bus.v1.EventBus/UpdateSubscription",
+        1,
+        r#"{"subscription":{"subscriptionId":"$sub_","maxPerSecond":$N},
+            "updateMask":"maxPerSecond"}"#,
+    ),
+    admin(
+        "hub.event_bus.v1.EventBus/SeekSubscription",
+        1,
+        r#"{"subscriptionId":"$sub_","to":{"earliest":true},"requestId":"$UUID"}"#,
+    ),
+    admin(
+        "hub.event_bus.v1.EventBus/PauseSubscription",
+        1,
+        r#"{"subscriptionId":"$sub_","reason":"$MARK"}"#,
+    ),
+    admin(
+        "hub.event_bus.v1.EventBus/ResumeSubscription",
+        0,
+        r#"{"subscriptionId":"$sub_"}"#,
+    ),
+    admin(
+        "hub.event_bus.v1.EventBus/DeleteSubscription",
+        0,
+        r#"{"subscriptionId":"$first_sub_"}"#,
+    ),
+    admin(
+        "hub.event_bus.v1.EventBus/GetSubscription",
+        1,
+        r#"{"subscriptionId":"$sub_"}"#,
     ),
     product(
         "hub.event_bus.v1.EventBus/Publish",

@@ -167,13 +167,30 @@ impl Owner {
             .replace("$N", &number.to_string());
         text = text.replace("$UUID", &uuid::Uuid::new_v4().to_string());
         for prefix in ["key_", "evt_", "sub_", "tnt_", "whe_", "job_", "ent_"] {
-            if let Some(newest) = self.known.with_prefix(prefix).last() {
-                text = text.replace(&format!("\"${prefix}\""), &format!("{newest:?}"));
+            let known = self.made(prefix);
+            let ends = [("", known.last()), ("first_", known.first())];
+            for (end, id) in ends {
+                if let Some(id) = id {
+                    text = text.replace(&format!("\"${end}{prefix}\""), &format!("{id:?}"));
+                }
             }
         }
         let mut reader = serde_json::Deserializer::from_str(&text);
         let read = DynamicMessage::deserialize(rpc.input.clone(), &mut reader);
         read.unwrap_or_else(|error| panic!("{}: {error}: {text}", rpc.policy.method))
+    }
+
+    /// Its ids with a prefix, the newest last: those that were made, if there are such, and not
+    /// those that follow from other ids.
+    fn made(&self, prefix: &str) -> Vec<&String> {
+        let all = self.known.with_prefix(prefix);
+        let now = hub_core::id::new("now");
+        let since = &now["now_".len()..][..2];
+        let made = all
+            .iter()
+            .filter(|id| id[prefix.len()..].starts_with(since));
+        let made: Vec<&String> = made.copied().collect();
+        if made.is_empty() { all } else { made }
     }
 
     async fn plant(&mut self, contract: &Contract, wire: &mut Wire) {

@@ -61,6 +61,8 @@ pub struct Limits {
     /// Retries of events wait longer than their policy says by up to so many percent, 0 to 10, so
     /// that what failed together does not come together again.
     pub retry_jitter_percent: u32,
+    /// Durable subscriptions that the products of one tenant may make.
+    pub subscriptions_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     pub identities_window: Duration,
     /// How long a key that was looked up is believed.
@@ -101,6 +103,7 @@ impl Default for Limits {
             subscription_window_max: 10_000,
             subscription_groups_max: 10_000,
             retry_jitter_percent: 10,
+            subscriptions_max: 1000,
             identities_window: Duration::from_secs(8 * 24 * 3600),
             key_cache_ttl: Duration::from_secs(5),
             key_cache_max: 100_000,

@@ -6,6 +6,7 @@
 //! comes first. Such a subscription begins at the first event of the log: what was recorded before
 //! its product became active is not routed to it by the configuration of that time.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use hub_core::error::Result;
@@ -71,6 +72,18 @@ pub(crate) async fn make(core: &Core, tenant: &TenantRef, product: &str) -> Resu
     let id = id(tenant, product);
     store::add_default(&mut tx, tenant, &id, product, core.clock.now()).await?;
     tx.commit().await?;
+    Ok(())
+}
+
+/// Makes the rows of a tenant that are not there yet. Errors: `STORE_BUSY`.
+pub(crate) async fn make_missing_of(core: &Core, tenant: &TenantRef) -> Result<()> {
+    let epoch = core.journal.routing_epoch(tenant).await?;
+    let made: HashSet<String> = store::defaults(&core.db, tenant).await?;
+    for product in products(core, tenant, epoch).await? {
+        if !made.contains(&product) {
+            make(core, tenant, &product).await?;
+        }
+    }
     Ok(())
 }
 

@@ -123,15 +123,25 @@ pub(crate) fn catalogue_full(quota: &'static str, limit: u64) -> Error {
         "The catalogue of the tenant has no room: {limit} {quota} are allowed. Replace an entry \
          that is no longer used."
     );
-    Error::new(
-        Code::ResourceExhausted,
-        hub_core::error::CORE,
-        "QUOTA_EXCEEDED",
-        message,
-    )
-    .with("quota", quota)
-    .with("limit", limit)
-    .retry_after(Duration::from_secs(3600))
+    quota_exceeded(quota, limit, message)
+}
+
+/// The tenant has as many durable subscriptions, or filters of them, as it may
+/// (`QUOTA_EXCEEDED`).
+pub(crate) fn subscriptions_full(quota: &'static str, limit: u64) -> Error {
+    let message = format!(
+        "There is no room for more: {limit} {quota} are allowed. Delete a subscription that is no \
+         longer used."
+    );
+    quota_exceeded(quota, limit, message)
+}
+
+fn quota_exceeded(quota: &'static str, limit: u64, message: String) -> Error {
+    let core = hub_core::error::CORE;
+    Error::new(Code::ResourceExhausted, core, "QUOTA_EXCEEDED", message)
+        .with("quota", quota)
+        .with("limit", limit)
+        .retry_after(Duration::from_secs(3600))
 }
 
 /// The identity was used for another event (`EVENT_ID_REUSED`): a stored one, or one before it in
@@ -222,13 +232,19 @@ pub(crate) fn event_not_found(event_id: &str, earliest: u64) -> Error {
         .with("earliestSequence", earliest)
 }
 
-/// No such subscription for this caller (`SUBSCRIPTION_NOT_FOUND`).
-pub(crate) fn subscription_not_found(subscription_id: &str) -> Error {
+/// No such subscription for this caller (`SUBSCRIPTION_NOT_FOUND`). `asked` is an id or a name.
+pub(crate) fn subscription_not_found(asked: &str) -> Error {
     let message = format!(
-        "There is no subscription {subscription_id} of yours. Use an id from the event log's \
-         deliveries."
+        "There is no subscription {asked} of yours. List the subscriptions for their ids and names."
     );
     Error::new(Code::NotFound, DOMAIN, "SUBSCRIPTION_NOT_FOUND", message)
+        .with("subscriptionId", asked)
+}
+
+/// The product has a subscription of this name (`SUBSCRIPTION_EXISTS`).
+pub(crate) fn subscription_exists(product: &str, name: &str, subscription_id: &str) -> Error {
+    let message = format!("{product} has a subscription named {name}. Use it, or another name.");
+    Error::new(Code::AlreadyExists, DOMAIN, "SUBSCRIPTION_EXISTS", message)
         .with("subscriptionId", subscription_id)
 }
 

@@ -69,6 +69,21 @@ pub fn check(
     })
 }
 
+/// The key by which an encoded event is ordered: its `partitionkey`, else its `subject`.
+pub fn ordering_key(event: &Bytes) -> Option<String> {
+    let view = CloudEventView::decode(event.clone()).ok()?;
+    // A map entry may come twice on the wire: the last one counts, as for every decoder.
+    let text = |name: &[u8]| {
+        let mut entries = view.attributes.iter().rev();
+        let entry = entries.find(|entry| entry.key == name)?;
+        match entry.value.as_ref()?.attr.as_ref()? {
+            Attr::CeString(text) => Some(String::from_utf8_lossy(text).into_owned()),
+            _ => None,
+        }
+    };
+    text(b"partitionkey").or_else(|| text(b"subject"))
+}
+
 /// Whether a text can be the type of an event; else what is wrong with it.
 pub fn check_type(text: &str) -> Result<(), &'static str> {
     required(text.as_bytes(), TYPE_BYTES_MAX)?;

@@ -20,13 +20,12 @@ use hub_core::clock::{Micros, timestamp};
 use hub_core::error::{Error, Result};
 use hub_core::journal::{Log, Segment, TenantRef};
 use hub_core::module::Core;
-use hub_proto::hub::event_bus::v1::{AckOutcome, ExhaustedAction, NackAction, Ordering};
+use hub_proto::hub::event_bus::v1::{AckOutcome, NackAction};
 use hub_proto::wire::LeasedEvent;
 use tokio::sync::{Notify, watch};
 
 pub(crate) use reading::{key_of, ordering_key};
 pub(crate) use saving::{Change, Prepared, Saved, Unsaved};
-pub(crate) use status::Live;
 
 use crate::checkpoint::Checkpoints;
 use crate::lease_id;
@@ -124,23 +123,7 @@ pub(crate) struct Want {
 
 /// The rules of a subscription.
 pub(crate) fn rules(settings: &Settings, core: &Core) -> Rules {
-    Rules {
-        ordering: match settings.ordering {
-            Ordering::Total => leasing::Ordering::Total,
-            Ordering::None => leasing::Ordering::None,
-            Ordering::ByKey | Ordering::Unspecified => leasing::Ordering::ByKey,
-        },
-        delays: settings.delays.clone(),
-        on_exhausted: match settings.on_exhausted {
-            ExhaustedAction::BlockKey => leasing::Exhausted::BlockKey,
-            ExhaustedAction::Pause => leasing::Exhausted::Pause,
-            ExhaustedAction::Fail | ExhaustedAction::Unspecified => leasing::Exhausted::Fail,
-        },
-        lease: settings.lease,
-        max_per_second: settings.max_per_second,
-        window_max: core.limits.subscription_window_max,
-        settled_remembered_max: SETTLED_REMEMBERED_MAX,
-    }
+    settings.rules(core.limits.subscription_window_max, SETTLED_REMEMBERED_MAX)
 }
 
 impl Group {

@@ -6,16 +6,18 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use futures_util::future::{self, BoxFuture};
 use hub_core::clock::micros;
 use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
 use hub_proto::hub::event_bus::v1::EventDeliveryState;
 
-use crate::group::{self, Group, Live, Parts};
+use crate::group::{self, Group, Parts};
 use crate::hall::{Hall, Halls};
 use crate::leasing::{self, Key, Leasing, Position};
+use crate::owners::{Live, Owners};
 use crate::seat::Seat;
 use crate::store::positions;
 use crate::subscriptions::{self, Settings};
@@ -36,6 +38,7 @@ pub(crate) enum Place {
 
 /// All groups of this process.
 pub(crate) struct Groups {
+    me: Weak<Groups>,
     parts: Parts,
     /// Id of this process, as owner.
     process: String,
@@ -55,7 +58,8 @@ struct Open {
 impl Groups {
     /// None yet. `process` names this process among those of the database.
     pub(crate) fn new(parts: Parts, process: String) -> Arc<Groups> {
-        Arc::new(Groups {
+        Arc::new_cyclic(|me| Groups {
+            me: me.clone(),
             parts,
             process,
             open: Mutex::default(),
@@ -333,5 +337,33 @@ impl Groups {
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+}
+
+impl Owners for Groups {
+    fn close<'a>(&'a self, _: &'a TenantRef, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(Groups::close(self, id))
+    }
+
+    fn changed(&self, _: &TenantRef, id: &str) {
+        let (groups, id) = (self.me.clone(), id.to_owned());
+        tokio::spawn(async move {
+            if let Some(groups) = groups.upgrade()
+                && let Err(error) = groups.settings_changed(&id).await
+            {
+                tracing::debug!("the settings of a subscription could not be read: {error}");
+            }
+        });
+    }
+
+    fn live<'a>(
+        &'a self,
+        _: &'a TenantRef,
+        ids: &'a [&'a str],
+    ) -> BoxFuture<'a, HashMap<String, Live>> {
+        let live = ids
+            .iter()
+            .filter_map(|id| Some(((*id).to_owned(), Groups::live(self, id)?)));
+        Box::pin(future::ready(live.collect()))
     }
 }

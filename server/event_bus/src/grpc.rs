@@ -6,12 +6,18 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use hub_core::auth::{self, Authenticator};
 use hub_core::module::Core;
+use hub_core::replay::Call;
 use hub_proto::hub::event_bus::v1::{
-    AcknowledgeRequest, AcknowledgeResponse, ConsumeRequest, EraseEventsRequest,
-    EraseEventsResponse, EventType, GetEventRequest, GetEventResponse, ListEventTypesRequest,
-    ListEventTypesResponse, ListEventsRequest, ListEventsResponse, PublishResponse,
-    PublishStreamResponse, PullRequest, PutEventTypeRequest, PutEventTypeResponse,
-    RedeliverRequest, RedeliverResponse, SubscribeRequest,
+    AcknowledgeRequest, AcknowledgeResponse, ConsumeRequest, CreateSubscriptionRequest,
+    CreateSubscriptionResponse, DeleteSubscriptionRequest, DeleteSubscriptionResponse,
+    EraseEventsRequest, EraseEventsResponse, EventType, GetEventRequest, GetEventResponse,
+    GetSubscriptionRequest, GetSubscriptionResponse, ListEventTypesRequest, ListEventTypesResponse,
+    ListEventsRequest, ListEventsResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
+    PauseSubscriptionRequest, PauseSubscriptionResponse, PublishResponse, PublishStreamResponse,
+    PullRequest, PutEventTypeRequest, PutEventTypeResponse, RedeliverRequest, RedeliverResponse,
+    ResumeSubscriptionRequest, ResumeSubscriptionResponse, SeekSubscriptionRequest,
+    SeekSubscriptionResponse, SubscribeRequest, UpdateSubscriptionRequest,
+    UpdateSubscriptionResponse,
 };
 use hub_proto::server::event_bus_server::EventBus;
 use hub_proto::wire::{
@@ -28,7 +34,9 @@ use crate::publish::{self, Publisher};
 use crate::publish_stream::PublishSession;
 use crate::redelivery::Redelivery;
 use crate::routing::Configurations;
+use crate::seek::SEEK;
 use crate::subscribe::Reader;
+use crate::subscriptions::{CREATE, Subscriptions};
 use crate::{erase, log, log_list, pull};
 
 /// The service.
@@ -39,6 +47,7 @@ pub(crate) struct Service {
     pub(crate) catalogues: Arc<Catalogues>,
     pub(crate) groups: Arc<Groups>,
     pub(crate) redelivery: Redelivery,
+    pub(crate) subscriptions: Subscriptions,
 }
 
 #[tonic::async_trait]
@@ -223,6 +232,99 @@ impl EventBus for Service {
         Ok(Response::new(PutEventTypeResponse {
             event_type: Some(show_event_type(&entry)),
         }))
+    }
+
+    async fn create_subscription(
+        &self,
+        request: Request<CreateSubscriptionRequest>,
+    ) -> Result<Response<CreateSubscriptionResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut request = request.into_inner();
+        let request_id = std::mem::take(&mut request.request_id);
+        let retry = Call::new(&caller, CREATE, &request_id, &request);
+        let CreateSubscriptionRequest {
+            subscription,
+            start,
+            ..
+        } = request;
+        let wanted = subscription.unwrap_or_default();
+        let made = self.subscriptions.create(&caller, wanted, start, retry);
+        Ok(Response::new(made.await?))
+    }
+
+    async fn get_subscription(
+        &self,
+        request: Request<GetSubscriptionRequest>,
+    ) -> Result<Response<GetSubscriptionResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let id = request.into_inner().subscription_id;
+        let subscription = Some(self.subscriptions.get(&caller, &id).await?);
+        Ok(Response::new(GetSubscriptionResponse { subscription }))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        request: Request<ListSubscriptionsRequest>,
+    ) -> Result<Response<ListSubscriptionsResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let page = self.subscriptions.list(&caller, request.into_inner());
+        Ok(Response::new(page.await?))
+    }
+
+    async fn update_subscription(
+        &self,
+        request: Request<UpdateSubscriptionRequest>,
+    ) -> Result<Response<UpdateSubscriptionResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let updated = self.subscriptions.update(&caller, request.into_inner());
+        let subscription = Some(updated.await?);
+        Ok(Response::new(UpdateSubscriptionResponse { subscription }))
+    }
+
+    async fn delete_subscription(
+        &self,
+        request: Request<DeleteSubscriptionRequest>,
+    ) -> Result<Response<DeleteSubscriptionResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let DeleteSubscriptionRequest {
+            subscription_id,
+            etag,
+        } = request.into_inner();
+        let deleted = self.subscriptions.delete(&caller, &subscription_id, &etag);
+        deleted.await?;
+        Ok(Response::new(DeleteSubscriptionResponse {}))
+    }
+
+    async fn pause_subscription(
+        &self,
+        request: Request<PauseSubscriptionRequest>,
+    ) -> Result<Response<PauseSubscriptionResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let paused = self.subscriptions.pause(&caller, request.into_inner());
+        let subscription = Some(paused.await?);
+        Ok(Response::new(PauseSubscriptionResponse { subscription }))
+    }
+
+    async fn resume_subscription(
+        &self,
+        request: Request<ResumeSubscriptionRequest>,
+    ) -> Result<Response<ResumeSubscriptionResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let id = request.into_inner().subscription_id;
+        let subscription = Some(self.subscriptions.resume(&caller, &id).await?);
+        Ok(Response::new(ResumeSubscriptionResponse { subscription }))
+    }
+
+    async fn seek_subscription(
+        &self,
+        request: Request<SeekSubscriptionRequest>,
+    ) -> Result<Response<SeekSubscriptionResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut request = request.into_inner();
+        let request_id = std::mem::take(&mut request.request_id);
+        let retry = Call::new(&caller, SEEK, &request_id, &request);
+        let sought = self.subscriptions.seek(&caller, request, retry);
+        Ok(Response::new(sought.await?))
     }
 }
 

@@ -29,7 +29,9 @@ mod log_entry;
 mod log_exceptions;
 mod log_list;
 mod log_walk;
+mod matching;
 mod own_subscriptions;
+pub mod owners;
 pub mod publish;
 mod publish_stream;
 mod pull;
@@ -39,10 +41,12 @@ mod routes;
 pub mod routing;
 mod schema;
 mod seat;
+mod seek;
 mod standing;
 mod start;
 mod store;
 mod subscribe;
+mod subscription_status;
 pub mod subscriptions;
 mod visibility;
 
@@ -57,8 +61,10 @@ use checkpoint::Checkpoints;
 use event_types::Catalogues;
 use group::Parts;
 use groups::Groups;
+use owners::Owners;
 use routing::Configurations;
 pub use store::{STATEMENTS, migrations};
+use subscriptions::Subscriptions;
 
 /// The service, ready to be served. `authenticator` is asked again while streams run.
 pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
@@ -68,9 +74,11 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
     let redelivery = redelivery::Redelivery::new(&groups);
     core.jobs
         .register(redelivery::KIND, Arc::new(redelivery.clone()));
+    let owners: Arc<dyn Owners> = groups.clone();
     let service = grpc::Service {
         core: core.clone(),
         authenticator,
+        subscriptions: Subscriptions::new(core, configurations.clone(), owners),
         configurations,
         catalogues,
         redelivery: redelivery.clone(),
@@ -138,6 +146,12 @@ fn begin_workers(core: &Core) {
             async move { default_subscriptions::make_missing(&core).await }
         },
     );
+    let sweeping = core.clone();
+    let interval = subscriptions::SWEEP_INTERVAL;
+    workers.every("deleted-subscriptions", interval, move || {
+        let core = sweeping.clone();
+        async move { subscriptions::sweep(&core).await }
+    });
 }
 
 /// A stream speaks a little before the promised time, so that a slow network does not break it.

@@ -69,7 +69,7 @@ impl AtWork for Groups {
             let live = self.live(id)?;
             let doing = Doing {
                 cursor: live.cursor,
-                unsettled: live.unsettled as u64,
+                unsettled: live.unsettled,
                 oldest_unsettled: live.oldest_unsettled,
                 window_full: live.window_full,
                 members: live.members,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hub_core::clock::{from_timestamp, timestamp};
-use hub_core::cursor::Stream;
+use hub_core::cursor::{Cursor, Stream};
 use hub_core::error::{Error, Result};
 use hub_core::journal::{Log, Position};
 use hub_core::module::Core;
@@ -38,6 +38,24 @@ pub(crate) async fn position(
             None => Ok(head),
         },
     }
+}
+
+/// The asked place, if the log still has all that follows it. Errors: as [`position`], and
+/// `CURSOR_EXPIRED`.
+pub(crate) async fn kept(core: &Core, log: &Arc<Log>, start: Option<At>) -> Result<Position> {
+    let asked = position(core, log, start, None).await?;
+    let earliest = core.journal.earliest(log).await?;
+    let earliest = earliest.map_or(log.head().seq + 1, |(seq, _)| seq);
+    if asked.seq + 1 < earliest {
+        let first = place(core, log, earliest - 1).await?;
+        let cursor = Cursor {
+            position: first,
+            filter: 0,
+        };
+        let cursor = core.cursors.write(log.tenant(), Stream::Events, cursor);
+        return Err(error::cursor_expired(asked.seq + 1, earliest - 1, &cursor));
+    }
+    Ok(asked)
 }
 
 /// A place that the log no longer has gets no fingerprint; reading on from it tells the gap.

@@ -2,6 +2,8 @@
 
 pub(crate) mod event_types;
 pub(crate) mod positions;
+pub(crate) mod progress;
+pub(crate) mod seeks;
 pub(crate) mod standings;
 pub(crate) mod subscription_filters;
 pub(crate) mod subscriptions;
@@ -13,6 +15,8 @@ pub const STATEMENTS: &[&[Sql]] = &[
     event_types::STATEMENTS,
     positions::STATEMENTS,
     standings::STATEMENTS,
+    progress::STATEMENTS,
+    seeks::STATEMENTS,
     subscription_filters::STATEMENTS,
     subscriptions::STATEMENTS,
 ];

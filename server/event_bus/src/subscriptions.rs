@@ -1,15 +1,38 @@
 //! Durable subscriptions: those that products make themselves, and the default ones.
+//!
+//! What routing needs of them changes with the routing epoch; everything else is a row. A change
+//! that must not meet an owner's checkpoint closes the subscription in this process first, then
+//! fences it off in its transaction.
 
+mod creation;
+mod deletion;
+mod listing;
+mod pause;
 mod settings;
+mod told;
+mod update;
 
+use std::sync::Arc;
+
+use hub_core::auth::Caller;
+use hub_core::clock::timestamp;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use hub_core::module::Core;
+use hub_core::storage::Tx;
+use hub_proto::hub::event_bus::v1::{Subscription, SubscriptionStatus};
 
+pub(crate) use self::creation::CREATE;
+pub(crate) use self::deletion::{SWEEP_INTERVAL, sweep};
+pub use self::pause::pause_exhausted;
 pub use self::settings::Settings;
+pub(crate) use self::told::{Told, commit};
+use crate::owners::Owners;
 use crate::routing::Configurations;
 use crate::store::subscriptions as store;
 pub use crate::store::subscriptions::{Pause, Stored};
+use crate::subscription_status::Statuses;
+use crate::visibility::Viewer;
 use crate::{default_subscriptions, error};
 
 /// What all ids of subscriptions begin with, and no name.
@@ -18,6 +41,89 @@ const ID_PREFIX: &str = "sub_";
 /// Whether a text is an id, and not a name.
 pub fn is_id(id_or_name: &str) -> bool {
     id_or_name.starts_with(ID_PREFIX)
+}
+
+/// The subscriptions of a database.
+pub(crate) struct Subscriptions {
+    pub(crate) core: Core,
+    pub(crate) configurations: Configurations,
+    pub(crate) owners: Arc<dyn Owners>,
+}
+
+impl Subscriptions {
+    pub(crate) fn new(
+        core: &Core,
+        configurations: Configurations,
+        owners: Arc<dyn Owners>,
+    ) -> Self {
+        Subscriptions {
+            core: core.clone(),
+            configurations,
+            owners,
+        }
+    }
+
+    /// A subscription with its status. Errors: `SUBSCRIPTION_NOT_FOUND`.
+    pub(crate) async fn get(&self, caller: &Caller, id: &str) -> Result<Subscription> {
+        let tenant = caller.tenant()?;
+        let viewer = Viewer::of(caller);
+        let found = find(&self.core, &self.configurations, tenant, id).await?;
+        match found.filter(|found| viewer.sees_product(&found.product)) {
+            Some(found) => self.shown(tenant, found).await,
+            None => Err(error::subscription_not_found(id)),
+        }
+    }
+
+    /// As it is now.
+    pub(crate) async fn shown(&self, tenant: &TenantRef, stored: Stored) -> Result<Subscription> {
+        let stored = [stored];
+        let mut statuses = Statuses::new(self, tenant).await?;
+        let status = statuses.of_all(&stored).await?.into_iter().next();
+        let [stored] = stored;
+        Ok(show(stored, status))
+    }
+
+    /// A subscription that the caller may change: a product's key changes the product's own, an
+    /// administrator and who sees all without speaking for a product any.
+    ///
+    /// Errors: `SUBSCRIPTION_NOT_FOUND`.
+    pub(crate) async fn changeable(&self, caller: &Caller, id: &str) -> Result<Stored> {
+        let found = find(&self.core, &self.configurations, caller.tenant()?, id).await?;
+        match found.filter(|found| may_change(caller, &found.product)) {
+            Some(found) => Ok(found),
+            None => Err(error::subscription_not_found(id)),
+        }
+    }
+}
+
+fn may_change(caller: &Caller, product: &str) -> bool {
+    let viewer = Viewer::of(caller);
+    let any = caller.product.is_none() || caller.scopes.is_administrator();
+    viewer.is(product) || (any && viewer.sees_product(product))
+}
+
+/// The subscription as it is within a transaction. Errors: `SUBSCRIPTION_NOT_FOUND`.
+pub(crate) async fn find_in(tx: &mut Tx, tenant: &TenantRef, id: &str) -> Result<Stored> {
+    let found = store::find_in(tx, tenant, id).await?;
+    found.ok_or_else(|| error::subscription_not_found(id))
+}
+
+/// The message of the contract.
+pub(crate) fn show(stored: Stored, status: Option<SubscriptionStatus>) -> Subscription {
+    Subscription {
+        ordering: stored.ordering.into(),
+        retry: Some(settings::effective(&stored.retry)),
+        lease_duration: Some(settings::duration(stored.lease_duration)),
+        create_time: Some(timestamp(stored.create_time)),
+        etag: stored.version.to_string(),
+        filter: Some(stored.filter),
+        subscription_id: stored.id,
+        name: stored.name,
+        product: stored.product,
+        max_per_second: stored.max_per_second,
+        labels: stored.labels,
+        status,
+    }
 }
 
 /// A subscription of a tenant by its id, or by its name within `product`. Who speaks for a product

@@ -87,6 +87,8 @@ limits! {
     /// Retries of events wait longer than their policy says by up to so many percent, 0 to 10, so
     /// that what failed together does not come together again.
     retry_jitter_percent: u32,
+    /// Durable subscriptions that the products of one tenant may make.
+    subscriptions_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     identities_window: Length,
     /// How long a key that was looked up is believed.

@@ -247,6 +247,12 @@ impl Journal {
         Ok(low)
     }
 
+    /// When the event at `seq` was recorded; `None` if the log does not have it. Errors: `STORE_BUSY`.
+    pub async fn record_time(&self, tenant: &TenantRef, seq: u64) -> Result<Option<Micros>> {
+        let found = self.time_at(tenant, seq).await?;
+        Ok(found.map(|found| found.record_time))
+    }
+
     /// Without the events themselves: this costs no more for a large segment.
     async fn time_at(&self, tenant: &TenantRef, seq: u64) -> Result<Option<Recorded>> {
         let row: Option<(i64, i64, Micros)> = self

@@ -37,6 +37,7 @@ const TENANTS: Sql = Sql::same(
      from tenants t left join journal_floors f on f.tenant_no = t.tenant_no
      where t.tenant_no > $1 order by t.tenant_no limit $2",
 );
+const AGE: Sql = Sql::same("select retention from tenants where tenant_no = $1");
 const STATE: Sql =
     Sql::same("select floor, counted, bytes from journal_floors where tenant_no = $1");
 const SIZES: Sql = Sql::same(
@@ -70,7 +71,7 @@ const EMPTIED: Sql = Sql::same(
 
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[
-    TENANTS, STATE, SIZES, BEGIN, ADVANCE, COUNT, DELETE, EMPTY, EMPTIED,
+    TENANTS, AGE, STATE, SIZES, BEGIN, ADVANCE, COUNT, DELETE, EMPTY, EMPTIED,
 ];
 
 /// A tenant with what it keeps, and what it has.
@@ -145,6 +146,15 @@ impl Journal {
             oldest,
         };
         Ok(rows.into_iter().map(kept).collect())
+    }
+
+    /// How long a tenant keeps events, unless their size is limited too. Errors: `STORE_BUSY`,
+    /// `TENANT_NOT_FOUND`.
+    pub async fn retention_age(&self, tenant: &TenantRef) -> Result<Micros> {
+        let query = self.db.query(AGE).bind(tenant.number());
+        let row: Option<(Micros,)> = query.optional().await?;
+        let (age,) = row.ok_or_else(|| crate::tenancy::not_found(tenant.id()))?;
+        Ok(age)
     }
 
     /// Removes one chunk of what a tenant does not keep. Of several processes that do it at once,

@@ -6,10 +6,9 @@ use hub_core::clock::Micros;
 use hub_proto::hub::event_bus::v1::{NackAction, SubscriptionState};
 
 use super::{Group, PULLED, Settling, State};
-use crate::leasing::{Blocked, UnsettledState};
+use crate::leasing::UnsettledState;
+use crate::owners::Live;
 
-/// Keys that are told, longest blocked first.
-const BLOCKED_KEYS_MAX: usize = 20;
 /// Failures alone for so long mean that it fails, in microseconds.
 const FAILING: Micros = 60_000_000;
 
@@ -48,25 +47,6 @@ impl Outcomes {
     }
 }
 
-/// What only the owner of a subscription knows.
-#[derive(Debug, Clone)]
-pub(crate) struct Live {
-    /// Everything up to here is settled.
-    pub(crate) floor: u64,
-    /// Everything up to here was looked at.
-    pub(crate) cursor: u64,
-    /// Names of its consumers.
-    pub(crate) members: Vec<String>,
-    pub(crate) in_flight: usize,
-    pub(crate) retrying: usize,
-    pub(crate) unsettled: usize,
-    pub(crate) oldest_unsettled: Option<u64>,
-    pub(crate) window_full: bool,
-    pub(crate) failing: bool,
-    pub(crate) blocked: Vec<Blocked>,
-    pub(crate) last_error: String,
-}
-
 impl Group {
     /// How it is doing; `None` if it is over.
     pub(crate) fn live(&self) -> Option<Live> {
@@ -75,19 +55,12 @@ impl Group {
         if state.over {
             return None;
         }
-        let (position, counts) = (state.leasing.position(), state.leasing.counts());
         Some(Live {
-            floor: position.floor,
-            cursor: position.cursor,
             members: state.members(now),
-            in_flight: counts.in_flight,
-            retrying: counts.retrying,
-            unsettled: counts.unsettled,
-            oldest_unsettled: state.leasing.oldest_unsettled(),
             window_full: state.leasing.window_left() == 0,
             failing: state.outcomes.is_failing(now),
-            blocked: state.leasing.blocked_keys(BLOCKED_KEYS_MAX),
             last_error: state.outcomes.last_error.clone(),
+            ..Live::of(&state.leasing)
         })
     }
 
@@ -98,12 +71,6 @@ impl Group {
             true => None,
             false => state.leasing.state_of(seq),
         }
-    }
-
-    /// Up to where it looked, and whether it still works.
-    pub(crate) fn position(&self) -> Option<crate::leasing::Position> {
-        let state = self.lock();
-        (!state.over).then(|| state.leasing.position())
     }
 
     /// Its state for those who consume it, who are there by being told.
@@ -136,11 +103,6 @@ impl Group {
     /// Version of the settings by which it works.
     pub(crate) fn version(&self) -> u64 {
         self.lock().settings.version
-    }
-
-    /// Its log.
-    pub(crate) fn log(&self) -> &Arc<hub_core::journal::Log> {
-        &self.log
     }
 }
 

@@ -42,11 +42,6 @@ const SAVE: Sql = Sql::same(
         update_time = $7
      where subscription_id = $1 and epoch = $2",
 );
-const FENCED: Sql = Sql::each(
-    "select epoch from subscription_positions where subscription_id = $1 and epoch = $2",
-    "select epoch from subscription_positions where subscription_id = $1 and epoch = $2
-     for update",
-);
 const PUT_EXCEPTION: Sql = Sql::same(
     "insert into subscription_exceptions (subscription_id, seq, tenant_no, state, attempts, error,
         held_key, update_time)
@@ -117,7 +112,6 @@ pub const STATEMENTS: &[Sql] = &[
     EPOCHS,
     RELEASE,
     SAVE,
-    FENCED,
     PUT_EXCEPTION,
     REMOVE_EXCEPTION,
     PUT_RANGE,
@@ -268,13 +262,6 @@ pub async fn save(
         .execute()
         .await?;
     Ok(saved > 0)
-}
-
-/// Whether the subscription still has this owner, until the transaction ends.
-pub async fn is_fenced(tx: &mut Tx, whose: Whose<'_>) -> Result<bool, Failure> {
-    let query = tx.query(FENCED).bind(whose.id.to_owned());
-    let row: Option<(i64,)> = query.bind(whose.epoch as i64).optional().await?;
-    Ok(row.is_some())
 }
 
 /// Stores what became of an event.

@@ -1,6 +1,6 @@
 //! The rows of subscriptions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
@@ -13,15 +13,22 @@ use prost::Message;
 const BEHIND_MAX: i64 = 500;
 
 /// Subscriptions with the columns of [`Row`].
-macro_rules! select {
+macro_rules! text {
     ($which:literal) => {
-        Sql::same(concat!(
+        concat!(
             "select subscription_id, product, name, is_default, create_time, used_time, filter,
                 ordering, retry, lease_duration, max_per_second, labels, version, paused_since,
                 paused_until, paused_by, pause_reason
              from subscriptions ",
             $which
-        ))
+        )
+    };
+}
+
+/// The same on both databases.
+macro_rules! select {
+    ($which:literal) => {
+        Sql::same(text!($which))
     };
 }
 
@@ -45,9 +52,57 @@ const DONE: Sql = Sql::same(
 const LIST: Sql = select!("where tenant_no = $1 order by product, name");
 const FIND: Sql = select!("where tenant_no = $1 and subscription_id = $2");
 const FIND_NAMED: Sql = select!("where tenant_no = $1 and product = $2 and name = $3");
+// The order of names must not depend on the language of the database.
+const PAGE: Sql = Sql::each(
+    text!(
+        "where tenant_no = $1 and (product, name) > ($2, $3) and ($4 = '' or product = $4)
+         order by product, name limit $5"
+    ),
+    text!(
+        "where tenant_no = $1 and (product collate \"C\", name collate \"C\") > ($2, $3)
+            and ($4 = '' or product = $4)
+         order by product collate \"C\", name collate \"C\" limit $5"
+    ),
+);
+const DEFAULTS: Sql =
+    Sql::same("select product from subscriptions where tenant_no = $1 and is_default = 1");
+const COUNT_OWN: Sql =
+    Sql::same("select count(*) from subscriptions where tenant_no = $1 and is_default = 0");
+const INSERT: Sql = Sql::same(
+    "insert into subscriptions
+        (subscription_id, tenant_no, product, name, is_default, create_time, filter, ordering,
+         retry, lease_duration, max_per_second, labels, updated_by)
+     values ($1, $2, $3, $4, 0, $5, $6, $7, $8, $9, $10, $11, $12)",
+);
+const UPDATE: Sql = Sql::same(
+    "update subscriptions set filter = $3, retry = $4, lease_duration = $5, max_per_second = $6,
+        labels = $7, version = version + 1, updated_by = $8
+     where tenant_no = $1 and subscription_id = $2",
+);
+const PAUSE: Sql = Sql::same(
+    "update subscriptions set paused_since = $3, paused_until = $4, paused_by = $5,
+        pause_reason = $6, version = version + 1, updated_by = $7
+     where tenant_no = $1 and subscription_id = $2",
+);
+const DELETE: Sql =
+    Sql::same("delete from subscriptions where tenant_no = $1 and subscription_id = $2");
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[BEHIND, ADD_DEFAULT, DONE, LIST, FIND, FIND_NAMED];
+pub const STATEMENTS: &[Sql] = &[
+    BEHIND,
+    ADD_DEFAULT,
+    DONE,
+    LIST,
+    FIND,
+    FIND_NAMED,
+    PAGE,
+    DEFAULTS,
+    COUNT_OWN,
+    INSERT,
+    UPDATE,
+    PAUSE,
+    DELETE,
+];
 
 /// A subscription as it is stored.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -214,4 +269,122 @@ pub async fn find_named(
     let query = query.bind(product.to_owned()).bind(name.to_owned());
     let row: Option<Row> = query.optional().await?;
     row.map(Row::stored).transpose()
+}
+
+/// As [`find`], within a transaction.
+pub async fn find_in(tx: &mut Tx, tenant: &TenantRef, id: &str) -> Result<Option<Stored>> {
+    let query = tx.query(FIND).bind(tenant.number()).bind(id.to_owned());
+    let row: Option<Row> = query.optional().await?;
+    row.map(Row::stored).transpose()
+}
+
+/// As [`find_named`], within a transaction.
+pub async fn find_named_in(
+    tx: &mut Tx,
+    tenant: &TenantRef,
+    product: &str,
+    name: &str,
+) -> Result<Option<Stored>> {
+    let query = tx.query(FIND_NAMED).bind(tenant.number());
+    let query = query.bind(product.to_owned()).bind(name.to_owned());
+    let row: Option<Row> = query.optional().await?;
+    row.map(Row::stored).transpose()
+}
+
+/// At most `count` subscriptions after a product and name, of one product if it is given.
+pub async fn page(
+    db: &Db,
+    tenant: &TenantRef,
+    (product, name): (&str, &str),
+    of_product: &str,
+    count: usize,
+) -> Result<Vec<Stored>> {
+    let query = db.query(PAGE).bind(tenant.number());
+    let query = query.bind(product.to_owned()).bind(name.to_owned());
+    let query = query.bind(of_product.to_owned());
+    let rows: Vec<Row> = query
+        .bind(i64::try_from(count).unwrap_or(i64::MAX))
+        .all()
+        .await?;
+    rows.into_iter().map(Row::stored).collect()
+}
+
+/// The products of which a tenant's default subscriptions are there.
+pub async fn defaults(db: &Db, tenant: &TenantRef) -> Result<HashSet<String>> {
+    let rows: Vec<(String,)> = db.query(DEFAULTS).bind(tenant.number()).all().await?;
+    Ok(rows.into_iter().map(|(product,)| product).collect())
+}
+
+/// How many subscriptions the products of a tenant made.
+pub async fn count_own(tx: &mut Tx, tenant: &TenantRef) -> Result<u64> {
+    let (count,): (i64,) = tx.query(COUNT_OWN).bind(tenant.number()).one().await?;
+    Ok(count.unsigned_abs())
+}
+
+/// Adds a subscription that a product makes.
+pub async fn insert(tx: &mut Tx, tenant: &TenantRef, new: &Stored, by: &str) -> Result<()> {
+    tx.query(INSERT)
+        .bind(new.id.clone())
+        .bind(tenant.number())
+        .bind(new.product.clone())
+        .bind(new.name.clone())
+        .bind(new.create_time)
+        .bind(new.filter.encode_to_vec())
+        .bind(i64::from(new.ordering as i32))
+        .bind(new.retry.encode_to_vec())
+        .bind(new.lease_duration)
+        .bind(i64::from(new.max_per_second))
+        .bind(labels(new)?)
+        .bind(by.to_owned())
+        .execute()
+        .await?;
+    Ok(())
+}
+
+/// Stores what a call may change of a subscription.
+pub async fn update(tx: &mut Tx, tenant: &TenantRef, new: &Stored, by: &str) -> Result<()> {
+    tx.query(UPDATE)
+        .bind(tenant.number())
+        .bind(new.id.clone())
+        .bind(new.filter.encode_to_vec())
+        .bind(new.retry.encode_to_vec())
+        .bind(new.lease_duration)
+        .bind(i64::from(new.max_per_second))
+        .bind(labels(new)?)
+        .bind(by.to_owned())
+        .execute()
+        .await?;
+    Ok(())
+}
+
+/// Stores the pause of a subscription, or that there is none.
+pub async fn set_pause(
+    tx: &mut Tx,
+    tenant: &TenantRef,
+    id: &str,
+    pause: Option<&Pause>,
+    by: &str,
+) -> Result<()> {
+    tx.query(PAUSE)
+        .bind(tenant.number())
+        .bind(id.to_owned())
+        .bind(pause.map_or(0, |pause| pause.since))
+        .bind(pause.and_then(|pause| pause.until).unwrap_or(0))
+        .bind(pause.map_or_else(String::new, |pause| pause.by.clone()))
+        .bind(pause.map_or_else(String::new, |pause| pause.reason.clone()))
+        .bind(by.to_owned())
+        .execute()
+        .await?;
+    Ok(())
+}
+
+/// Deletes a subscription's row.
+pub async fn delete(tx: &mut Tx, tenant: &TenantRef, id: &str) -> Result<()> {
+    let query = tx.query(DELETE).bind(tenant.number()).bind(id.to_owned());
+    query.execute().await?;
+    Ok(())
+}
+
+fn labels(of: &Stored) -> Result<String> {
+    serde_json::to_string(&of.labels).map_err(Error::internal)
 }

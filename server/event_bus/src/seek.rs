@@ -1,0 +1,282 @@
+//! Seek: a subscription goes on at another place of the log.
+//!
+//! Everything up to the place is settled then, and nothing after it. Going forward, events that are
+//! passed become skipped: those that were looked at one by one, the rest as a range. Going back,
+//! what became of later events is forgotten, and they are delivered again. All leases end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use hub_core::audit::{self, Change, Changes};
+use hub_core::auth::Caller;
+use hub_core::clock::Micros;
+use hub_core::error::{Error, Result};
+use hub_core::journal::{self, Log, TenantRef, lock_head};
+use hub_core::replay::{Begun, Call};
+use hub_core::storage::Tx;
+use hub_proto::hub::event_bus::v1::{
+    EventDeliveryState, SeekSubscriptionRequest, SeekSubscriptionResponse, Subscription,
+    SubscriptionStatus,
+};
+use prost::Message;
+
+use crate::log_entry::HUB;
+use crate::matching::{Budget, Passed, Target, Walk};
+use crate::owners::unsettled;
+use crate::start;
+use crate::store::progress::{self, Failed};
+use crate::store::seeks::{self, Range, Stored as Position};
+use crate::store::subscription_filters;
+use crate::subscription_status::Statuses;
+use crate::subscriptions::{Stored, Subscriptions, Told, commit, find_in, show};
+
+/// The RPC, as its policy names it.
+pub(crate) const SEEK: &str = "hub.event_bus.v1.EventBus/SeekSubscription";
+/// Events that one call examines to count what it repeats and skips; what is beyond is not counted.
+const EXAMINED_MAX: usize = 100_000;
+/// What the log says of events that a seek passed.
+const SKIPPED: &str = "skipped by SeekSubscription";
+
+/// What a seek does, or would do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counted {
+    replayed: u64,
+    skipped: u64,
+}
+
+impl Subscriptions {
+    /// Moves a subscription to a place, or tells what that would do.
+    ///
+    /// Errors: `SUBSCRIPTION_NOT_FOUND`, `FIELD_INVALID`, `CURSOR_EXPIRED`, `CURSOR_INVALID`,
+    /// `LOG_REWOUND`, `SEQUENCE_AHEAD`, `REQUEST_ID_REUSED`.
+    pub(crate) async fn seek(
+        &self,
+        caller: &Caller,
+        request: SeekSubscriptionRequest,
+        retry: Option<Call>,
+    ) -> Result<SeekSubscriptionResponse> {
+        let tenant = caller.tenant()?;
+        let found = self.changeable(caller, &request.subscription_id).await?;
+        if found.is_default && found.product == HUB {
+            let problem = "is of the hub itself, which settles every event at once";
+            return Err(Error::field("subscription_id", problem));
+        }
+        if let Some(answer) = self.answered(retry.as_ref()).await? {
+            return Ok(answer);
+        }
+        let log = self.core.journal.log(tenant).await?;
+        let at = request.to.and_then(|to| to.at);
+        let at = at.ok_or_else(|| Error::field("to", "must name a place"))?;
+        let to = start::kept(&self.core, &log, Some(at)).await?.seq;
+        if request.dry_run {
+            let counted = self.count(&log, &found, to).await?;
+            return Ok(answer(self.shown(tenant, found).await?, counted));
+        }
+        self.owners.close(tenant, &found.id).await?;
+        let counted = self.count(&log, &found, to).await?;
+        let status = self.status_at(tenant, &found, to).await?;
+        let seek = Seek {
+            found,
+            to,
+            counted,
+            status,
+        };
+        let id = seek.found.id.clone();
+        let answer = self.commit_seek(caller, &log, seek, retry.as_ref()).await?;
+        self.owners.changed(tenant, &id);
+        Ok(answer)
+    }
+
+    /// The answer to a call that came before. Looked for first: a retry ends no leases.
+    async fn answered(&self, retry: Option<&Call>) -> Result<Option<SeekSubscriptionResponse>> {
+        let Some(call) = retry else {
+            return Ok(None);
+        };
+        let now = self.core.clock.now();
+        let mut tx = self.core.db.begin().await?;
+        match call.begin(&mut tx, &self.core.sealer, now).await? {
+            Begun::First => Ok(None),
+            Begun::Again(answer) => answer.decode().map(Some),
+        }
+    }
+
+    /// What going to a place does, by what is stored.
+    async fn count(&self, log: &Arc<Log>, found: &Stored, to: u64) -> Result<Counted> {
+        let (core, tenant) = (&self.core, log.tenant());
+        let ids = [found.id.as_str()];
+        let mut positions = progress::positions(&core.db, tenant, &ids).await?;
+        let position = positions.remove(&found.id).unwrap_or_default();
+        let unsettled = unsettled(&position)?;
+        let skipped = unsettled.iter().filter(|event| event.seq <= to).count() as u64;
+        let waiting: HashSet<u64> = unsettled.iter().map(|event| event.seq).collect();
+        let present = self.configurations.current(tenant).await?;
+        let mut target = Target::of(&present, found);
+        target.reach_back(to + 1);
+        let budget = Budget {
+            events: EXAMINED_MAX,
+            bytes: core.limits.listing_bytes_max,
+        };
+        let mut passed = 0;
+        let each = |event: Passed<'_>| {
+            let is_settled = !waiting.contains(&event.event.seq);
+            passed += u64::from(is_settled && target.has(event.configuration, event.event));
+            true
+        };
+        let mut walk = Walk::new(core, &self.configurations, log, budget);
+        let (low, high) = (to.min(position.cursor), to.max(position.cursor));
+        walk.back(low, high, each).await?;
+        Ok(match to > position.cursor {
+            true => Counted {
+                replayed: 0,
+                skipped: skipped + passed,
+            },
+            false => Counted {
+                replayed: passed,
+                skipped,
+            },
+        })
+    }
+
+    /// How the subscription will be doing. Before the transaction: this may read much of the log.
+    async fn status_at(
+        &self,
+        tenant: &TenantRef,
+        found: &Stored,
+        to: u64,
+    ) -> Result<SubscriptionStatus> {
+        let present = self.configurations.current(tenant).await?;
+        let mut target = Target::of(&present, found);
+        target.reach_back(to + 1);
+        let ids = [found.id.as_str()];
+        let failed = progress::failed(&self.core.db, tenant, &ids, to).await?;
+        let failed = failed.get(&found.id).copied();
+        let mut statuses = Statuses::new(self, tenant).await?;
+        let failed: Failed = failed.unwrap_or_default();
+        statuses.of_place(found, target, to, failed).await
+    }
+
+    async fn commit_seek(
+        &self,
+        caller: &Caller,
+        log: &Arc<Log>,
+        seek: Seek,
+        retry: Option<&Call>,
+    ) -> Result<SeekSubscriptionResponse> {
+        let (tenant, now) = (log.tenant(), self.core.clock.now());
+        let earliest = self.core.journal.earliest(log).await?;
+        let earliest = earliest.map_or(seek.to + 1, |(seq, _)| seq);
+        let mut tx = self.core.db.begin().await?;
+        if let Some(call) = retry
+            && let Begun::Again(answer) = call.begin(&mut tx, &self.core.sealer, now).await?
+        {
+            return answer.decode();
+        }
+        let head = lock_head(&mut tx, tenant).await?;
+        let found = find_in(&mut tx, tenant, &seek.found.id).await?;
+        let position = seeks::fence(&mut tx, tenant, &found.id, now).await?;
+        if subscription_filters::reach_back(&mut tx, &found.id, seek.to + 1).await? {
+            // It has events from then on that it did not have before.
+            journal::bump(&mut tx, tenant).await?;
+        }
+        move_to(
+            &mut tx, tenant, &found.id, &position, seek.to, earliest, now,
+        )
+        .await?;
+        let status = SubscriptionStatus {
+            head_sequence: head + 1,
+            ..seek.status
+        };
+        let answer = answer(show(found.clone(), Some(status)), seek.counted);
+        if let Some(call) = retry {
+            let message = answer.encode_to_vec();
+            call.finish(&mut tx, &self.core.sealer, message, None)
+                .await?;
+        }
+        let change = Change {
+            caller,
+            action: SEEK,
+            resource: &found.id,
+            changes: Changes::new()
+                .field("cursor", position.cursor, seek.to)
+                .field("replayed", 0, seek.counted.replayed)
+                .field("skipped", 0, seek.counted.skipped),
+            time: now,
+        };
+        audit::record(&mut tx, tenant, change).await?;
+        let told = Told {
+            log,
+            kind: "subscription.sought",
+            change: format!("sought.{}", position.epoch),
+            stored: &found,
+            actor: &caller.key_id,
+            time: now,
+            more: serde_json::json!({
+                "fromSequence": position.cursor,
+                "toSequence": seek.to,
+                "replayed": seek.counted.replayed,
+                "skipped": seek.counted.skipped,
+            }),
+        };
+        commit(&self.core, tx, told).await?;
+        Ok(answer)
+    }
+}
+
+/// A seek about to be committed.
+struct Seek {
+    found: Stored,
+    to: u64,
+    counted: Counted,
+    status: SubscriptionStatus,
+}
+
+fn answer(subscription: Subscription, counted: Counted) -> SeekSubscriptionResponse {
+    SeekSubscriptionResponse {
+        subscription: Some(subscription),
+        replayed: counted.replayed,
+        skipped: counted.skipped,
+    }
+}
+
+/// Moves a fenced subscription. The log has the events from `earliest` on.
+async fn move_to(
+    tx: &mut Tx,
+    tenant: &TenantRef,
+    id: &str,
+    position: &Position,
+    to: u64,
+    earliest: u64,
+    now: Micros,
+) -> Result<()> {
+    seeks::forget_after(tx, id, to).await?;
+    let passed: Vec<(u64, u32)> = unsettled(position)?
+        .into_iter()
+        .filter(|event| event.seq <= to)
+        .map(|event| (event.seq, event.attempts))
+        .collect();
+    seeks::skip(tx, tenant, id, &passed, SKIPPED, now).await?;
+    if to >= position.cursor {
+        // Who goes past everything does not want to wait for what failed before.
+        seeks::release_keys(tx, id).await?;
+    }
+    let first = position.cursor + 1;
+    let kept = earliest.clamp(first, to.max(position.cursor) + 1);
+    for (from, until, state) in [
+        (first, kept - 1, EventDeliveryState::Expired),
+        (kept, to, EventDeliveryState::Skipped),
+    ] {
+        if from <= until {
+            let range = Range {
+                from,
+                to: until,
+                state,
+            };
+            seeks::add_range(tx, tenant, id, range, now).await?;
+        }
+    }
+    let replay_until = match to < position.cursor {
+        true => position.replay_until.max(position.cursor),
+        false => position.replay_until,
+    };
+    seeks::go_to(tx, id, to, replay_until, now).await
+}

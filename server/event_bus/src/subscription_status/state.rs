@@ -1,0 +1,236 @@
+//! The most important fact about a subscription, as a state and a sentence.
+
+use hub_core::clock::{Micros, timestamp};
+use hub_proto::hub::event_bus::v1::{BlockedKey, SubscriptionState};
+
+use crate::owners::Live;
+use crate::subscriptions::Stored;
+
+/// The part of the retention within which the removal of unsettled events is a risk.
+const RISK_PART: Micros = 5;
+
+/// All that decides.
+pub(super) struct Facts<'a> {
+    pub(super) now: Micros,
+    pub(super) stored: &'a Stored,
+    /// The tenant's subscription to the product is active.
+    pub(super) entitled: bool,
+    /// A default one that no consumer has ever used.
+    pub(super) dormant: bool,
+    /// When retention reaches the oldest unsettled event.
+    pub(super) deadline: Option<Micros>,
+    /// How long events are kept.
+    pub(super) retention: Micros,
+    pub(super) live: &'a Live,
+    pub(super) backlog: u64,
+    /// Events of the backlog that wait for nothing but a consumer.
+    pub(super) waiting: u64,
+    /// The key that is held back the longest.
+    pub(super) blocking: Option<&'a BlockedKey>,
+}
+
+impl Facts<'_> {
+    /// The first that holds: what stops delivery by decision, then what loses events, then what
+    /// holds them back, then how far it is.
+    pub(super) fn state(&self) -> (SubscriptionState, String) {
+        use SubscriptionState as State;
+        let pause = self.stored.pause.as_ref();
+        if !self.entitled {
+            let product = &self.stored.product;
+            let reason = format!("The tenant's subscription to {product} is not active.");
+            return (State::NotEntitled, reason);
+        }
+        if pause.is_some_and(|pause| pause.holds(self.now)) {
+            return (State::Paused, self.paused());
+        }
+        if self.dormant {
+            return (State::Dormant, "No consumer has used it yet.".to_owned());
+        }
+        if let Some(deadline) = self.deadline.filter(|deadline| self.is_risk(*deadline)) {
+            let at = timestamp(deadline);
+            let reason = format!("The oldest unsettled event passes retention at {at}.");
+            return (State::RetentionRisk, reason);
+        }
+        if self.live.window_full {
+            return (State::WindowFull, self.window_full());
+        }
+        if self.live.failing {
+            let reason = match self.live.last_error.as_str() {
+                "" => "Every attempt of the last minute failed.".to_owned(),
+                error => {
+                    format!("Every attempt of the last minute failed, the last one by: {error}")
+                }
+            };
+            return (State::Failing, reason);
+        }
+        let waiting = |count: u64| match count {
+            1 => "1 event waits".to_owned(),
+            count => format!("{count} events wait"),
+        };
+        if self.backlog > 0 && self.live.members.is_empty() {
+            let reason = format!("{} and no consumer is connected.", waiting(self.backlog));
+            return (State::NoConsumer, reason);
+        }
+        if self.waiting > 0 {
+            return (State::CatchingUp, format!("{}.", waiting(self.waiting)));
+        }
+        (State::Live, String::new())
+    }
+
+    fn is_risk(&self, deadline: Micros) -> bool {
+        deadline.saturating_sub(self.now) < self.retention / RISK_PART
+    }
+
+    fn paused(&self) -> String {
+        let Some(pause) = &self.stored.pause else {
+            return String::new();
+        };
+        let until = match pause.until {
+            Some(until) => format!(" until {}", timestamp(until)),
+            None => String::new(),
+        };
+        let reason = match pause.reason.as_str() {
+            "" => ".".to_owned(),
+            reason => format!(": {reason}"),
+        };
+        let since = timestamp(pause.since);
+        format!("Paused by {} since {since}{until}{reason}", pause.by)
+    }
+
+    fn window_full(&self) -> String {
+        let unsettled = self.live.unsettled;
+        match self.blocking {
+            Some(key) => format!(
+                "{unsettled} events are unsettled behind {}, which failed {} times; settle or \
+                 skip it.",
+                key.event_id, key.attempts
+            ),
+            None => format!("{unsettled} events are unsettled; settle or skip some."),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subscriptions::Pause;
+
+    const DAY: Micros = 24 * 3600 * 1_000_000;
+    const NOW: Micros = 100 * DAY;
+
+    fn stored() -> Stored {
+        Stored {
+            id: "sub_1".to_owned(),
+            product: "portal".to_owned(),
+            name: "worker".to_owned(),
+            pause: Some(Pause {
+                since: NOW - DAY,
+                until: Some(NOW + DAY),
+                by: "key_1".to_owned(),
+                reason: "a new release".to_owned(),
+            }),
+            ..Stored::default()
+        }
+    }
+
+    fn troubled() -> Live {
+        Live {
+            unsettled: 12,
+            window_full: true,
+            failing: true,
+            last_error: "refused".to_owned(),
+            ..Live::default()
+        }
+    }
+
+    #[test]
+    fn the_first_fact_that_holds_is_told() {
+        use SubscriptionState as State;
+        let (mut stored, mut live) = (stored(), troubled());
+        let (mut entitled, mut dormant, mut left) = (false, true, 5 * DAY);
+        let mut told = Vec::new();
+        for step in 0..9 {
+            match step {
+                1 => entitled = true,
+                2 => {
+                    stored.pause = stored.pause.map(|pause| Pause {
+                        until: Some(NOW),
+                        ..pause
+                    })
+                }
+                3 => dormant = false,
+                4 => left = 6 * DAY,
+                5 => live.window_full = false,
+                6 => live.failing = false,
+                7 => live.members.push("one".to_owned()),
+                _ => {}
+            }
+            let facts = Facts {
+                now: NOW,
+                stored: &stored,
+                entitled,
+                dormant,
+                deadline: Some(NOW + left),
+                retention: 30 * DAY,
+                live: &live,
+                backlog: 3,
+                waiting: if step < 8 { 1 } else { 0 },
+                blocking: None,
+            };
+            told.push(facts.state());
+        }
+        let states: Vec<State> = told.iter().map(|(state, _)| *state).collect();
+        assert_eq!(
+            states,
+            [
+                State::NotEntitled,
+                State::Paused,
+                State::Dormant,
+                State::RetentionRisk,
+                State::WindowFull,
+                State::Failing,
+                State::NoConsumer,
+                State::CatchingUp,
+                State::Live,
+            ]
+        );
+        assert!(told[0].1.contains("portal"), "{}", told[0].1);
+        assert!(
+            told[1]
+                .1
+                .starts_with("Paused by key_1 since 1970-04-10T00:00:00Z until ")
+        );
+        assert!(told[1].1.ends_with(": a new release"));
+        assert!(told[5].1.ends_with("by: refused"));
+        assert_eq!(told[6].1, "3 events wait and no consumer is connected.");
+        assert_eq!(told[7].1, "1 event waits.");
+        assert_eq!(told[8].1, "");
+    }
+
+    #[test]
+    fn what_fills_the_window_is_named() {
+        let blocking = BlockedKey {
+            event_id: "evt_1".to_owned(),
+            attempts: 4,
+            ..BlockedKey::default()
+        };
+        let facts = Facts {
+            now: NOW,
+            stored: &Stored::default(),
+            entitled: true,
+            dormant: false,
+            deadline: None,
+            retention: DAY,
+            live: &troubled(),
+            backlog: 12,
+            waiting: 0,
+            blocking: Some(&blocking),
+        };
+        let (state, reason) = facts.state();
+        assert_eq!(state, SubscriptionState::WindowFull);
+        assert!(
+            reason.contains("12 events") && reason.contains("evt_1"),
+            "{reason}"
+        );
+    }
+}

@@ -1,0 +1,68 @@
+//! How a change of a subscription ends: told in the tenant's log and committed, all in one.
+
+use std::sync::Arc;
+
+use hub_core::clock::Micros;
+use hub_core::error::{Error, Result};
+use hub_core::hub_event::HubEvent;
+use hub_core::journal::{Append, Log, Outcome};
+use hub_core::module::Core;
+use hub_core::storage::Tx;
+
+use super::Stored;
+
+/// Where the events about subscriptions come from.
+const SOURCE: &str = "/hub/subscriptions";
+
+/// What the hub tells of a change.
+pub(crate) struct Told<'a> {
+    /// The tenant's log.
+    pub(crate) log: &'a Arc<Log>,
+    /// E.g. `subscription.paused`.
+    pub(crate) kind: &'static str,
+    /// What tells this change of the subscription from every other one.
+    pub(crate) change: String,
+    /// The subscription.
+    pub(crate) stored: &'a Stored,
+    /// Key that did it, or `hub`.
+    pub(crate) actor: &'a str,
+    /// When.
+    pub(crate) time: Micros,
+    /// More about it: an object.
+    pub(crate) more: serde_json::Value,
+}
+
+/// Ends `tx` with the event that tells of it. Errors: `STORE_BUSY`.
+pub(crate) async fn commit(core: &Core, tx: Tx, told: Told<'_>) -> Result<()> {
+    let tenant = told.log.tenant();
+    let mut json = serde_json::json!({
+        "subscriptionId": told.stored.id,
+        "product": told.stored.product,
+        "name": told.stored.name,
+    });
+    if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), told.more) {
+        json.extend(more);
+    }
+    let event = HubEvent {
+        log: tenant,
+        source: SOURCE,
+        kind: told.kind,
+        id: format!("{}.{}", told.stored.id, told.change),
+        subject: &told.stored.id,
+        tenant_id: tenant.id(),
+        actor: told.actor,
+        time: told.time,
+        json: json.to_string(),
+    };
+    let append = Append {
+        events: vec![event.encode()],
+        log: told.log.clone(),
+        independent: false,
+    };
+    let appended = core.journal.commit(tx, vec![append]).await?;
+    let mut outcomes = appended.iter().flat_map(|one| &one.outcomes);
+    match outcomes.all(|outcome| matches!(outcome, Outcome::Stored { .. })) {
+        true => Ok(()),
+        false => Err(Error::internal("the event of a change was not new")),
+    }
+}
