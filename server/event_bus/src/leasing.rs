@@ -23,6 +23,8 @@ mod rate;
 mod remembered;
 mod saved;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -339,6 +341,10 @@ impl Leasing {
     /// by [`Exhausted::Pause`].
     pub fn set_paused(&mut self, paused: bool) {
         self.paused = paused;
+        if !paused {
+            // Who resumes a subscription knows that it was paused.
+            self.pending.resume();
+        }
     }
 
     /// Whether it is paused.

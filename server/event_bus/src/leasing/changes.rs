@@ -102,6 +102,10 @@ impl Pending {
         self.paused = true;
     }
 
+    pub(super) fn resume(&mut self) {
+        self.paused = false;
+    }
+
     pub(super) fn take(&mut self) -> Changes {
         let pending = std::mem::take(self);
         let mut changes = Changes {

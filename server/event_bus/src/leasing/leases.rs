@@ -46,7 +46,7 @@ impl Leasing {
     /// A member does not ask for more, but its leases go on: it pulled, and was not seen again.
     pub fn retire(&mut self, member: MemberId) {
         self.members.leave(member);
-        let alone = self.members.len() <= 1;
+        let alone = self.members.joined() <= 1;
         let released = self.released.iter();
         let released = released.filter(|(_, by)| alone || **by == member);
         let released: Vec<u64> = released.map(|(seq, _)| *seq).collect();
@@ -84,14 +84,15 @@ impl Leasing {
         let found = self.ready.len() + self.released.len();
         let mut leases = Vec::with_capacity(events_max.min(found));
         while leases.len() < events_max
-            && let Some((seq, bytes)) = self.next_for(member)
+            && let Some(seq) = self.next_for(member)
         {
             let alone = idle && leases.is_empty();
-            if bytes > bytes_left && !alone {
+            let bytes_max = if alone { u64::MAX } else { bytes_left };
+            let Some(lease) = self.lease_one(seq, member, until, bytes_max) else {
                 break;
-            }
-            bytes_left = bytes_left.saturating_sub(bytes);
-            leases.extend(self.lease_one(seq, member, until));
+            };
+            bytes_left = bytes_left.saturating_sub(u64::from(lease.bytes));
+            leases.push(lease);
         }
         if !leases.is_empty() {
             self.dirty = true;
@@ -222,8 +223,9 @@ impl Leasing {
     pub fn next_due(&self) -> Option<Micros> {
         let first = [self.leases.first(), self.waits.first()];
         let first = first.into_iter().flatten().map(|(at, _)| *at);
-        let ready = !self.paused && !(self.ready.is_empty() && self.released.is_empty());
-        first.chain(self.limited_until.filter(|_| ready)).min()
+        let some = !self.ready.is_empty() || !self.released.is_empty();
+        let limited = self.limited_until.filter(|_| some && !self.paused);
+        first.chain(limited).min()
     }
 
     fn is_total(&self) -> bool {
@@ -252,21 +254,29 @@ impl Leasing {
         self.limited_until = next.flatten();
     }
 
-    /// The oldest event that a member may lease, and its size.
-    fn next_for(&self, member: MemberId) -> Option<(u64, u64)> {
+    /// The oldest event that a member may lease.
+    fn next_for(&self, member: MemberId) -> Option<u64> {
         let mut first = self.ready.first().copied();
         if !self.released.is_empty() {
             let mut released = self.released.iter().take(RELEASED_LOOKED_AT_MAX);
             let others = released.find(|(_, by)| **by != member);
             first = first.into_iter().chain(others.map(|(seq, _)| *seq)).min();
         }
-        let seq = first?;
-        let event = self.events.get(&seq)?;
-        Some((seq, u64::from(event.bytes)))
+        first
     }
 
-    fn lease_one(&mut self, seq: u64, member: MemberId, until: Micros) -> Option<Lease> {
+    /// `None` if the event is too large.
+    fn lease_one(
+        &mut self,
+        seq: u64,
+        member: MemberId,
+        until: Micros,
+        bytes_max: u64,
+    ) -> Option<Lease> {
         let event = self.events.get_mut(&seq)?;
+        if u64::from(event.bytes) > bytes_max {
+            return None;
+        }
         if event.place == Place::Released {
             self.released.remove(&seq);
             self.waits.remove(&(event.until, seq));

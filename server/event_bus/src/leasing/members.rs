@@ -4,22 +4,24 @@ use std::collections::BTreeMap;
 
 use super::MemberId;
 
-/// The members that joined.
+/// The members that joined, and others that have leases.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    joined: BTreeMap<MemberId, Member>,
+    known: BTreeMap<MemberId, Member>,
+    /// How many are here.
+    joined: usize,
     /// Counts joins.
-    count: u64,
+    places: u64,
     /// The one that is here longest.
     first: Option<MemberId>,
     /// Leases that ended, with the sizes of their events, until they are asked for.
     ended: Vec<(MemberId, u32)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Member {
-    /// Its place in the order of joining.
-    place: u64,
+    /// Its place in the order of joining, if it is here.
+    place: Option<u64>,
     /// Its leases.
     outstanding: usize,
     /// Sizes of their events.
@@ -28,32 +30,41 @@ struct Member {
 
 impl Members {
     pub(super) fn join(&mut self, member: MemberId) {
-        let place = self.count;
-        self.joined.entry(member).or_insert(Member {
-            place,
-            outstanding: 0,
-            bytes: 0,
-        });
-        self.count += 1;
+        let known = self.known.entry(member).or_default();
+        if known.place.is_none() {
+            self.places += 1;
+            known.place = Some(self.places);
+            self.joined += 1;
+        }
         self.first.get_or_insert(member);
     }
 
     /// Costs O(members) if the first one leaves.
     pub(super) fn leave(&mut self, member: MemberId) {
-        self.joined.remove(&member);
+        let known = self.known.get_mut(&member);
+        let Some(known) = known.filter(|known| known.place.is_some()) else {
+            return;
+        };
+        known.place = None;
+        self.joined -= 1;
+        self.forget(member);
         if self.first == Some(member) {
-            let first = self.joined.iter().min_by_key(|(_, member)| member.place);
+            let here = self.known.iter().filter(|(_, known)| known.place.is_some());
+            let first = here.min_by_key(|(_, known)| known.place);
             self.first = first.map(|(member, _)| *member);
         }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.joined.len()
+    /// How many are here.
+    pub(super) fn joined(&self) -> usize {
+        self.joined
     }
 
-    /// How many there are besides this one.
+    /// How many are here besides this one.
     pub(super) fn others(&self, member: MemberId) -> usize {
-        self.joined.len() - usize::from(self.joined.contains_key(&member))
+        let known = self.known.get(&member);
+        let here = known.is_some_and(|known| known.place.is_some());
+        self.joined - usize::from(here)
     }
 
     /// The one that joined before all others.
@@ -62,17 +73,19 @@ impl Members {
     }
 
     pub(super) fn leased(&mut self, member: MemberId, events: usize, bytes: u64) {
-        if let Some(member) = self.joined.get_mut(&member) {
-            member.outstanding += events;
-            member.bytes += bytes;
-        }
+        let known = self.known.entry(member).or_default();
+        known.outstanding += events;
+        known.bytes += bytes;
     }
 
     pub(super) fn returned(&mut self, member: MemberId, bytes: u32) {
         self.ended.push((member, bytes));
-        if let Some(member) = self.joined.get_mut(&member) {
-            member.outstanding = member.outstanding.saturating_sub(1);
-            member.bytes = member.bytes.saturating_sub(u64::from(bytes));
+        if let Some(known) = self.known.get_mut(&member) {
+            known.outstanding = known.outstanding.saturating_sub(1);
+            known.bytes = known.bytes.saturating_sub(u64::from(bytes));
+            if known.outstanding == 0 {
+                self.forget(member);
+            }
         }
     }
 
@@ -83,12 +96,20 @@ impl Members {
 
     /// Sizes of the events that a member has leased.
     pub(super) fn bytes(&self, member: MemberId) -> u64 {
-        self.joined.get(&member).map_or(0, |member| member.bytes)
+        self.known.get(&member).map_or(0, |known| known.bytes)
     }
 
-    /// How many leases a member has; 0 if it did not join.
+    /// How many leases a member has.
     pub(super) fn outstanding(&self, member: MemberId) -> usize {
-        let member = self.joined.get(&member);
-        member.map_or(0, |member| member.outstanding)
+        let known = self.known.get(&member);
+        known.map_or(0, |known| known.outstanding)
+    }
+
+    /// Of a member that left nothing remains when its last lease ended.
+    fn forget(&mut self, member: MemberId) {
+        let known = self.known.get(&member);
+        if known.is_some_and(|known| known.place.is_none() && known.outstanding == 0) {
+            self.known.remove(&member);
+        }
     }
 }

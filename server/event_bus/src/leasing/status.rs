@@ -1,5 +1,6 @@
 //! How a subscription is doing, and where single events stand.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use hub_core::clock::Micros;
@@ -83,32 +84,33 @@ impl Leasing {
     }
 
     /// The keys that failing events hold back, those of the oldest events first, at most `max`.
-    /// Keys that wait for a retry are only told if events wait behind it. Costs O(n).
+    /// One that waits for its retry is only told if events wait behind it. Costs O(n).
     pub fn blocked_keys(&self, max: usize) -> Vec<Blocked> {
-        let held = self.keys.held();
-        let held = held.filter(|(seq, key)| self.keys.holder(*key) == Some(*seq));
-        let held = held.map(|(seq, key)| Blocked {
+        let held = self.keys.held().map(|(seq, key)| Blocked {
             key,
             seq,
             attempts: 0,
-            waiting: self.behind(key, seq),
+            waiting: self.waiting_behind(key, seq),
             due: None,
         });
-        let mut blocked: Vec<Blocked> = held.collect();
-        for (key, line) in self.keys.lines() {
+        let lines = self.keys.lines().filter(|(_, line)| line.waiting > 0);
+        let retried = lines.filter_map(|(key, line)| {
             let head = self.events.get(&line.head);
-            if let Some(head) = head.filter(|head| head.due != 0 && line.waiting > 0) {
-                blocked.push(Blocked {
-                    key,
-                    seq: line.head,
-                    attempts: head.attempts,
-                    waiting: self.behind(key, line.head),
-                    due: Some(head.due),
-                });
-            }
-        }
+            let head = head.filter(|head| head.due != 0)?;
+            let waiting = self.waiting_behind(key, line.head);
+            (waiting > 0).then_some(Blocked {
+                key,
+                seq: line.head,
+                attempts: head.attempts,
+                waiting,
+                due: Some(head.due),
+            })
+        });
+        let mut blocked: Vec<Blocked> = held.chain(retried).collect();
         blocked.sort_unstable_by_key(|blocked| blocked.seq);
-        blocked.truncate(max);
+        // The oldest event of a key is the one to look at.
+        let mut told = HashSet::new();
+        blocked.retain(|blocked| told.len() < max && told.insert(blocked.key));
         blocked
     }
 
@@ -141,7 +143,7 @@ impl Leasing {
     }
 
     /// How many unsettled events of a key come after this one.
-    fn behind(&self, key: Key, seq: u64) -> usize {
+    fn waiting_behind(&self, key: Key, seq: u64) -> usize {
         let head = self.keys.line(key).is_some_and(|line| line.head > seq);
         self.keys.waiting_after(key, seq) + usize::from(head)
     }

@@ -11,10 +11,13 @@ use super::SECOND;
 pub struct Known {
     pub key: Option<Key>,
     pub bytes: u32,
-    pub state: State,
-    /// Times it was leased at a cost; while it is leased, without this time.
+    /// `None`: it is unsettled.
+    pub ended: Option<Settled>,
+    pub held: Option<Held>,
+    /// Times it was leased at a cost, without this time while it is leased.
     pub attempts: u32,
     pub losses: u32,
+    /// When its retry is or was due; 0 = none.
     pub due: Micros,
     pub error: String,
     pub redelivery: bool,
@@ -25,16 +28,12 @@ pub struct Known {
     pub released: Option<(MemberId, Micros)>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Queued, behind its key, or in wait for a retry.
-    Open,
-    Leased {
-        number: u64,
-        until: Micros,
-        member: MemberId,
-    },
-    Ended(Settled),
+/// A lease.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    pub number: u64,
+    pub until: Micros,
+    pub member: MemberId,
 }
 
 impl Known {
@@ -42,7 +41,8 @@ impl Known {
         Known {
             key,
             bytes,
-            state: State::Open,
+            ended: None,
+            held: None,
             attempts: 0,
             losses: 0,
             due: 0,
@@ -54,12 +54,8 @@ impl Known {
         }
     }
 
-    pub fn is_unsettled(&self) -> bool {
-        !matches!(self.state, State::Ended(_))
-    }
-
-    pub fn is_leased(&self) -> bool {
-        matches!(self.state, State::Leased { .. })
+    pub fn is_held_by(&self, member: MemberId) -> bool {
+        self.held.is_some_and(|held| held.member == member)
     }
 }
 
@@ -79,9 +75,24 @@ pub struct Model {
 }
 
 impl Model {
+    pub fn new(rules: &Rules) -> Model {
+        Model {
+            rules: rules.clone(),
+            epoch: 1,
+            events: BTreeMap::new(),
+            position: Position::default(),
+            expired_through: 0,
+            paused: false,
+            members: Vec::new(),
+            number: 0,
+            settled: BTreeMap::new(),
+            leased_at: Vec::new(),
+        }
+    }
+
     pub fn unsettled(&self) -> impl Iterator<Item = (u64, &Known)> {
         let events = self.events.iter().map(|(seq, event)| (*seq, event));
-        events.filter(|(_, event)| event.is_unsettled())
+        events.filter(|(_, event)| event.ended.is_none())
     }
 
     /// To be called after each step.
@@ -92,41 +103,34 @@ impl Model {
     }
 
     pub fn rate_left(&self, now: Micros) -> usize {
-        let max = self.rules.max_per_second as usize;
         let recent = self.leased_at.iter().filter(|at| **at > now - SECOND);
-        if max == 0 {
-            usize::MAX
-        } else {
-            max.saturating_sub(recent.count())
+        match self.rules.max_per_second as usize {
+            0 => usize::MAX,
+            max => max.saturating_sub(recent.count()),
         }
     }
 
-    /// What keeps an event back: an unsettled one of its key that is older or leased, or a failed
-    /// one that is older and holds the key.
-    pub fn behind(&self, seq: u64) -> Option<u64> {
-        let key = self.events[&seq].key?;
-        let same = self.events.iter().filter(|(_, event)| event.key == Some(key));
-        let mut others = same.filter(|(other, _)| **other != seq);
-        let keeps = others.find(|(other, event)| {
-            event.is_leased() || (**other < seq && (event.is_unsettled() || event.holds))
-        });
-        keeps.map(|(other, _)| *other)
+    /// Whether an event is kept back by an unsettled one of its key that is older or leased, or by
+    /// a failed one that is older and holds the key.
+    pub fn is_behind(&self, seq: u64) -> bool {
+        let key = self.events[&seq].key;
+        let keeps = |(other, event): (&u64, &Known)| {
+            let older = *other < seq && (event.ended.is_none() || event.holds);
+            *other != seq && event.key == key && (older || event.held.is_some())
+        };
+        key.is_some() && self.events.iter().any(keeps)
     }
 
     pub fn is_ready(&self, seq: u64, now: Micros) -> bool {
         let event = &self.events[&seq];
-        event.state == State::Open && event.due <= now && self.behind(seq).is_none()
+        let waits = event.ended.is_none() && event.held.is_none();
+        waits && event.due <= now && !self.is_behind(seq)
     }
 
     pub fn deliverable(&self, now: Micros) -> bool {
         let nobody = self.rules.ordering == Ordering::Total && self.members.is_empty();
         let ready = self.unsettled().any(|(seq, _)| self.is_ready(seq, now));
         ready && !nobody && !self.paused && self.rate_left(now) > 0
-    }
-
-    pub fn outstanding(&self, by: MemberId) -> usize {
-        let of = |event: &Known| matches!(event.state, State::Leased { member, .. } if member == by);
-        self.unsettled().filter(|(_, event)| of(event)).count()
     }
 
     /// The sequences that are leased.
@@ -143,10 +147,9 @@ impl Model {
             return Vec::new();
         }
         let events_max = events_max.min(self.rate_left(now));
-        let idle = self.outstanding(member) == 0;
+        let idle = !self.events.values().any(|event| event.is_held_by(member));
         let (mut leased, mut bytes) = (Vec::new(), 0);
-        let open: Vec<u64> = self.unsettled().map(|(seq, _)| seq).collect();
-        for seq in open {
+        for seq in self.events.keys().copied().collect::<Vec<_>>() {
             let released = self.events[&seq].released;
             let own = released.is_some_and(|(by, until)| by == member && until > now);
             if own || !self.is_ready(seq, now) {
@@ -160,11 +163,11 @@ impl Model {
             }
             self.number += 1;
             event.released = None;
-            event.state = State::Leased {
+            event.held = Some(Held {
                 number: self.number,
                 until,
                 member,
-            };
+            });
             leased.push(seq);
             self.leased_at.push(now);
         }
@@ -175,9 +178,9 @@ impl Model {
     pub fn current(&mut self, id: LeaseId, now: Micros) -> Result<&mut Known, Outcome> {
         let settled = self.settled.values().any(|settled| *settled == id);
         let looked_at = id.seq <= self.position.cursor;
+        let is = |held: Held| held.number == id.number && held.until > now;
         let event = self.events.get_mut(&id.seq);
-        let is = |event: &&mut Known| matches!(event.state, State::Leased { number, until, .. } if number == id.number && until > now);
-        match event.filter(is) {
+        match event.filter(|event| event.held.is_some_and(is)) {
             _ if id.epoch != self.epoch => Err(Outcome::LeaseExpired),
             Some(event) => Ok(event),
             None if settled => Err(Outcome::AlreadySettled),
@@ -190,12 +193,8 @@ impl Model {
     pub fn give_back(&mut self, seq: u64) {
         let passed = seq <= self.expired_through;
         let event = self.events.get_mut(&seq).unwrap();
-        event.due = 0;
-        event.state = if passed {
-            State::Ended(Settled::Expired)
-        } else {
-            State::Open
-        };
+        (event.held, event.due) = (None, 0);
+        event.ended = passed.then_some(Settled::Expired);
     }
 
     pub fn release(&mut self, seq: u64, member: MemberId, now: Micros) {
@@ -209,24 +208,24 @@ impl Model {
 
     /// The lease of an event ended by a failure.
     pub fn fail(&mut self, seq: u64, error: &str, after: Option<Micros>, now: Micros, jitter: f64) {
-        let event = self.events.get_mut(&seq).unwrap();
-        let Some(delay) = self.rules.delays.get(event.attempts as usize) else {
+        let attempts = self.events[&seq].attempts as usize;
+        let Some(delay) = self.rules.delays.get(attempts).copied() else {
             return self.exhaust(seq, error);
         };
-        let jitter = (*delay as f64 * 0.1 * jitter) as Micros;
-        let due = now + after.unwrap_or(delay + jitter);
+        let jitter = (delay as f64 * 0.1 * jitter) as Micros;
+        self.give_back(seq);
+        let event = self.events.get_mut(&seq).unwrap();
         event.attempts += 1;
         event.error = error.to_owned();
-        self.give_back(seq);
-        self.events.get_mut(&seq).unwrap().due = due;
+        event.due = now + after.unwrap_or(delay + jitter);
     }
 
     /// An event failed for good.
     pub fn exhaust(&mut self, seq: u64, error: &str) {
+        self.end(seq, Settled::Failed, error);
         let event = self.events.get_mut(&seq).unwrap();
         let block = self.rules.on_exhausted == Exhausted::BlockKey;
         event.holds = block && event.key.is_some() && seq > self.expired_through;
-        self.end(seq, Settled::Failed, error);
         self.paused |= self.rules.on_exhausted == Exhausted::Pause;
     }
 
@@ -234,8 +233,7 @@ impl Model {
     pub fn end(&mut self, seq: u64, state: Settled, error: &str) {
         let event = self.events.get_mut(&seq).unwrap();
         event.attempts += 1;
-        event.due = 0;
-        event.state = State::Ended(state);
+        (event.held, event.ended) = (None, Some(state));
         event.error = error.to_owned();
     }
 
@@ -249,11 +247,9 @@ impl Model {
 
     /// The leases that ended by now, those that ended first before the others.
     pub fn expired(&self, now: Micros) -> Vec<u64> {
-        let ends = self.unsettled().filter_map(|(seq, event)| match event.state {
-            State::Leased { until, .. } if until <= now => Some((until, seq)),
-            _ => None,
-        });
-        let mut ends: Vec<_> = ends.collect();
+        let held = self.events.iter();
+        let held = held.filter_map(|(seq, event)| Some((event.held?.until, *seq)));
+        let mut ends: Vec<_> = held.filter(|(until, _)| *until <= now).collect();
         ends.sort();
         ends.into_iter().map(|(_, seq)| seq).collect()
     }
@@ -262,28 +258,24 @@ impl Model {
         self.expired_through = self.expired_through.max(seq);
         for (_, event) in self.events.range_mut(..=seq) {
             event.holds = false;
-            if event.state == State::Open {
-                event.due = 0;
-                event.state = State::Ended(Settled::Expired);
+            if event.held.is_none() {
+                event.ended.get_or_insert(Settled::Expired);
             }
         }
         self.position.cursor = self.position.cursor.max(seq);
     }
 
     pub fn redeliver(&mut self, seq: u64, derived: bool) -> bool {
-        let passed = seq > self.position.cursor || seq <= self.expired_through;
-        if passed || self.events[&seq].is_unsettled() {
+        let event = self.events.get_mut(&seq).unwrap();
+        if event.ended.is_none() || seq <= self.expired_through {
             return false;
         }
-        let event = self.events.get_mut(&seq).unwrap();
-        *event = Known::new(event.key, event.bytes);
-        event.redelivery = true;
-        event.derived = derived;
         let key = event.key;
-        for (_, other) in self.events.range_mut(seq + 1..) {
-            if key.is_some() && other.key == key {
-                other.released = None;
-            }
+        *event = Known::new(key, event.bytes);
+        (event.redelivery, event.derived) = (true, derived);
+        let later = self.events.range_mut(seq + 1..);
+        for (_, other) in later.filter(|(_, other)| key.is_some() && other.key == key) {
+            other.released = None;
         }
         true
     }

@@ -1,0 +1,105 @@
+//! Events that were settled and are queued again.
+
+use super::*;
+
+/// Events 1 to 4: acked, failed, skipped, and not settled.
+fn subject() -> Subject {
+    let mut subject = Subject::with(rules(), &[(1, 1), (2, 2), (3, 3), (4, 4)]);
+    let leases = subject.lease(3);
+    subject.ack(&leases[0]);
+    subject.nack(&leases[1], Nack::Fail, "no");
+    subject.nack(&leases[2], Nack::Skip, "no");
+    subject.changes();
+    subject
+}
+
+#[test]
+fn what_is_settled_is_queued_again_with_all_its_attempts() {
+    let mut subject = subject();
+    for seq in 1..=3 {
+        assert!(subject.machine.redeliver(seq, Some(Key(seq)), 100, true));
+        assert_eq!(subject.phase(seq), Some(Phase::Queued));
+    }
+    assert_eq!(subject.changes().removed, [1, 2, 3]);
+    let leases = subject.lease(10);
+    assert_eq!(seqs(&leases), [1, 2, 3, 4]);
+    assert!(leases.iter().all(|lease| lease.attempt == 1));
+    let again: Vec<bool> = leases.iter().map(|lease| lease.redelivery).collect();
+    assert_eq!(again, [true, true, true, false]);
+}
+
+#[test]
+fn what_is_not_settled_is_not_redelivered() {
+    let mut subject = subject();
+    assert!(!subject.machine.redeliver(4, Some(Key(4)), 100, true));
+    // Never looked at.
+    assert!(!subject.machine.redeliver(5, None, 100, true));
+    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(!subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    let lease = subject.lease_one();
+    assert!(!subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert_eq!(subject.ack(&lease), Outcome::Ok);
+    assert_eq!(subject.changes().removed, [1]);
+}
+
+#[test]
+fn redelivery_does_not_move_the_floor_back() {
+    let mut subject = subject();
+    assert_eq!(subject.machine.position().floor, 3);
+    assert!(subject.machine.redeliver(2, Some(Key(2)), 100, true));
+    assert_eq!(subject.machine.position().floor, 3);
+    let lease = subject.lease(10).pop().unwrap();
+    assert_eq!(lease.id.seq, 4);
+    subject.ack(&lease);
+    assert_eq!(subject.machine.position().floor, 4);
+    let owner = subject.taken_over();
+    assert_eq!(owner.machine.position().floor, 4);
+    assert_eq!(owner.machine.oldest_unsettled(), Some(2));
+}
+
+#[test]
+fn an_ack_needs_a_row_only_if_the_event_would_count_as_something_else() {
+    let mut subject = subject();
+    subject.machine.redeliver(1, Some(Key(1)), 100, true);
+    subject.machine.redeliver(2, Some(Key(2)), 100, false);
+    subject.changes();
+    for lease in subject.lease(2) {
+        subject.ack(&lease);
+    }
+    let changes = subject.changes();
+    assert_eq!(changes.put.len(), 1);
+    let put = &changes.put[0];
+    assert_eq!((put.seq, put.state), (2, Settled::Delivered));
+    assert_eq!(put.attempts, 1);
+}
+
+#[test]
+fn a_redelivered_event_can_fail_again_before_anything_is_stored() {
+    let mut subject = subject();
+    subject.machine.redeliver(2, Some(Key(2)), 100, true);
+    let lease = subject.lease_one();
+    subject.nack(&lease, Nack::Fail, "again");
+    let changes = subject.changes();
+    assert_eq!(changes.removed, [] as [u64; 0]);
+    assert_eq!(&*changes.put[0].error, "again");
+}
+
+#[test]
+fn events_that_a_seek_replays_say_so() {
+    let position = Position {
+        floor: 10,
+        cursor: 10,
+        replay_until: 12,
+    };
+    let mut machine = Leasing::new(rules(), 1, position, &[], &[]);
+    for seq in 10..=13 {
+        machine.offer(seq, None, 100);
+    }
+    let leases = machine.lease(A, START, 10, 1000, None);
+    assert_eq!(seqs(&leases), [11, 12, 13]);
+    let again: Vec<bool> = leases.iter().map(|lease| lease.redelivery).collect();
+    assert_eq!(again, [true, true, false]);
+    // They take the room of any event.
+    assert_eq!(machine.window_left(), 10_000 - 3);
+    assert_eq!(machine.position().replay_until, 12);
+}
