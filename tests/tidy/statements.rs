@@ -5,7 +5,7 @@ use hub_core::journal::{
     LISTING_STATEMENTS, LISTING_WRITER_STATEMENTS, READ_STATEMENTS, RETENTION_STATEMENTS,
 };
 use hub_core::storage::Sql;
-use hub_core::{audit, bootstrap, products, replay, secrets, tenancy};
+use hub_core::{audit, bootstrap, processes, products, replay, secrets, tenancy};
 use sqlx::{Executor, SqlStr};
 
 use super::migrated;
@@ -25,6 +25,7 @@ fn statements() -> Vec<Sql> {
         RETENTION_STATEMENTS,
         audit::STATEMENTS,
         bootstrap::STATEMENTS,
+        processes::STATEMENTS,
         products::STATEMENTS,
         replay::STATEMENTS,
         secrets::STATEMENTS,

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::cursor::Cursors;
 use crate::journal::Journal;
 use crate::limits::Limits;
+use crate::processes::Processes;
 use crate::sealing::Sealer;
 use crate::storage::Db;
 use crate::tenancy::Tenancy;
@@ -30,6 +31,8 @@ pub struct Core {
     pub sealer: Arc<Sealer>,
     /// The tenants.
     pub tenancy: Tenancy,
+    /// This process among those on the database.
+    pub processes: Arc<Processes>,
     /// Set once the server is being stopped: streams say Closing and end.
     pub draining: CancellationToken,
 }

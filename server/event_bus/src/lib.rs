@@ -69,14 +69,9 @@ fn begin_workers(core: &Core) {
         async move { retention::pass(&core).await }
     });
     let making = core.clone();
-    workers.every(
-        "default-subscriptions",
-        default_subscriptions::INTERVAL,
-        move || {
-            let core = making.clone();
-            async move { default_subscriptions::make_missing(&core).await }
-        },
-    );
+    workers.spawn("default-subscriptions", move |turn| {
+        default_subscriptions::run(making.clone(), turn)
+    });
 }
 
 /// A stream speaks a little before the promised time, so that a slow network does not break it.

@@ -16,6 +16,7 @@ use hub_core::error::Result;
 use hub_core::journal::{Journal, TenantRef};
 use hub_core::limits::Limits;
 use hub_core::module::Core;
+use hub_core::processes::Processes;
 use hub_core::sealing::{Sealer, SealingKey};
 use hub_core::storage::{Db, Options};
 use hub_core::tenancy::{self, Tenancy};
@@ -157,6 +158,7 @@ async fn core(url: &str, clock: Clock) -> Core {
         .unwrap();
     Core {
         tenancy: Tenancy::new(db.clone(), journal.clone()),
+        processes: Processes::aside(&db, clock.clone()),
         journal,
         cursors: Arc::new(Cursors::new([7; 32])),
         sealer: Arc::new(Sealer::new(&SealingKey::new([7; 32]))),
