@@ -19,6 +19,9 @@ pub struct Config {
     pub database_bytes_max: u64,
     /// Where callers reach the server, for the links in errors; none = `http://` and the address.
     pub public_url: Option<String>,
+    /// Where the other processes on the database reach this one; none = `http://` or `https://` and
+    /// the address that it listens on.
+    pub advertise: Option<String>,
     /// Connections at once.
     pub connections_max: usize,
     /// File that gets the operator key at the first start, mode 0600; none = it is not written.
@@ -48,6 +51,7 @@ impl Config {
             database_connections_max: DATABASE_CONNECTIONS_MAX,
             database_bytes_max: 0,
             public_url: None,
+            advertise: None,
             connections_max: CONNECTIONS_MAX,
             operator_key_file: None,
             migrate: true,

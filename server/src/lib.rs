@@ -11,6 +11,7 @@
 
 mod accept;
 mod admission;
+mod advertise;
 #[cfg(test)]
 mod alone;
 mod answers;
@@ -48,6 +49,7 @@ use hub_core::cursor::Cursors;
 use hub_core::jobs::Jobs;
 use hub_core::journal::Journal;
 use hub_core::module::Core;
+use hub_core::processes::Processes;
 use hub_core::storage::{self, Db, Options};
 use hub_core::tenancy::Tenancy;
 use hub_proto::policy::method_policies;
@@ -116,7 +118,9 @@ pub async fn start(
         Some(_) => format!("https://{addr}"),
         None => format!("http://{addr}"),
     });
-    let core = open(&config, clock, public_url.trim_end_matches('/')).await?;
+    let public_url = public_url.trim_end_matches('/');
+    let address = advertise::address(&config, addr)?;
+    let core = open(&config, clock, public_url, Some(&address)).await?;
     let keys = modules::keys(&core)?;
     let operator_key = operator_key(&keys.keys, config.operator_key_file.as_deref()).await?;
     let authenticator = keys.authenticator.clone();
@@ -169,8 +173,14 @@ pub async fn start(
     })
 }
 
-/// Opens what the domains work with.
-async fn open(config: &Config, clock: Clock, public_url: &str) -> Result<Core, String> {
+/// Opens what the domains work with. One of the processes that serve the database, with the address
+/// at which the others reach it; or beside them.
+async fn open(
+    config: &Config,
+    clock: Clock,
+    public_url: &str,
+    address: Option<&str>,
+) -> Result<Core, String> {
     let db = Db::open(&Options {
         url: config.database.clone(),
         connections_max: config.database_connections_max,
@@ -185,7 +195,12 @@ async fn open(config: &Config, clock: Clock, public_url: &str) -> Result<Core, S
     // Before anything runs that would keep a database open which is refused.
     let sealer = sealing_key::sealer(config, &db).await?;
     let limits = Arc::new(config.limits.clone());
-    let journal = Journal::open(&db, clock.clone(), limits.clone()).await?;
+    let processes = match address {
+        Some(address) => Processes::enter(&db, clock.clone(), address).await,
+        None => Ok(Processes::aside(&db, clock.clone())),
+    };
+    let processes = processes.map_err(|error| format!("cannot enter the processes: {error}"))?;
+    let journal = Journal::open_as(&processes, &db, clock.clone(), limits.clone()).await?;
     let key = hub_core::secrets::load(&db, "cursor_key").await;
     let key = key.map_err(|error| format!("cannot load the key of the cursors: {error}"))?;
     Ok(Core {
@@ -194,6 +209,7 @@ async fn open(config: &Config, clock: Clock, public_url: &str) -> Result<Core, S
         jobs: Jobs::new(&db, &clock),
         public_url: public_url.into(),
         cursors: Arc::new(Cursors::new(key)),
+        processes,
         db,
         journal,
         clock,
@@ -248,6 +264,8 @@ async fn serve(
     // rolled back by the next start.
     let closing = async {
         core.journal.close().await;
+        // Last, when nothing of its work is under way any more.
+        core.processes.leave().await;
         core.db.close().await;
     };
     if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {

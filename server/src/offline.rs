@@ -12,10 +12,11 @@ pub use crate::modules::Replaced;
 /// On SQLite no hub may be running; on PostgreSQL the others learn of it within the time for
 /// which they believe keys.
 pub async fn replace_operator_key(config: &Config, revoke: bool) -> Result<Replaced, String> {
-    let core = crate::open(config, Clock::system(), "").await?;
+    let core = crate::open(config, Clock::system(), "", None).await?;
     let keys = modules::keys(&core)?;
     let replaced = keys.keys.replace_operator(revoke).await;
     core.journal.close().await;
+    core.processes.leave().await;
     core.db.close().await;
     replaced.map_err(|error| format!("cannot make an operator key: {error}"))
 }

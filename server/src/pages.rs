@@ -36,8 +36,8 @@ pub async fn live() -> impl IntoResponse {
     "ok\n"
 }
 
-/// The server takes calls: the database and the journal answer, all workers work, and it is not
-/// being stopped. With `?verbose` it tells of each worker.
+/// The server takes calls: the database and the journal answer, the other processes know that it
+/// lives, all workers work, and it is not being stopped. With `?verbose` it tells of each worker.
 pub async fn ready(State(pages): State<Pages>, uri: Uri) -> impl IntoResponse {
     let verbose = uri
         .query()
@@ -49,6 +49,7 @@ pub async fn ready(State(pages): State<Pages>, uri: Uri) -> impl IntoResponse {
     let mut checks = vec![
         ("database".to_owned(), database),
         ("journal".to_owned(), journal),
+        ("beat".to_owned(), core.processes.is_live()),
         ("serving".to_owned(), !core.draining.is_cancelled()),
         ("workers".to_owned(), workers.iter().all(|worker| worker.up)),
     ];

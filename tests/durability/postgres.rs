@@ -41,6 +41,12 @@ impl Server {
         self.run("start");
     }
 
+    /// What it logged.
+    pub fn log(&self) -> String {
+        let place = self.folder.path().join("server").join("log");
+        String::from_utf8_lossy(&std::fs::read(place).unwrap()).into_owned()
+    }
+
     fn run(&self, verb: &str) -> String {
         let place = self.folder.path().join("server");
         let output = Command::new(&self.control)

@@ -1,7 +1,9 @@
 //! Several processes on one PostgreSQL are one hub.
 
 mod hints;
+mod idle;
 mod kills;
+mod live;
 mod readiness;
 mod retry;
 

@@ -43,7 +43,7 @@ async fn a_process_is_not_ready_while_its_database_is_gone() {
         let told = until(&process, StatusCode::OK).await;
         assert_eq!(
             told.text(),
-            "database ok\njournal ok\nserving ok\nworkers ok\n"
+            "database ok\njournal ok\nbeat ok\nserving ok\nworkers ok\n"
         );
     }
 }
@@ -55,10 +55,10 @@ async fn every_process_tells_of_its_own_workers() {
         let told = request(process.addr(), Method::GET, "/readyz?verbose", &[], "").await;
         assert_eq!(told.status, StatusCode::OK);
         for worker in [
+            "beat",
             "journal-follow",
             "journal-listen",
             "journal-tell",
-            "journal-epochs",
             "replay-sweep",
             "jobs",
             "job-sweep",

@@ -10,7 +10,7 @@ both_databases! {
         assert_eq!((live.status, live.text()), (StatusCode::OK, "ok\n"));
         let ready = request(hub.addr, Method::GET, "/readyz", &[], "").await;
         assert_eq!(ready.status, StatusCode::OK);
-        assert_eq!(ready.text(), "database ok\njournal ok\nserving ok\nworkers ok\n");
+        assert_eq!(ready.text(), "database ok\njournal ok\nbeat ok\nserving ok\nworkers ok\n");
     }
 
     async fn a_hub_whose_database_is_gone_is_alive_and_not_ready(hub: TestHub) {

@@ -186,6 +186,26 @@ async fn an_address_that_others_reach_needs_a_flag() {
 }
 
 #[tokio::test]
+async fn an_address_that_names_no_machine_cannot_be_told_to_other_processes() {
+    let shared = [
+        "--listen",
+        "0.0.0.0:0",
+        "--insecure",
+        "--database",
+        "postgres://127.0.0.1:1/h",
+    ];
+    for command in [&["serve"][..], &["config", "check"]] {
+        let (status, told) = TestProcess::refused(&[command, &shared].concat()).await;
+        assert_eq!(status.code(), Some(1), "{told}");
+        assert!(told.contains("Give --advertise http://HOST:"), "{told}");
+        let wrong = ["--advertise", "127.0.0.1:7070"];
+        let (status, told) = TestProcess::refused(&[command, &shared, &wrong].concat()).await;
+        assert_eq!(status.code(), Some(2), "{told}");
+        assert!(told.contains("write http://HOST:PORT"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_flag_is_told() {
     let (status, told) = TestProcess::refused(&["serve", "--drain-timeout", "soon"]).await;
     assert_eq!(status.code(), Some(2), "{told}");

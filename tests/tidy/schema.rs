@@ -1,4 +1,5 @@
-//! Both databases have the same tables: columns, their kinds, what may be null, what is unique.
+//! Both databases have the same tables and views: columns, their kinds, what may be null, what is
+//! unique.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +10,7 @@ const OF_ONE_DATABASE: &[&str] = &[];
 
 const SQLITE_COLUMNS: &str = "
 select t.name, c.name, c.type, c.\"notnull\" <> 0 from sqlite_schema t, pragma_table_info(t.name) c
-where t.type = 'table' and t.name not like 'sqlite_%'
+where t.type in ('table', 'view') and t.name not like 'sqlite_%'
     and t.name not like '\\_migrations%' escape '\\'";
 
 const POSTGRES_COLUMNS: &str = "

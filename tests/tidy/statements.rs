@@ -6,7 +6,7 @@ use hub_core::journal::{
     RETENTION_STATEMENTS,
 };
 use hub_core::storage::Sql;
-use hub_core::{audit, bootstrap, jobs, products, replay, secrets, tenancy};
+use hub_core::{audit, bootstrap, jobs, processes, products, replay, secrets, tenancy};
 use sqlx::{Executor, SqlStr};
 
 use super::migrated;
@@ -28,6 +28,7 @@ fn statements() -> Vec<Sql> {
         audit::STATEMENTS,
         bootstrap::STATEMENTS,
         jobs::STATEMENTS,
+        processes::STATEMENTS,
         products::STATEMENTS,
         replay::STATEMENTS,
         secrets::STATEMENTS,

@@ -7,6 +7,7 @@
 //! - [`error`]: the one error type that leaves a domain.
 //! - [`cursor`], [`clock`], [`id`], [`limits`], [`tenancy`], [`secrets`]: what these share.
 //! - [`page`], [`products`], [`replay`]: lists in pages, the suite's products, safe retry.
+//! - [`processes`]: which hub processes of one database live.
 //! - [`worker`], [`sealing`]: supervised work in the background, secrets that are stored.
 //! - [`jobs`]: work that outlives the call that started it.
 //! - [`audit`]: who changed what.
@@ -29,6 +30,7 @@ pub mod journal;
 pub mod limits;
 pub mod module;
 pub mod page;
+pub mod processes;
 pub mod products;
 pub mod replay;
 pub mod sealing;

@@ -9,6 +9,7 @@ use crate::cursor::Cursors;
 use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::limits::Limits;
+use crate::processes::Processes;
 use crate::sealing::Sealer;
 use crate::storage::Db;
 use crate::tenancy::Tenancy;
@@ -35,6 +36,8 @@ pub struct Core {
     pub tenancy: Tenancy,
     /// Where callers reach the server, without a slash at its end.
     pub public_url: Arc<str>,
+    /// This process among those on the database.
+    pub processes: Arc<Processes>,
     /// Set once the server is being stopped: streams say Closing and end.
     pub draining: CancellationToken,
 }

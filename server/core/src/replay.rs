@@ -76,8 +76,15 @@ const SWEEP: Sql = Sql::each(
          order by create_time limit $2 for update skip locked)",
 );
 
+// Whether the two before have something to do: to find that out is all that an idle hub does.
+const DUE: Sql = Sql::same(
+    "select (select count(*) from (
+            select 1 from replays where secret is not null and create_time <= $1 limit 1) s),
+        (select count(*) from (select 1 from replays where create_time <= $2 limit 1) s)",
+);
+
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[CLAIM, FIND, ANSWER, REDACT, SWEEP];
+pub const STATEMENTS: &[Sql] = &[CLAIM, FIND, ANSWER, REDACT, SWEEP, DUE];
 
 /// A call that may be a retry.
 #[derive(Debug, Clone)]
@@ -252,7 +259,10 @@ pub fn work(workers: &Workers, db: &Db, clock: &Clock) {
 }
 
 async fn sweep(db: &Db, now: Micros) -> Result<()> {
-    for (sql, kept) in [(REDACT, SECRET_KEPT), (SWEEP, KEPT)] {
+    let due = db.query(DUE).bind(now - SECRET_KEPT).bind(now - KEPT);
+    let (secrets, answers): (i64, i64) = due.one().await?;
+    let sweeps = [(secrets, REDACT, SECRET_KEPT), (answers, SWEEP, KEPT)];
+    for (_, sql, kept) in sweeps.into_iter().filter(|(due, _, _)| *due > 0) {
         loop {
             // Short transactions: on SQLite each holds the only writer.
             let mut tx = db.begin().await?;

@@ -13,15 +13,19 @@ use hub_core::error::Result;
 use hub_core::id;
 use hub_core::journal::TenantRef;
 use hub_core::module::Core;
+use hub_core::worker::Turn;
 use sha2::{Digest, Sha256};
 
 use crate::routing::Configuration;
 use crate::store::subscriptions as store;
 pub use crate::store::subscriptions::{Pause, Stored};
 
-/// How long after a change of configuration the rows are made, at most. Only the status of a
-/// subscription needs them.
-pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
+/// How long after a change of configuration the rows are made, so that many changes are one look.
+/// Only the status of a subscription needs them.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often they are looked for although nothing was seen to change: another process may have died
+/// before it made them.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(60);
 /// Tenants whose rows go into one transaction.
 const CHUNK_TENANTS_MAX: usize = 20;
 
@@ -87,9 +91,26 @@ pub(crate) async fn make_missing_of(core: &Core, tenant: &TenantRef) -> Result<(
     Ok(())
 }
 
+/// Makes what is missing until it is stopped.
+pub(crate) async fn run(core: Core, turn: Turn) -> Result<()> {
+    let mut changes = core.journal.epochs_risen();
+    loop {
+        changes.mark_unchanged();
+        make_missing(&core).await?;
+        turn.passed_for(SEARCH_INTERVAL);
+        let again = tokio::select! {
+            _ = changes.changed() => turn.pause(PAUSE).await,
+            again = turn.pause(SEARCH_INTERVAL) => again,
+        };
+        if !again {
+            return Ok(());
+        }
+    }
+}
+
 /// Makes the rows of all tenants whose configuration changed since the last time.
 /// Errors: `STORE_BUSY`.
-pub(crate) async fn make_missing(core: &Core) -> Result<()> {
+async fn make_missing(core: &Core) -> Result<()> {
     let mut after = 0;
     loop {
         let behind = store::behind(&core.db, after).await?;

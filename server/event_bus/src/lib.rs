@@ -108,7 +108,7 @@ fn begin_delivery(core: &Core, configurations: &Configurations) -> Arc<Groups> {
         configurations: configurations.clone(),
         checkpoints: checkpoints.clone(),
     };
-    let groups = Groups::new(parts, hub_core::id::new("prc"));
+    let groups = Groups::new(parts, core.processes.id().to_string());
     let workers = core.workers();
     workers.spawn("checkpoints", move |turn| checkpoints.clone().run(turn));
     let looking = groups.clone();
@@ -138,14 +138,9 @@ fn begin_workers(core: &Core) {
         async move { retention::pass(&core).await }
     });
     let making = core.clone();
-    workers.every(
-        "default-subscriptions",
-        default_subscriptions::INTERVAL,
-        move || {
-            let core = making.clone();
-            async move { default_subscriptions::make_missing(&core).await }
-        },
-    );
+    workers.spawn("default-subscriptions", move |turn| {
+        default_subscriptions::run(making.clone(), turn)
+    });
     let sweeping = core.clone();
     let interval = subscriptions::SWEEP_INTERVAL;
     workers.every("deleted-subscriptions", interval, move || {

@@ -22,7 +22,7 @@ pub(crate) async fn pass(core: &Core) -> Result<()> {
         after = last.tenant.number();
         for kept in &tenants {
             // Another process may have removed what this one has in memory.
-            core.journal.forget_removed(&kept.tenant).await?;
+            core.journal.forget_removed(kept);
             if kept.is_due(core.clock.now(), core.limits.identities_window) {
                 remove(core, kept).await?;
             }

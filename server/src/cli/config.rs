@@ -7,6 +7,7 @@ use super::file::{self, Problem};
 use super::layers::{Layers, innermost};
 use super::settings::Settings;
 use super::{parse, reference};
+use crate::advertise;
 use crate::tls::Tls;
 
 /// Commands about settings.
@@ -154,11 +155,19 @@ fn contradictions(settings: &Settings) -> Vec<(Vec<&'static str>, String)> {
             found.push(([*key].into_iter().chain(others).collect(), text.clone()));
         }
     }
-    if let Err(error) = settings.listening.address(!matches!(tls, Ok(None))) {
-        let keys = ["listen", "insecure"].into_iter().chain(files);
-        found.push((keys.collect(), error));
-    }
     let url = settings.database.url();
+    match settings.listening.address(!matches!(tls, Ok(None))) {
+        Ok(address) => {
+            let given = settings.listening.advertise.as_deref();
+            if let Err(error) = advertise::check_address(given, &url, address) {
+                found.push((vec!["advertise", "listen"], error));
+            }
+        }
+        Err(error) => {
+            let keys = ["listen", "insecure"].into_iter().chain(files);
+            found.push((keys.collect(), error));
+        }
+    }
     if !["sqlite:", "postgres:", "postgresql:"]
         .iter()
         .any(|start| url.starts_with(start))

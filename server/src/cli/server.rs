@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use hub_core::limits::Limits;
 
 use super::limits::LimitArgs;
+use crate::advertise;
 use crate::config::{CONNECTIONS_MAX, Config};
 use crate::telemetry::{LOG_FILTER, LogFormat, check_filter};
 
@@ -38,6 +39,10 @@ pub struct ListenArgs {
     /// the address.
     #[arg(long)]
     pub public_url: Option<String>,
+    /// Where the other hub processes on the same PostgreSQL reach this one, `http://HOST:PORT` or
+    /// `https://HOST:PORT`; else the address that it listens on. Needed if that is 0.0.0.0 or ::.
+    #[arg(long, value_name = "URL", value_parser = advertise::check)]
+    pub advertise: Option<String>,
     /// Gets one JSON object once the server is ready: addresses and keys. Mode 0600, by rename.
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
@@ -71,6 +76,7 @@ impl ServerArgs {
     pub fn config(&self, database: Config) -> Config {
         Config {
             public_url: self.listening.public_url.clone(),
+            advertise: self.listening.advertise.clone(),
             connections_max: self.listening.connections_max,
             limits: self.limits(),
             ..database

@@ -172,6 +172,12 @@ pub const METRICS: &[Metric] = &[
         "Calls by the outcome of their admission: OK, or the reason of the refusal.",
     ),
     metric(
+        "hub_processes_live",
+        Kind::Gauge,
+        &[],
+        "Hub processes on the database that live, as this one sees it; itself included.",
+    ),
+    metric(
         "hub_slow_readers_total",
         Kind::Counter,
         &["outcome"],

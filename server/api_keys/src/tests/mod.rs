@@ -17,6 +17,7 @@ use hub_core::jobs::Jobs;
 use hub_core::journal::{Journal, TenantRef};
 use hub_core::limits::Limits;
 use hub_core::module::Core;
+use hub_core::processes::Processes;
 use hub_core::sealing::{Sealer, SealingKey};
 use hub_core::storage::{Db, Options};
 use hub_core::tenancy::{self, Tenancy};
@@ -160,6 +161,7 @@ async fn core(url: &str, clock: Clock) -> Core {
         tenancy: Tenancy::new(db.clone(), journal.clone()),
         jobs: Jobs::new(&db, &clock),
         public_url: "http://hub.example".into(),
+        processes: Processes::aside(&db, clock.clone()),
         journal,
         cursors: Arc::new(Cursors::new([7; 32])),
         sealer: Arc::new(Sealer::new(&SealingKey::new([7; 32]))),

@@ -10,6 +10,7 @@ use super::index::{Step, Steps};
 use super::{Append, Journal, Log, NewEvent, Outcome, TenantRef};
 use crate::clock::Clock;
 use crate::limits::Limits;
+use crate::processes::Processes;
 use crate::storage::{Db, Options};
 
 const FLUSH_AT: usize = 40;
@@ -39,7 +40,9 @@ impl Place {
             ..Limits::default()
         });
         let clock = Clock::manual(1_000_000);
-        let journal = Journal::open_with(&db, clock, limits, steps).await.unwrap();
+        let processes = Processes::aside(&db, clock.clone());
+        let journal = Journal::open_with(&db, clock, limits, processes, steps);
+        let journal = journal.await.unwrap();
         (db, journal)
     }
 }

@@ -3,26 +3,22 @@
 //!
 //! Each commit of this process tells the epoch that it was made under, so a change made here is
 //! seen at once. What other processes changed (PostgreSQL) is asked for again before it is a second
-//! old: of all tenants in use by one statement in the background, of one that was not in use when
-//! it is.
+//! old: of all tenants in use with each beat (`follow.rs`), of one that was not in use when it is.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
 
 use super::{Journal, TenantRef};
 use crate::clock::Micros;
 use crate::error::Result;
 use crate::storage::{Failure, Sql, Tx};
-use crate::worker::Turn;
 
 /// Longest time for which an epoch is believed without asking, in microseconds. With the time that
 /// asking takes, a change is effective within a second.
 const BELIEVED: Micros = 800_000;
-
-/// Pause between two looks at the tenants in use.
-const INTERVAL: Duration = Duration::from_millis(400);
 
 const EPOCH: Sql = Sql::same("select routing_epoch from journal_heads where tenant_no = $1");
 const BUMP: Sql = Sql::same(
@@ -32,10 +28,6 @@ const BUMP: Sql = Sql::same(
 
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[EPOCH, BUMP];
-
-/// Statement that only PostgreSQL runs.
-pub(super) const EPOCHS: &str =
-    "select tenant_no, routing_epoch from journal_heads where tenant_no = any($1)";
 
 /// A log whose epoch was raised; see [`bump`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +56,8 @@ pub async fn bump(tx: &mut Tx, tenant: &TenantRef) -> Result<Bumped, Failure> {
 #[derive(Default)]
 pub(super) struct Epochs {
     known: RwLock<HashMap<i64, Arc<Known>>>,
+    /// Counts how often one was seen to have risen.
+    risen: watch::Sender<u64>,
 }
 
 struct Known {
@@ -76,9 +70,25 @@ struct Known {
 impl Epochs {
     /// A commit of this process was made under this epoch.
     pub(super) fn observe(&self, tenant_no: i64, epoch: u64) {
-        self.known_of(tenant_no)
-            .epoch
-            .fetch_max(epoch, Ordering::AcqRel);
+        let known = self.known_of(tenant_no);
+        if known.epoch.fetch_max(epoch, Ordering::AcqRel) < epoch {
+            self.tell_risen();
+        }
+    }
+
+    /// `asked_at` is before the statement ran: what was committed later may not be in its answer.
+    pub(super) fn learn(&self, tenant_no: i64, epoch: u64, asked_at: Micros) -> u64 {
+        let known = self.known_of(tenant_no);
+        let before = known.epoch.load(Ordering::Acquire);
+        let epoch = known.learn(epoch, asked_at);
+        if before < epoch {
+            self.tell_risen();
+        }
+        epoch
+    }
+
+    fn tell_risen(&self) {
+        self.risen.send_modify(|times| *times += 1);
     }
 
     fn known_of(&self, tenant_no: i64) -> Arc<Known> {
@@ -99,7 +109,7 @@ impl Epochs {
     }
 
     /// Tenants asked for since the last look.
-    fn in_use(&self) -> Vec<i64> {
+    pub(super) fn in_use(&self) -> Vec<i64> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let used = known
             .iter()
@@ -121,7 +131,6 @@ impl Known {
         (alone || (0..BELIEVED).contains(&age)).then(|| self.epoch.load(Ordering::Acquire))
     }
 
-    /// `asked_at` is before the statement ran: what was committed later may not be in its answer.
     fn learn(&self, epoch: u64, asked_at: Micros) -> u64 {
         let before = self.epoch.fetch_max(epoch, Ordering::AcqRel);
         self.checked_at.store(asked_at, Ordering::Release);
@@ -145,7 +154,13 @@ impl Journal {
             .optional()
             .await?;
         let (epoch,) = row.ok_or_else(|| crate::tenancy::not_found(tenant.id()))?;
-        Ok(known.learn(epoch.unsigned_abs(), now))
+        let epoch = epoch.unsigned_abs();
+        Ok(self.epochs.learn(tenant.number(), epoch, now))
+    }
+
+    /// Changes when the epoch of some tenant has risen, as far as this process has seen.
+    pub fn epochs_risen(&self) -> watch::Receiver<u64> {
+        self.epochs.risen.subscribe()
     }
 
     /// The greatest epoch that this process has seen of a tenant, without asking: not less than
@@ -154,36 +169,6 @@ impl Journal {
         let known = self.epochs.known_of(tenant.number());
         known.epoch.load(Ordering::Acquire)
     }
-
-    /// Looks at the epochs of all tenants in use by one statement (PostgreSQL).
-    async fn look_at_epochs(&self) -> Result<(), Failure> {
-        let tenants = self.epochs.in_use();
-        let Some(pool) = self.db.postgres().filter(|_| !tenants.is_empty()) else {
-            return Ok(());
-        };
-        let asked_at = self.clock.now();
-        let rows: Vec<(i64, i64)> = sqlx::query_as(EPOCHS).bind(tenants).fetch_all(pool).await?;
-        for (tenant_no, epoch) in rows {
-            let known = self.epochs.known_of(tenant_no);
-            known.learn(epoch.unsigned_abs(), asked_at);
-        }
-        Ok(())
-    }
-}
-
-/// Looks until it is stopped.
-pub(super) async fn run(journal: Weak<Journal>, turn: Turn) -> Result<()> {
-    while turn.pause(INTERVAL).await {
-        let Some(journal) = journal.upgrade() else {
-            return Ok(());
-        };
-        // Nothing is believed for longer than it may be: whoever needs it asks, and is told.
-        match journal.look_at_epochs().await {
-            Ok(()) => turn.passed_for(INTERVAL),
-            Err(error) => tracing::debug!("the routing epochs could not be read: {error}"),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! Erasure: the content of single events is replaced within their segments.
 //!
 //! Sequences, identities and so fingerprints stay, so every cursor stays valid. `erasures` of the
-//! log rises in the same transaction; whoever sees it rise drops what it has in memory of the log.
+//! log rises in the same transaction; whoever sees it rise drops what it has in memory of the log:
+//! other processes with their next beat (`follow.rs`).
 
-use std::collections::HashMap;
-use std::sync::{PoisonError, Weak};
-use std::time::Duration;
+use std::sync::PoisonError;
 
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
@@ -13,10 +12,6 @@ use super::segment::ID_BYTES;
 use super::{Damaged, Journal, Log, TenantRef, retention};
 use crate::error::{Error, Result};
 use crate::storage::{Sql, Tx};
-use crate::worker::Turn;
-
-/// Other processes drop what they have in memory after this time, about; 1 s is promised.
-const FOLLOW_INTERVAL: Duration = Duration::from_millis(400);
 
 const HOLDING: Sql = Sql::each(
     "select key, length(ids), data from journal_segments
@@ -35,22 +30,12 @@ const COUNT: Sql = Sql::same(
         bytes = case when counted >= $2 and bytes > $3 then bytes - $3 else bytes end
      where tenant_no = $1",
 );
-const ERASURES: Sql =
-    Sql::same("select tenant_no, erasures from journal_floors where erasures > 0");
 // What is freed is overwritten, so that it cannot be read from the file.
 const OVERWRITE: Sql = Sql::each("pragma secure_delete = on", "select 1");
 const OVERWRITE_NO_MORE: Sql = Sql::each("pragma secure_delete = off", "select 1");
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[
-    LOCK,
-    HOLDING,
-    REPLACE,
-    COUNT,
-    ERASURES,
-    OVERWRITE,
-    OVERWRITE_NO_MORE,
-];
+pub const STATEMENTS: &[Sql] = &[LOCK, HOLDING, REPLACE, COUNT, OVERWRITE, OVERWRITE_NO_MORE];
 
 /// What is left of an event; `None` leaves it as it is.
 pub type Reduce<'a> = &'a (dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync);
@@ -111,37 +96,14 @@ impl Journal {
         log.forget(&self.budget);
     }
 
-    /// Tells what was erased in each log since `known`.
-    async fn follow_erasures(&self, known: &mut HashMap<i64, i64>) -> Result<()> {
-        let rows: Vec<(i64, i64)> = self.db.query(ERASURES).all().await?;
-        for (number, erasures) in rows {
-            if known.insert(number, erasures) == Some(erasures) {
-                continue;
-            }
-            let log = {
-                let logs = self.logs.read().unwrap_or_else(PoisonError::into_inner);
-                logs.get(&number).cloned()
-            };
-            if let Some(log) = log {
-                self.forget(&log);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Looks for erasures of other processes until the worker is told to stop (PostgreSQL).
-pub(super) async fn run(journal: Weak<Journal>, turn: Turn) -> Result<()> {
-    let mut known = HashMap::new();
-    loop {
-        let Some(journal) = journal.upgrade() else {
-            return Ok(());
+    /// Another process erased something in the log of this tenant.
+    pub(super) fn forget_erased(&self, tenant_no: i64) {
+        let log = {
+            let logs = self.logs.read().unwrap_or_else(PoisonError::into_inner);
+            logs.get(&tenant_no).cloned()
         };
-        journal.follow_erasures(&mut known).await?;
-        drop(journal);
-        turn.passed_for(FOLLOW_INTERVAL);
-        if !turn.pause(FOLLOW_INTERVAL).await {
-            return Ok(());
+        if let Some(log) = log {
+            self.forget(&log);
         }
     }
 }

@@ -36,7 +36,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use epochs::{Bumped, STATEMENTS as EPOCH_STATEMENTS, bump};
@@ -55,6 +55,7 @@ pub use tail::{Log, Position};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
+use crate::processes::Processes;
 use crate::storage::{Db, Failure, Migrations, Tx, TxParts};
 use crate::worker::Workers;
 use segment::SEQ_BITS;
@@ -240,18 +241,34 @@ pub struct Journal {
     stopped: CancellationToken,
     workers: Workers,
     hints: Option<Arc<notify::Hints>>,
+    processes: Arc<Processes>,
+    /// Logs that have readers and that other processes wrote to.
+    behind: watch::Sender<Arc<[Arc<Log>]>>,
 }
 
 impl Journal {
-    /// Opens the journal of a migrated database and starts its sequencer.
+    /// Opens the journal of a migrated database beside the processes that serve it, and starts its
+    /// sequencer.
     pub async fn open(db: &Db, clock: Clock, limits: Arc<Limits>) -> Result<Arc<Self>, String> {
-        Self::open_with(db, clock, limits, None).await
+        let processes = Processes::aside(db, clock.clone());
+        Self::open_with(db, clock, limits, processes, None).await
+    }
+
+    /// The same as one of the processes that serve it.
+    pub async fn open_as(
+        processes: &Arc<Processes>,
+        db: &Db,
+        clock: Clock,
+        limits: Arc<Limits>,
+    ) -> Result<Arc<Self>, String> {
+        Self::open_with(db, clock, limits, processes.clone(), None).await
     }
 
     async fn open_with(
         db: &Db,
         clock: Clock,
         limits: Arc<Limits>,
+        processes: Arc<Processes>,
         steps: Option<index::Steps>,
     ) -> Result<Arc<Self>, String> {
         let store = match db.is_postgres() {
@@ -277,6 +294,8 @@ impl Journal {
             clock,
             limits,
             stopped: CancellationToken::new(),
+            processes,
+            behind: watch::Sender::new(Arc::from([])),
         });
         let sequencer = tokio::spawn(sequencer::run(journal.clone(), journal.stopped.clone()));
         tokio::spawn(async move {
@@ -292,36 +311,6 @@ impl Journal {
             listing_writer::run(listed.clone(), turn)
         });
         Ok(journal)
-    }
-
-    /// Notices what other processes commit (PostgreSQL).
-    fn begin_following(self: &Arc<Self>) {
-        if !self.db.is_postgres() {
-            return;
-        }
-        let journal = Arc::downgrade(self);
-        self.workers.spawn("journal-follow", move |turn| {
-            follow::run(journal.clone(), turn)
-        });
-        let journal = Arc::downgrade(self);
-        self.workers.spawn("journal-epochs", move |turn| {
-            epochs::run(journal.clone(), turn)
-        });
-        let journal = Arc::downgrade(self);
-        self.workers.spawn("journal-erasures", move |turn| {
-            erase::run(journal.clone(), turn)
-        });
-        let Some(hints) = self.hints.clone() else {
-            return;
-        };
-        let telling = hints.clone();
-        self.workers.spawn("journal-tell", move |turn| {
-            notify::tell(telling.clone(), turn)
-        });
-        let journal = Arc::downgrade(self);
-        self.workers.spawn("journal-listen", move |turn| {
-            notify::listen(journal.clone(), hints.clone(), turn)
-        });
     }
 
     /// The supervised workers of this process; [`Journal::close`] stops them first.

@@ -47,7 +47,7 @@ pub(super) const STATEMENTS: &[&str] = &[
     LOCK_FREE,
     MISSED,
     HEADS,
-    super::epochs::EPOCHS,
+    crate::processes::BEAT,
     super::notify::NOTIFY,
 ];
 

@@ -33,7 +33,8 @@ const TENANTS: Sql = Sql::same(
         (select s.record_time from journal_segments s
          where s.key > t.tenant_no * 1099511627776 + coalesce(f.floor, 0)
             and s.key < (t.tenant_no + 1) * 1099511627776
-         order by s.key limit 1) as oldest
+         order by s.key limit 1) as oldest,
+        coalesce(f.floor, 0)
      from tenants t left join journal_floors f on f.tenant_no = t.tenant_no
      where t.tenant_no > $1 order by t.tenant_no limit $2",
 );
@@ -87,6 +88,8 @@ pub struct Kept {
     first: Option<Micros>,
     /// When the oldest event was recorded that is still there.
     oldest: Option<Micros>,
+    /// The last sequence that is gone.
+    floor: u64,
 }
 
 /// What a chunk removed.
@@ -100,7 +103,7 @@ pub struct Removed {
     pub more: bool,
 }
 
-type TenantRow = (i64, String, i64, i64, Option<i64>, Option<i64>);
+type TenantRow = (i64, String, i64, i64, Option<i64>, Option<i64>, i64);
 
 /// How far retention has come in a log.
 #[derive(Debug, Clone, Copy, Default)]
@@ -138,12 +141,13 @@ impl Journal {
             .bind(TENANTS_MAX)
             .all()
             .await?;
-        let kept = |(number, id, age, bytes, first, oldest): TenantRow| Kept {
+        let kept = |(number, id, age, bytes, first, oldest, floor): TenantRow| Kept {
             tenant: TenantRef::new(number, &id),
             age_max: age,
             bytes_max: bytes.unsigned_abs(),
             first,
             oldest,
+            floor: floor.unsigned_abs(),
         };
         Ok(rows.into_iter().map(kept).collect())
     }
@@ -175,13 +179,10 @@ impl Journal {
     }
 
     /// Drops from memory what retention has removed, also in another process.
-    /// Errors: `STORE_BUSY`.
-    pub async fn forget_removed(&self, tenant: &TenantRef) -> Result<()> {
-        if let Some(log) = self.log_in_use(tenant) {
-            let floor = self.retention_state(tenant).await?.floor;
-            log.forget_through(floor, &self.budget);
+    pub fn forget_removed(&self, kept: &Kept) {
+        if let Some(log) = self.log_in_use(&kept.tenant) {
+            log.forget_through(kept.floor, &self.budget);
         }
-        Ok(())
     }
 
     /// The log of a tenant, if this process uses it.

@@ -10,21 +10,26 @@ use hub_core::storage::{Db, Failure, Sql, Tx};
 /// Rows that one statement removes or one look at backlogs reads.
 const CHUNK_ROWS_MAX: i64 = 500;
 
+/// Takes a position, `$empty` being no bytes.
+macro_rules! acquire {
+    ($empty:literal) => {
+        concat!(
+            "insert into subscription_positions (subscription_id, tenant_no, owner, epoch, floor,
+                cursor, replay_until, unsettled, update_time)
+             values ($1, $2, $3, 1, 0, 0, 0, ",
+            $empty,
+            ", $4)
+             on conflict (subscription_id) do update
+             set owner = excluded.owner, epoch = subscription_positions.epoch + 1
+             where subscription_positions.owner in ('', excluded.owner)
+                or subscription_positions.owner not in (select process_id from live_processes)
+             returning epoch, floor, cursor, replay_until, unsettled"
+        )
+    };
+}
+
 // Taken from whoever has it no longer; raising the epoch shuts the one before out.
-const ACQUIRE: Sql = Sql::each(
-    "insert into subscription_positions (subscription_id, tenant_no, owner, epoch, floor, cursor,
-        replay_until, unsettled, update_time)
-     values ($1, $2, $3, 1, 0, 0, 0, x'', $4)
-     on conflict (subscription_id) do update
-     set owner = excluded.owner, epoch = subscription_positions.epoch + 1
-     returning epoch, floor, cursor, replay_until, unsettled",
-    "insert into subscription_positions (subscription_id, tenant_no, owner, epoch, floor, cursor,
-        replay_until, unsettled, update_time)
-     values ($1, $2, $3, 1, 0, 0, 0, '', $4)
-     on conflict (subscription_id) do update
-     set owner = excluded.owner, epoch = subscription_positions.epoch + 1
-     returning epoch, floor, cursor, replay_until, unsettled",
-);
+const ACQUIRE: Sql = Sql::each(acquire!("x''"), acquire!("''"));
 const OWNER: Sql = Sql::same("select owner from subscription_positions where subscription_id = $1");
 const EPOCHS: Sql = Sql::each(
     "select p.subscription_id, p.epoch, s.version

@@ -1,0 +1,78 @@
+//! What an idle process asks of PostgreSQL.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, PgConnection};
+
+use crate::durability::load::{self, SCOPES};
+use crate::durability::postgres::Server;
+use crate::support::{Command, Database, Tenant, TestProcess};
+
+const STATEMENTS_PER_SECOND_MAX: f64 = 2.0;
+/// Some workers look once in a minute.
+const MEASURED: Duration = Duration::from_secs(60);
+/// What takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The server writes down each statement that is run.
+async fn log_statements(server: &Server) {
+    let mut connection = PgConnection::connect(&server.url).await.unwrap();
+    for statement in [
+        "alter system set log_statement = 'all'",
+        "alter system set log_line_prefix = '[%a] '",
+        "select pg_reload_conf()",
+    ] {
+        sqlx::raw_sql(statement)
+            .execute(&mut connection)
+            .await
+            .unwrap();
+    }
+}
+
+/// How often each statement was run, by its first words.
+fn counted(log: &str) -> BTreeMap<String, usize> {
+    let mut counted = BTreeMap::new();
+    for line in log.lines() {
+        let run = line
+            .split_once("LOG:  execute ")
+            .or_else(|| line.split_once("LOG:  statement"));
+        let Some((program, run)) = run else { continue };
+        let text = run.split_once(": ").map_or(run, |(_, text)| text);
+        let text: String = text.chars().take(60).collect();
+        *counted.entry(format!("{program}{text}")).or_default() += 1;
+    }
+    counted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_process_runs_at_most_two_statements_a_second() {
+    let server = Server::start();
+    log_statements(&server).await;
+    let database = Database::at(server.url.clone());
+    let process = TestProcess::start_on(Command::Serve, database, &[]).await;
+    // It has served, so it knows tenants, keys and logs.
+    let operator_key = process.ready["operatorKey"].as_str().unwrap();
+    let tenant = Tenant::create(&load::client(process.addr(), operator_key)).await;
+    let admin = load::client(process.addr(), &tenant.admin_key);
+    tenant.key(&admin, "psa", &SCOPES).await;
+    // What is left to do behind that is done when the log of the tenant is listed.
+    let settled = async {
+        while !server.log().contains("update listing_covered") {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled)
+        .await
+        .expect("it is listed");
+    let (before, began) = (server.log().len(), Instant::now());
+    tokio::time::sleep(MEASURED).await;
+    let log = server.log().split_off(before);
+    let counted = counted(&log);
+    let count: usize = counted.values().sum();
+    let per_second = count as f64 / began.elapsed().as_secs_f64();
+    println!("an idle process: {per_second:.2} statements a second\n{counted:#?}");
+    assert!(count > 10, "statements are counted");
+    assert!(per_second <= STATEMENTS_PER_SECOND_MAX, "{counted:#?}");
+}
