@@ -31,6 +31,7 @@ pub const BUILT: &[&str] = &[
     "hub.event_bus.v1.EventBus/Acknowledge",
     "hub.event_bus.v1.EventBus/Consume",
     "hub.event_bus.v1.EventBus/EraseEvents",
+    "hub.event_bus.v1.EventBus/ExplainEvent",
     "hub.event_bus.v1.EventBus/GetEvent",
     "hub.event_bus.v1.EventBus/ListEventTypes",
     "hub.event_bus.v1.EventBus/ListEvents",

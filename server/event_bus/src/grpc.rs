@@ -8,10 +8,10 @@ use hub_core::auth::{self, Authenticator};
 use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{
     AcknowledgeRequest, AcknowledgeResponse, ConsumeRequest, EraseEventsRequest,
-    EraseEventsResponse, EventType, GetEventRequest, GetEventResponse, ListEventTypesRequest,
-    ListEventTypesResponse, ListEventsRequest, ListEventsResponse, PublishResponse,
-    PublishStreamResponse, PullRequest, PutEventTypeRequest, PutEventTypeResponse,
-    SubscribeRequest,
+    EraseEventsResponse, EventType, ExplainEventRequest, ExplainEventResponse, GetEventRequest,
+    GetEventResponse, ListEventTypesRequest, ListEventTypesResponse, ListEventsRequest,
+    ListEventsResponse, PublishResponse, PublishStreamResponse, PullRequest, PutEventTypeRequest,
+    PutEventTypeResponse, SubscribeRequest,
 };
 use hub_proto::server::event_bus_server::EventBus;
 use hub_proto::wire::{
@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::consume::Session;
 use crate::event_types::{self, Catalogues};
+use crate::explain::{self, Sources};
 use crate::groups::Groups;
 use crate::publish::{self, Publisher};
 use crate::publish_stream::PublishSession;
@@ -165,6 +166,23 @@ impl EventBus for Service {
         let EraseEventsRequest { event_ids, reason } = request.into_inner();
         let erased = erase::erase(&self.core, &caller, &event_ids, &reason).await?;
         Ok(Response::new(EraseEventsResponse { erased }))
+    }
+
+    async fn explain_event(
+        &self,
+        request: Request<ExplainEventRequest>,
+    ) -> Result<Response<ExplainEventResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let sources = Sources {
+            core: &self.core,
+            configurations: &self.configurations,
+            at_work: &*self.groups,
+            authenticator: &*self.authenticator,
+        };
+        let explanation = explain::explain(sources, &caller, request.into_inner()).await?;
+        Ok(Response::new(ExplainEventResponse {
+            explanation: Some(explanation),
+        }))
     }
 
     async fn list_event_types(

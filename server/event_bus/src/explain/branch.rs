@@ -78,7 +78,8 @@ impl Branch {
             Verdict::Working => self.fixes.clear(),
             Verdict::InProgress => {
                 let wait = "Wait: nothing stands in the way".to_owned();
-                self.fixes.insert(0, Checklist::advice(FixActor::Wait, wait));
+                self.fixes
+                    .insert(0, Checklist::advice(FixActor::Wait, wait));
             }
             _ if self.checks.primary_cause().is_some() => {
                 self.fixes.append(&mut self.before_replay);
@@ -140,7 +141,9 @@ fn summary(branches: &[Branch]) -> String {
     if branches.len() == 1 {
         return first.sentence.clone();
     }
-    let working = branches.iter().filter(|branch| branch.verdict == Verdict::Working);
+    let working = branches
+        .iter()
+        .filter(|branch| branch.verdict == Verdict::Working);
     let names: Vec<&str> = working.map(|branch| branch.name.as_str()).collect();
     let count = branches.len();
     let told = match names.len() {
@@ -196,20 +199,32 @@ mod tests {
     #[test]
     fn what_has_to_be_tried_again_is_mended_first() {
         let start = start();
-        assert_eq!(titles(&way(&start, "x", Fail, Fail).conclude()), ["mend x", "repeat x"]);
+        assert_eq!(
+            titles(&way(&start, "x", Fail, Fail).conclude()),
+            ["mend x", "repeat x"]
+        );
         let fixed = way(&start, "x", Fail, Pass).conclude();
-        assert_eq!((fixed.verdict, titles(&fixed)), (Verdict::FixedSince, vec!["repeat x"]));
+        assert_eq!(
+            (fixed.verdict, titles(&fixed)),
+            (Verdict::FixedSince, vec!["repeat x"])
+        );
         let mut other = way(&start, "x", Pass, Fail);
         let off = Finding::recorded("C", "It holds").then(Fail).now(Pass);
         assert!(other.look(off, vec![fix("mend C")]));
         let other = other.conclude();
-        assert_eq!((other.verdict, titles(&other)), (Verdict::Blocked, vec!["mend x", "repeat x"]));
+        assert_eq!(
+            (other.verdict, titles(&other)),
+            (Verdict::Blocked, vec!["mend x", "repeat x"])
+        );
         let mut done = way(&start, "x", Fail, Fail);
         done.progress = Progress::Done;
         assert!(done.conclude().fixes.is_empty());
         let mut going = way(&start, "x", Pass, Fail);
         going.progress = Progress::UnderWay;
-        assert_eq!(titles(&going.conclude()), ["Wait: nothing stands in the way"]);
+        assert_eq!(
+            titles(&going.conclude()),
+            ["Wait: nothing stands in the way"]
+        );
     }
 
     #[test]
@@ -223,8 +238,17 @@ mod tests {
         assert_eq!(joined.verdict, Verdict::Blocked);
         assert_eq!(joined.sentence, "c has it or not. 1 of 3 have it: a.");
         assert_eq!(titles(&joined), ["mend c", "repeat c", "repeat b"]);
-        let all = start.clone().join(vec![fine.clone(), Branch { name: "d".into(), ..fine.clone() }]);
+        let all = start.clone().join(vec![
+            fine.clone(),
+            Branch {
+                name: "d".into(),
+                ..fine.clone()
+            },
+        ]);
         assert_eq!(all.sentence, "All 2 have it: a, d.");
-        assert_eq!((all.verdict, start.join(vec![fine]).sentence.as_str()), (Verdict::Working, "a has it or not."));
+        assert_eq!(
+            (all.verdict, start.join(vec![fine]).sentence.as_str()),
+            (Verdict::Working, "a has it or not.")
+        );
     }
 }

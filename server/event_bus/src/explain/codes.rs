@@ -28,9 +28,15 @@ pub(super) const ROUTED: &[&str] = &[
 
 /// The checks of a delivery, in their order, with what they ask where there is none.
 pub(super) const OF_DELIVERY: [(&str, &str); 7] = [
-    (SUBSCRIBER_CONNECTED, "A consumer takes from the subscription"),
+    (
+        SUBSCRIBER_CONNECTED,
+        "A consumer takes from the subscription",
+    ),
     (CURSOR_PASSED, "The subscription has reached the event"),
-    (NOT_BLOCKED_BY_EARLIER, "No earlier event of its key holds it back"),
+    (
+        NOT_BLOCKED_BY_EARLIER,
+        "No earlier event of its key holds it back",
+    ),
     (DELIVERED, "It was handed to a consumer"),
     (ACKED, "The consumer settled it"),
     (CONSUMER_OUTCOME, "The consumer did what the event is for"),

@@ -5,7 +5,7 @@ use hub_core::error::Result;
 use hub_core::explain::{Checklist, Finding, Progress};
 use hub_core::id;
 use hub_proto::hub::event_bus::v1::EventDeliveryState as State;
-use hub_proto::hub::explain::v1::{CheckResult, Fix, FixActor};
+use hub_proto::hub::explain::v1::{CheckResult, FixActor, Verdict};
 
 use super::branch::Branch;
 use super::codes::{
@@ -16,8 +16,9 @@ use super::fixes::Fixes;
 use super::route::Way;
 use super::subject::{Landed, Stored};
 use super::{not_looked_at, outcome};
+use crate::log_entry::HUB;
 use crate::routing::Outcome;
-use crate::standing::{HUB, Standing, Standings};
+use crate::standing::{Standing, Standings};
 use crate::store::subscriptions::Stored as Row;
 
 /// Within this an event reaches a consumer that is there, in microseconds: 30 s.
@@ -29,15 +30,17 @@ const THE_HUB: &str = "the hub itself";
 pub(super) struct Delivered<'a> {
     way: &'a Way<'a>,
     pub(super) stored: &'a Stored,
-    landed: &'a Landed,
+    pub(super) landed: &'a Landed,
     /// The subscription; none if its row is not made yet.
     row: Option<&'a Row>,
 }
 
 /// The checks of each subscription of the destination that the event is for.
-pub(super) async fn look(way: &Way<'_>, mut branch: Branch) -> Result<Branch> {
+pub(super) async fn look(way: &Way<'_>, branch: Branch) -> Result<Branch> {
     let exists = format!("A subscription of {} has the event", way.to());
-    let landed = way.stored.map_or_else(Vec::new, |stored| landed(way, stored));
+    let landed = way
+        .stored
+        .map_or_else(Vec::new, |stored| landed(way, stored));
     let (Some(stored), false) = (way.stored, landed.is_empty()) else {
         return Ok(nowhere(way, branch, exists));
     };
@@ -126,14 +129,12 @@ impl Delivered<'_> {
         self.acked(&mut branch);
         self.did(&mut branch);
         let followed = outcome::follow_up(self.way, &mut branch, self).await?;
-        if let Some(cause) = branch.checks.primary_cause() {
-            let (name, event_id) = (self.name(), &self.stored.event_id);
-            branch.sentence = format!("{name} never got {event_id}: {}", cause.detail);
-        }
-        if branch.sentence.is_empty() || branch.progress != Progress::Standing {
-            branch.sentence = self.sentence(followed);
-        }
-        Ok(branch.conclude())
+        let mut branch = branch.conclude();
+        branch.sentence = match (branch.verdict, branch.checks.primary_cause()) {
+            (Verdict::Blocked | Verdict::FixedSince, Some(cause)) => self.failure(&cause.detail),
+            _ => self.sentence(followed),
+        };
+        Ok(branch)
     }
 
     fn standing(&self) -> &Standing {
@@ -164,9 +165,13 @@ impl Delivered<'_> {
         self.landed.named.is_default && !used && !self.is_hub()
     }
 
-    /// A consumer has, or had, the event.
-    fn was_taken(&self) -> bool {
-        self.standing().attempts > 0 || self.standing().state == State::Delivered
+    /// A consumer has it, or is done with it.
+    fn is_with_consumer(&self) -> bool {
+        let waits = matches!(
+            self.standing().state,
+            State::Queued | State::KeyBlocked | State::RetryWait
+        );
+        self.landed.was_taken() && !waits
     }
 
     /// It was routed to the subscription, or given to it later by a call.
@@ -175,7 +180,7 @@ impl Delivered<'_> {
     }
 
     /// A check of what is now. For an event that is not for the subscription it says nothing.
-    fn judged(&self, finding: Finding, result: CheckResult) -> Finding {
+    pub(super) fn judged(&self, finding: Finding, result: CheckResult) -> Finding {
         match self.was_given() {
             true => finding.both(result),
             false => finding.then(result),
@@ -189,7 +194,7 @@ impl Delivered<'_> {
     fn exists(&self, branch: &mut Branch, title: &str) {
         let again = self.was_given() && self.landed.named.outcome != Outcome::Flows;
         let finding = self.way.recorded(SUBSCRIBER_EXISTS, title.to_owned());
-        let needs = if again { &[] } else { ROUTED };
+        let needs: &[&'static str] = if again { &[] } else { ROUTED };
         let detail = match again {
             true => format!("{} got it later, by Redeliver.", self.name()),
             false => String::new(),
@@ -206,7 +211,10 @@ impl Delivered<'_> {
     fn connected(&self, branch: &mut Branch) {
         let name = self.name();
         let title = format!("A consumer takes from the subscription {name}");
-        let finding = self.way.current(SUBSCRIBER_CONNECTED, title).needs(&[SUBSCRIBER_EXISTS]);
+        let finding = self
+            .way
+            .current(SUBSCRIBER_CONNECTED, title)
+            .needs(&[SUBSCRIBER_EXISTS]);
         let now = self.way.question.now;
         let pause = self.row.and_then(|row| row.pause.as_ref());
         let doing = self.landed.doing.as_ref();
@@ -228,9 +236,9 @@ impl Delivered<'_> {
         } else if !members.is_empty() {
             let detail = format!("Connected: {}.", members.join(", "));
             let finding = finding.detail(detail);
-            let finding = members
-                .iter()
-                .fold(finding, |finding, member| finding.saw_text("member", member.as_str()));
+            let finding = members.iter().fold(finding, |finding, member| {
+                finding.saw_text("member", member.as_str())
+            });
             (CheckResult::Pass, finding, None)
         } else {
             let detail = match self.is_unused() {
@@ -248,9 +256,13 @@ impl Delivered<'_> {
                 false => CheckResult::Fail,
             };
             let fix = self.fixes(branch).pull(self.way.product, self.id());
-            (result, finding.detail(detail).saw_time("first_used_at", used), Some(fix))
+            (
+                result,
+                finding.detail(detail).saw_time("first_used_at", used),
+                Some(fix),
+            )
         };
-        let then = match self.was_taken() {
+        let then = match self.is_with_consumer() {
             true => CheckResult::Pass,
             false => result,
         };
@@ -260,18 +272,23 @@ impl Delivered<'_> {
 
     fn cursor_passed(&self, branch: &mut Branch) {
         let title = format!("The subscription {} has reached the event", self.name());
-        let finding = self.way.current(CURSOR_PASSED, title).needs(&[SUBSCRIBER_EXISTS]);
+        let finding = self
+            .way
+            .current(CURSOR_PASSED, title)
+            .needs(&[SUBSCRIBER_EXISTS]);
         let doing = self.landed.doing.as_ref();
         let stored = self.landed.cursor.unwrap_or(0);
         let cursor = doing.map_or(stored, |doing| doing.cursor);
-        let reached = cursor >= self.stored.seq || self.is_hub() || self.was_taken();
+        let reached = cursor >= self.stored.seq || self.is_hub() || self.landed.was_taken();
         let finding = finding.saw_number("sequence", self.stored.seq);
         if reached {
             branch.look(self.judged(finding, CheckResult::Pass), vec![]);
             return;
         }
         let ahead = self.stored.seq - cursor;
-        let finding = finding.saw_number("cursor", cursor).saw_number("events_ahead", ahead);
+        let finding = finding
+            .saw_number("cursor", cursor)
+            .saw_number("events_ahead", ahead);
         let Some(doing) = doing.filter(|doing| doing.window_full) else {
             let detail = format!("It has looked at the log up to {cursor}, {ahead} events before.");
             let finding = self.judged(finding, CheckResult::Unknown);
@@ -286,7 +303,9 @@ impl Delivered<'_> {
         );
         let finding = finding.saw_number("unsettled", doing.unsettled);
         let finding = finding.saw_resource("oldest_unsettled", oldest_id);
-        let fix = self.fixes(branch).skip_to(self.id(), self.name(), cursor, doing.unsettled);
+        let fix = self
+            .fixes(branch)
+            .skip_to(self.id(), self.name(), cursor, doing.unsettled);
         let finding = self.judged(finding, CheckResult::Fail);
         branch.look(finding.detail(detail), vec![fix]);
     }
@@ -294,7 +313,10 @@ impl Delivered<'_> {
     /// An event that is worked on holds back those of its key only for a moment.
     async fn not_blocked(&self, branch: &mut Branch) -> Result<()> {
         let title = "No failing event of its key holds it back".to_owned();
-        let finding = self.way.current(NOT_BLOCKED_BY_EARLIER, title).needs(&[CURSOR_PASSED]);
+        let finding = self
+            .way
+            .current(NOT_BLOCKED_BY_EARLIER, title)
+            .needs(&[CURSOR_PASSED]);
         let Some(seq) = self.standing().behind else {
             branch.look(self.judged(finding, CheckResult::Pass), vec![]);
             return Ok(());
@@ -313,35 +335,48 @@ impl Delivered<'_> {
         let (result, detail, fixes) = match before.state {
             State::Failed => {
                 let detail = format!("{event_id} before it failed for good: {}", before.error);
-                let fix = self.fixes(branch).redeliver(&event_id, self.name(), self.id());
+                let fix = self
+                    .fixes(branch)
+                    .redeliver(&event_id, self.name(), self.id());
                 (CheckResult::Fail, detail, vec![fix])
             }
             State::RetryWait => {
                 let due = timestamp(before.due.unwrap_or(0));
                 let detail = format!("{event_id} before it waits for its retry at {due}.");
                 let wait = format!("Wait for the next attempt of {event_id} at {due}");
-                (CheckResult::Fail, detail, vec![Checklist::advice(FixActor::Wait, wait)])
+                (
+                    CheckResult::Fail,
+                    detail,
+                    vec![Checklist::advice(FixActor::Wait, wait)],
+                )
             }
-            _ => (CheckResult::Pass, format!("{event_id} before it is worked on."), vec![]),
+            _ => (
+                CheckResult::Pass,
+                format!("{event_id} before it is worked on."),
+                vec![],
+            ),
         };
         branch.look(self.judged(finding, result).detail(detail), fixes);
         Ok(())
     }
 
     fn handed_out(&self, branch: &mut Branch) {
-        let finding = self.way.recorded(DELIVERED, "It was handed to a consumer".to_owned());
+        let finding = self
+            .way
+            .recorded(DELIVERED, "It was handed to a consumer".to_owned());
         let finding = finding.needs(&[SUBSCRIBER_EXISTS]);
         let standing = self.standing();
         let attempts = u64::from(standing.attempts);
         let (result, detail) = match standing.state {
-            State::Expired => {
-                (CheckResult::Fail, "Retention passed it before a consumer took it.".to_owned())
-            }
+            State::Expired => (
+                CheckResult::Fail,
+                "Retention passed it before a consumer took it.".to_owned(),
+            ),
             State::Skipped if attempts == 0 => {
                 (CheckResult::Fail, format!("It was skipped{}.", self.at()))
             }
             _ if self.is_hub() => (CheckResult::Pass, format!("By {THE_HUB}.")),
-            _ if self.was_taken() => (CheckResult::Pass, format!("{attempts} times.")),
+            _ if self.landed.was_taken() => (CheckResult::Pass, format!("{attempts} times.")),
             _ => (CheckResult::Unknown, "Not yet.".to_owned()),
         };
         let finding = finding.saw_number("attempts", attempts);
@@ -356,7 +391,9 @@ impl Delivered<'_> {
     }
 
     fn acked(&self, branch: &mut Branch) {
-        let finding = self.way.recorded(ACKED, "The consumer settled it".to_owned());
+        let finding = self
+            .way
+            .recorded(ACKED, "The consumer settled it".to_owned());
         let finding = finding.needs(&[DELIVERED]);
         let standing = self.standing();
         let error = standing.error.as_str();
@@ -393,12 +430,28 @@ impl Delivered<'_> {
             State::Delivered => (CheckResult::Pass, "By its ack.".to_owned()),
             State::Skipped => {
                 let reason = standing.error.as_str();
-                (CheckResult::Fail, format!("it skipped it{}: {reason}", self.at()))
+                (
+                    CheckResult::Fail,
+                    format!("it skipped it{}: {reason}", self.at()),
+                )
             }
-            _ => (CheckResult::Unknown, format!("Only {} knows.", self.way.product)),
+            _ => (
+                CheckResult::Unknown,
+                format!("Only {} knows.", self.way.product),
+            ),
         };
         let finding = finding.saw_text("reason", standing.error.as_str());
         branch.look(self.judged(finding, result).detail(detail), vec![]);
+    }
+
+    /// What did not happen, in one sentence.
+    fn failure(&self, cause: &str) -> String {
+        let what = match self.landed.was_taken() {
+            true => "did not process",
+            false if self.standing().is_unsettled() => "has not got",
+            false => "never got",
+        };
+        format!("{} {what} {}: {cause}", self.name(), self.stored.event_id)
     }
 
     /// How it stands, in one sentence.
@@ -413,7 +466,10 @@ impl Delivered<'_> {
             State::InFlight => format!("{name} has {event_id} at work."),
             State::RetryWait => {
                 let due = timestamp(standing.due.unwrap_or(0));
-                format!("{name} did not take {event_id} ({}); next at {due}.", standing.error)
+                format!(
+                    "{name} did not take {event_id} ({}); next at {due}.",
+                    standing.error
+                )
             }
             _ if self.is_dormant() => {
                 format!("{name} has never consumed: {event_id} waits in its subscription.")

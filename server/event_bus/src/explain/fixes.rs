@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use hub_core::clock::Micros;
 use hub_core::explain::Checklist;
 use hub_proto::hub::event_bus::v1::cloud_event::Data;
 use hub_proto::hub::event_bus::v1::cloud_event::cloud_event_attribute_value::Attr;
@@ -52,8 +53,7 @@ impl<'a> Fixes<'a> {
     /// Activates the subscription to a product.
     pub(super) fn activate(&self, product: &str) -> Fix {
         let title = format!("Activate the subscription to {product}");
-        let request =
-            json!({"tenantId": self.tenant_id(), "product": product, "active": true});
+        let request = json!({"tenantId": self.tenant_id(), "product": product, "active": true});
         self.operator(title, SET_PRODUCT, request)
     }
 
@@ -79,7 +79,11 @@ impl<'a> Fixes<'a> {
             mask.push_str(",retentionBytes");
         }
         let title = "Keep the next events for longer; this one does not come back".to_owned();
-        self.operator(title, UPDATE_TENANT, json!({"tenant": tenant, "updateMask": mask}))
+        self.operator(
+            title,
+            UPDATE_TENANT,
+            json!({"tenant": tenant, "updateMask": mask}),
+        )
     }
 
     /// Lets the catalogue send a type to a destination too.
@@ -97,18 +101,26 @@ impl<'a> Fixes<'a> {
             ..EventType::default()
         });
         changed.destinations.push(destination.to_owned());
-        if changed.json_schema.len() + changed.example.len() > REPEATED_BYTES_MAX {
+        self.put_type(
+            title,
+            &changed,
+            entry.map(EventType::etag).unwrap_or_default(),
+        )
+    }
+
+    fn put_type(&self, title: String, entry: &EventType, etag: String) -> Fix {
+        if entry.json_schema.len() + entry.example.len() > REPEATED_BYTES_MAX {
             return Checklist::advice(FixActor::Operator, title);
         }
         let request = json!({"eventType": {
-            "type": changed.name,
-            "purpose": changed.purpose,
-            "sources": changed.sources,
-            "destinations": changed.destinations,
-            "jsonSchema": &*changed.json_schema,
-            "example": changed.example,
-            "deprecated": changed.deprecated,
-            "etag": entry.map(EventType::etag).unwrap_or_default(),
+            "type": entry.name,
+            "purpose": entry.purpose,
+            "sources": entry.sources,
+            "destinations": entry.destinations,
+            "jsonSchema": &*entry.json_schema,
+            "example": entry.example,
+            "deprecated": entry.deprecated,
+            "etag": etag,
         }});
         self.operator(title, PUT_TYPE, request)
     }
@@ -126,7 +138,8 @@ impl<'a> Fixes<'a> {
             }},
             "updateMask": "filter",
         });
-        self.checks.fix(FixActor::Product, title, UPDATE_SUBSCRIPTION, request)
+        self.checks
+            .fix(FixActor::Product, title, UPDATE_SUBSCRIPTION, request)
     }
 
     /// Makes a key by which a product takes its events.
@@ -179,7 +192,10 @@ impl<'a> Fixes<'a> {
 
     /// Asks about an event that there is.
     pub(super) fn explain(&self, near: &Near) -> Fix {
-        let title = format!("Ask about {}, {} of {}", near.event_id, near.event.r#type, near.product);
+        let title = format!(
+            "Ask about {}, {} of {}",
+            near.event_id, near.event.r#type, near.product
+        );
         let mut request = json!({"eventId": near.event_id});
         self.add_destination(&mut request);
         self.checks.fix(FixActor::Caller, title, EXPLAIN, request)
@@ -208,8 +224,13 @@ impl<'a> Fixes<'a> {
 
     /// Publishes what was published under a wrong type again.
     pub(super) fn publish_as(&self, near: &Near, kind: &str) -> Fix {
-        let product = &near.product;
-        let title = format!("Publish what {product} published as {} as {kind}", near.event.r#type);
+        let (product, written) = (&near.product, &near.event.r#type);
+        let title = format!("Publish what {product} published as {written} as {kind}");
+        let id = format!("{}.{kind}", near.event.id);
+        self.publish_stored(title, near, kind, &id)
+    }
+
+    fn publish_stored(&self, title: String, near: &Near, kind: &str, id: &str) -> Fix {
         let stored = &near.event;
         let data_bytes = match &stored.data {
             Some(Data::TextData(text)) => text.len(),
@@ -220,10 +241,30 @@ impl<'a> Fixes<'a> {
         if data_bytes > REPEATED_BYTES_MAX {
             return Checklist::advice(FixActor::Product, title);
         }
-        let id = format!("{}.{kind}", stored.id);
         let attributes = attributes(stored);
-        let event = described(kind, &id, &stored.source, attributes, stored.data.as_ref());
-        self.checks.fix(FixActor::Product, title, PUBLISH, json!({"events": [event]}))
+        let event = described(kind, id, &stored.source, attributes, stored.data.as_ref());
+        self.checks.fix(
+            FixActor::Product,
+            title,
+            PUBLISH,
+            json!({"events": [event]}),
+        )
+    }
+
+    /// Lets a product publish a type too.
+    pub(super) fn allow(&self, entry: &EventType, product: &str) -> Fix {
+        let title = format!("Let {product} publish {}", entry.name);
+        let mut changed = entry.clone();
+        changed.sources.push(product.to_owned());
+        self.put_type(title, &changed, entry.etag())
+    }
+
+    /// Publishes an event that was stored before, with an id of its own.
+    pub(super) fn publish_again(&self, first: &Near, time: Micros) -> Fix {
+        let stored = &first.event;
+        let title = format!("Publish {} again with an id of its own", first.event_id);
+        let id = format!("{}@{time}", stored.id);
+        self.publish_stored(title, first, &stored.r#type, &id)
     }
 
     /// Publishes what was expected; of an event that never was no more is known than the search.
@@ -244,7 +285,12 @@ impl<'a> Fixes<'a> {
             subject => json!({"subject": {"ceString": subject}}),
         };
         let event = described(kind, &id, &source, attributes, None);
-        self.checks.fix(FixActor::Product, title, PUBLISH, json!({"events": [event]}))
+        self.checks.fix(
+            FixActor::Product,
+            title,
+            PUBLISH,
+            json!({"events": [event]}),
+        )
     }
 
     /// Whether Publish refuses the type without the right data.

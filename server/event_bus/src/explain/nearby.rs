@@ -3,6 +3,7 @@
 
 use hub_core::clock::{Micros, timestamp};
 use hub_core::error::{Error, Result};
+use hub_core::id;
 use hub_proto::hub::event_bus::v1::{
     CloudEvent, EventFilter, EventLogEntry, EventLogFilter, EventSearch,
 };
@@ -58,7 +59,12 @@ impl Nearby {
         let tenant = question.log.tenant();
         let entry = question.present.catalogue.find(&search.r#type).cloned();
         let compared = around_then(question, around).await?;
-        let kinds = question.sources.core.journal.listed_kinds(tenant, None).await?;
+        let kinds = question
+            .sources
+            .core
+            .journal
+            .listed_kinds(tenant, None)
+            .await?;
         let of_catalogue = question.present.catalogue.after("");
         let mut known: Vec<&str> = of_catalogue.map(|entry| entry.name.as_str()).collect();
         known.extend(kinds.iter().map(|listed| listed.kind.kind.as_str()));
@@ -81,7 +87,7 @@ impl Nearby {
             nearest(&search.r#type, [kind].into_iter()).is_some()
         };
         nearby.misspelt = match in_time(&alike) {
-            Some(near) => whole(question, near).await?,
+            Some(near) => near.whole(question).await?,
             None => None,
         };
         nearby.about = in_time(&|near: &Near| near.event.r#type == search.r#type);
@@ -93,7 +99,9 @@ impl Nearby {
                 ..EventFilter::default()
             };
             let until = Some(around.saturating_add(AROUND));
-            nearby.last.extend(newest(question, of_source, until).await?);
+            nearby
+                .last
+                .extend(newest(question, of_source, until).await?);
         }
         Ok(nearby)
     }
@@ -125,19 +133,6 @@ async fn newest(
     Ok(found.entries.into_iter().find_map(near))
 }
 
-/// The same with its data.
-async fn whole(question: &Question<'_>, near: Near) -> Result<Option<Near>> {
-    let log = &question.log;
-    let seq = log::of_id(log, &near.event_id).unwrap_or_default();
-    let Some(segment) = log::find(question.sources.core, log, seq).await? else {
-        return Ok(None);
-    };
-    let stored = segment.event_at(seq).map_err(Error::internal)?;
-    let event = stored.map(|stored| CloudEvent::decode(stored.event()));
-    let event = event.transpose().map_err(Error::internal)?;
-    Ok(event.map(|event| Near { event, ..near }))
-}
-
 fn near(entry: EventLogEntry) -> Option<Near> {
     let recorded = recorded(&entry);
     let record = entry.record?;
@@ -150,6 +145,29 @@ fn near(entry: EventLogEntry) -> Option<Near> {
 }
 
 impl Near {
+    /// The event at a sequence, with its data.
+    pub(super) async fn at(question: &Question<'_>, seq: u64) -> Result<Option<Near>> {
+        let log = &question.log;
+        let Some(segment) = log::find(question.sources.core, log, seq).await? else {
+            return Ok(None);
+        };
+        let Some(stored) = segment.event_at(seq).map_err(Error::internal)? else {
+            return Ok(None);
+        };
+        Ok(Some(Near {
+            event_id: id::event(log.tenant().key(seq)),
+            product: stored.product.to_owned(),
+            event: CloudEvent::decode(stored.event()).map_err(Error::internal)?,
+            recorded: segment.record_time(),
+        }))
+    }
+
+    /// The same event with its data.
+    async fn whole(self, question: &Question<'_>) -> Result<Option<Near>> {
+        let seq = log::of_id(&question.log, &self.event_id);
+        Near::at(question, seq.unwrap_or_default()).await
+    }
+
     /// Its subject; empty if it has none.
     pub(super) fn subject(&self) -> &str {
         attribute(&self.event, "subject")
@@ -210,7 +228,13 @@ mod tests {
 
     #[test]
     fn a_length_of_time_is_told_as_people_say_it() {
-        let spans = [3_000, 3_000_000, 180_000_000, 7_200_000_000, 400_000_000_000];
+        let spans = [
+            3_000,
+            3_000_000,
+            180_000_000,
+            7_200_000_000,
+            400_000_000_000,
+        ];
         assert_eq!(spans.map(span), ["3 ms", "3 s", "3 min", "2 h", "4 days"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use hub_core::clock::{Micros, timestamp};
 use hub_core::error::Result;
-use hub_proto::hub::event_bus::v1::{EventFilter, EventLogFilter};
+use hub_proto::hub::event_bus::v1::{EventDeliveryState, EventFilter, EventLogFilter};
 use hub_proto::hub::explain::v1::CheckResult;
 
 use super::branch::Branch;
@@ -27,6 +27,10 @@ pub(super) async fn follow_up(
     let (stored, product) = (delivered.stored, way.product);
     let title = format!("An event of {product} names it as its cause");
     let finding = way.current(FOLLOW_UP, title).needs(&[ACKED]);
+    if delivered.landed.standing.state != EventDeliveryState::Delivered {
+        branch.look(finding.then(CheckResult::Unknown), vec![]);
+        return Ok(false);
+    }
     for cause in [&stored.event_id, &stored.event.id] {
         let wanted = EventLogFilter {
             event: Some(EventFilter {
@@ -42,7 +46,10 @@ pub(super) async fn follow_up(
         if cause.contains('*') {
             continue;
         }
-        let found = way.question.look_before(&wanted, None, 1, FOLLOWING_MAX).await?;
+        let found = way
+            .question
+            .look_before(&wanted, None, 1, FOLLOWING_MAX)
+            .await?;
         let record = found.entries.into_iter().find_map(|entry| entry.record);
         if let Some(record) = record {
             let kind = record.event.map(|event| event.r#type).unwrap_or_default();

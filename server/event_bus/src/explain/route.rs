@@ -12,8 +12,10 @@ use super::codes::{
 };
 use super::fixes::Fixes;
 use super::nearby::nearest;
-use super::subject::{Stored, Subject};
+use super::subject::{Landed, Stored, Subject};
 use super::{Question, delivery};
+use crate::filter::Mismatch;
+use crate::log_entry::HUB;
 use crate::routing::{self, Configuration, Event};
 use crate::store::subscriptions::Stored as Row;
 
@@ -118,7 +120,9 @@ impl Way<'_> {
             branch.look(finding.then(CheckResult::Unknown), vec![]);
             return Ok(());
         }
-        let finding = self.both(finding, |configuration| holds(configuration.is_active(product)));
+        let finding = self.both(finding, |configuration| {
+            holds(configuration.is_active(product))
+        });
         let finding = match self.then().is_active(product) {
             true => finding,
             false => {
@@ -145,7 +149,9 @@ impl Way<'_> {
             return Ok(());
         };
         let on = |configuration: &Configuration| {
-            configuration.entitlements.integration_on(source, destination)
+            configuration
+                .entitlements
+                .integration_on(source, destination)
         };
         let finding = self.both(finding, |configuration| holds(on(configuration)));
         let finding = match on(self.then()) {
@@ -212,7 +218,11 @@ impl Way<'_> {
             kind: self.kind,
             source: &stored.source,
         };
-        let own = self.present().subscriptions.iter().filter(|own| own.product == self.product);
+        let own = self
+            .present()
+            .subscriptions
+            .iter()
+            .filter(|own| own.product == self.product);
         let mut begins_later = own.filter(|own| {
             let newest = own.filter_at(None);
             own.filter_at(Some(stored.seq)).is_none()
@@ -231,16 +241,31 @@ impl Way<'_> {
             return (finding.detail(detail), vec![]);
         }
         let entry = self.present().catalogue.find(kind);
+        if entry.is_none()
+            && let Some(told) = self.own_filter(&finding, branch)
+        {
+            return told;
+        }
         let mut detail = match entry {
-            None => format!("{kind} is not in the catalogue, and no filter of {} names it.", self.to()),
+            None => format!(
+                "{kind} is not in the catalogue, and no filter of {} names it.",
+                self.to()
+            ),
             Some(entry) if entry.destinations.is_empty() => {
                 format!("The catalogue sends {kind} nowhere.")
             }
             Some(entry) => {
-                format!("The catalogue sends {kind} to {} only.", entry.destinations.join(", "))
+                format!(
+                    "The catalogue sends {kind} to {} only.",
+                    entry.destinations.join(", ")
+                )
             }
         };
-        let known = self.present().catalogue.after("").map(|entry| entry.name.as_str());
+        let known = self
+            .present()
+            .catalogue
+            .after("")
+            .map(|entry| entry.name.as_str());
         let finding = match nearest(kind, known).filter(|_| entry.is_none()) {
             None => finding,
             Some(meant) => {
@@ -252,7 +277,9 @@ impl Way<'_> {
             None => finding.detail(detail),
             Some(entry) => {
                 let destinations = entry.destinations.join(" ");
-                finding.detail(detail).saw_text("destinations", destinations)
+                finding
+                    .detail(detail)
+                    .saw_text("destinations", destinations)
             }
         };
         let fixes = match product {
@@ -265,13 +292,52 @@ impl Way<'_> {
         (finding, fixes)
     }
 
+    /// Why a subscription that the destination made does not take the event. Types outside the
+    /// catalogue go only to such ones.
+    fn own_filter(&self, finding: &Finding, branch: &Branch) -> Option<(Finding, Vec<Fix>)> {
+        let stored = self.stored?;
+        let event = Event {
+            kind: self.kind,
+            source: &stored.source,
+        };
+        let own = self.present().subscriptions.iter();
+        let mut own = own.filter(|own| own.product == self.product);
+        let (own, mismatch) = own.find_map(|own| {
+            let filter = own.filter_at(Some(stored.seq)).or(own.filter_at(None))?;
+            Some((own, filter.mismatch(event, &stored.bytes)?))
+        })?;
+        let row = self.question.row(&own.subscription_id)?;
+        let Mismatch {
+            condition,
+            wanted,
+            seen,
+        } = mismatch;
+        let name = row.name.as_str();
+        let detail = format!("The filter of {name} takes {condition} {wanted}, not {seen:?}.");
+        let finding = finding
+            .clone()
+            .detail(detail)
+            .saw_resource("subscription", own.subscription_id.as_str())
+            .saw_text("filter", condition.as_str())
+            .saw_text("wanted", wanted)
+            .saw_text("seen", seen);
+        let fixes = self.fixes(branch);
+        let fix = match condition.as_str() {
+            "types" => fixes.widen(&row.id, name, self.kind, &row.filter),
+            _ => fixes.route(self.kind, None, self.source, self.product),
+        };
+        Some((finding, vec![fix]))
+    }
+
     /// Whether the destination has a key that takes events. What is recorded of other keys, the
     /// caller may have to be allowed to see.
     async fn principal(&self, branch: &mut Branch) -> Result<()> {
         let product = self.product;
         let title = format!("A key of {} may take events now", self.to());
-        let finding = self.current(DEST_PRINCIPAL_ALLOWED, title).needs(&[ROUTE_MATCHED]);
-        if product.is_empty() || product == crate::standing::HUB {
+        let finding = self
+            .current(DEST_PRINCIPAL_ALLOWED, title)
+            .needs(&[ROUTE_MATCHED]);
+        if product.is_empty() || product == HUB {
             let finding = finding.detail("The hub itself needs no key.");
             let result = match product {
                 "" => CheckResult::Unknown,
@@ -281,20 +347,30 @@ impl Way<'_> {
             return Ok(());
         }
         if !self.present().is_active(product) {
-            let detail = format!("Keys of {product} are refused while its subscription is not active.");
+            let detail =
+                format!("Keys of {product} are refused while its subscription is not active.");
             let fix = self.fixes(branch).activate(product);
             let finding = self.judged(finding, branch, CheckResult::Fail);
             branch.look(finding.detail(detail), vec![fix]);
             return Ok(());
         }
-        let (authenticator, tenant) =
-            (self.question.sources.authenticator, self.question.log.tenant());
+        let (authenticator, tenant) = (
+            self.question.sources.authenticator,
+            self.question.log.tenant(),
+        );
         let (result, detail) = match authenticator.has_key(tenant, product, TAKES).await? {
-            Some(true) => (CheckResult::Pass, format!("A key of {product} has {TAKES}.")),
-            Some(false) => {
-                (CheckResult::Fail, format!("No key of {product} that works has {TAKES}."))
-            }
-            None => (CheckResult::Unknown, "This hub does not know its keys.".to_owned()),
+            Some(true) => (
+                CheckResult::Pass,
+                format!("A key of {product} has {TAKES}."),
+            ),
+            Some(false) => (
+                CheckResult::Fail,
+                format!("No key of {product} that works has {TAKES}."),
+            ),
+            None => (
+                CheckResult::Unknown,
+                "This hub does not know its keys.".to_owned(),
+            ),
         };
         let finding = self.judged(finding, branch, result).visible_with(SEES_KEYS);
         let fix = self.fixes(branch).key(product, TAKES);
@@ -304,6 +380,13 @@ impl Way<'_> {
 
     /// A check of what is now. For an event that did not come so far it says nothing.
     fn judged(&self, finding: Finding, branch: &Branch, result: CheckResult) -> Finding {
+        let landed = self.stored.map_or(&[][..], |stored| &stored.landed);
+        let mut of_product = landed
+            .iter()
+            .filter(|landed| landed.named.product == self.product);
+        if of_product.any(Landed::was_taken) {
+            return finding.then(CheckResult::Pass).now(result);
+        }
         match branch.checks.primary_cause() {
             Some(_) => finding.then(result),
             None => finding.both(result),
@@ -323,8 +406,10 @@ fn off(
         "" => String::new(),
         reason => format!(" ({reason})"),
     };
-    let detail =
-        format!("integration {source} -> {destination} was off {}{why}.", during(since, until));
+    let detail = format!(
+        "integration {source} -> {destination} was off {}{why}.",
+        during(since, until)
+    );
     let enabled_at = until.unwrap_or(0);
     finding
         .detail(detail)

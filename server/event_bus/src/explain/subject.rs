@@ -10,7 +10,7 @@ use hub_core::journal::{Segment, StoredEvent};
 use hub_proto::hub::event_bus::v1::cloud_event::cloud_event_attribute_value::Attr;
 use hub_proto::hub::event_bus::v1::explain_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{
-    CloudEvent, EventFilter, EventLogEntry, EventLogFilter, EventSearch,
+    CloudEvent, EventDeliveryState, EventFilter, EventLogEntry, EventLogFilter, EventSearch,
 };
 use prost::Message;
 
@@ -18,6 +18,7 @@ use super::Question;
 use super::nearby::{Near, Nearby, nearest};
 use crate::log_entry::{self, Named};
 use crate::log_list::{self, Asking};
+use crate::refusals::{Refusal, Why};
 use crate::routing::Configuration;
 use crate::standing::{Doing, Standing, Standings};
 use crate::{event, log};
@@ -34,10 +35,7 @@ pub(super) enum Subject {
     /// It is in the log.
     Stored(Box<Stored>),
     /// It was, until retention removed it.
-    Removed {
-        event_id: String,
-        seq: u64,
-    },
+    Removed { event_id: String, seq: u64 },
     /// There is none like it.
     Never(Box<Never>),
 }
@@ -71,6 +69,13 @@ pub(super) struct Landed {
     pub(super) doing: Option<Doing>,
 }
 
+impl Landed {
+    /// A consumer has, or had, the event.
+    pub(super) fn was_taken(&self) -> bool {
+        self.standing.attempts > 0 || self.standing.state == EventDeliveryState::Delivered
+    }
+}
+
 /// An event that was expected.
 pub(super) struct Never {
     pub(super) search: EventSearch,
@@ -79,6 +84,15 @@ pub(super) struct Never {
     /// Not all that could match was looked at.
     pub(super) more: bool,
     pub(super) nearby: Nearby,
+    /// It was sent, and not stored, as far as this process remembers.
+    pub(super) sent: Option<Sent>,
+}
+
+/// An event that Publish did not store.
+pub(super) struct Sent {
+    pub(super) refusal: Refusal,
+    /// The first event of its source and id, if that is why.
+    pub(super) first: Option<Near>,
 }
 
 impl Subject {
@@ -148,7 +162,10 @@ async fn landed(
     let (core, at_work) = (question.sources.core, question.sources.at_work);
     let tenant = question.log.tenant();
     let standings = Standings::load(core, tenant, at_work, None, &[seq]).await?;
-    let ids: Vec<&str> = named.iter().map(|named| named.subscription_id.as_str()).collect();
+    let ids: Vec<&str> = named
+        .iter()
+        .map(|named| named.subscription_id.as_str())
+        .collect();
     let mut doing = at_work.doing(tenant, &ids).await;
     let landed = named.iter().map(|named| Landed {
         standing: standings.of(named, seq, recorded),
@@ -170,6 +187,7 @@ async fn of_search(question: &Question<'_>, search: EventSearch) -> Result<Subje
     let Some(record) = nearest.and_then(|entry| entry.record.as_ref()) else {
         return Ok(Subject::Never(Box::new(Never {
             nearby: Nearby::look(question, &search, around).await?,
+            sent: sent(question, &search, around).await?,
             search,
             around,
             more,
@@ -219,6 +237,31 @@ async fn matches(question: &Question<'_>, search: &EventSearch) -> Result<Matche
     found.entries.extend(after.entries);
     found.more |= after.more;
     Ok(found)
+}
+
+/// What was sent around a time and not stored, of what a search is about.
+async fn sent(
+    question: &Question<'_>,
+    search: &EventSearch,
+    around: Micros,
+) -> Result<Option<Sent>> {
+    let refusals = question.sources.configurations.refusals();
+    let (from, to) = (around.saturating_sub(AROUND), around.saturating_add(AROUND));
+    let is_asked = |kind: &str, subject: &str| {
+        kind == search.r#type && (search.subject.is_empty() || search.subject == subject)
+    };
+    for refusal in refusals.between(question.log.tenant(), from, to) {
+        let first = match refusal.why {
+            Why::Refused { .. } if is_asked(&refusal.kind, &refusal.subject) => None,
+            Why::Refused { .. } => continue,
+            Why::Repeated { seq, .. } => match Near::at(question, seq).await? {
+                Some(first) if is_asked(&first.event.r#type, first.subject()) => Some(first),
+                _ => continue,
+            },
+        };
+        return Ok(Some(Sent { refusal, first }));
+    }
+    Ok(None)
 }
 
 /// Events of the type and subject of a search.
@@ -293,11 +336,12 @@ impl Question<'_> {
 }
 
 impl Never {
-    /// Whose it should have been, if there is a product that it must be of; one whose subscription
-    /// is active, if there is one.
+    /// Whose it should have been, as far as that can be told.
     pub(super) fn source(&self) -> Option<&str> {
+        let of_sent = self.sent.iter().map(|sent| &sent.refusal.product);
         let of_misspelt = self.nearby.misspelt.iter().map(|near| &near.product);
-        let mut sources = self.nearby.sources.iter().chain(of_misspelt);
+        let sources = self.nearby.sources.iter();
+        let mut sources = of_sent.chain(sources).chain(of_misspelt);
         sources.next().map(String::as_str)
     }
 
@@ -322,23 +366,37 @@ impl Never {
             parts.push("Not all events were looked at: name a time or a subject".to_owned());
         }
         if let Some(near) = &nearby.elsewhen {
-            parts.push(format!("{} published {} at {}", near.product, near.event_id, timestamp(near.recorded)));
+            parts.push(format!(
+                "{} published {} at {}",
+                near.product,
+                near.event_id,
+                timestamp(near.recorded)
+            ));
         }
         if let Some(near) = &nearby.misspelt {
             let (product, written) = (&near.product, &near.event.r#type);
             let when = near.when(self.around);
-            parts.push(format!("nearest: {product} published {written} {when}, did you mean {kind}"));
+            let meant = if nearby.is_known { kind } else { written };
+            parts.push(format!(
+                "nearest: {product} published {written} {when}, did you mean {meant}"
+            ));
         }
         if let (None, Some(known)) = (&nearby.misspelt, &nearby.kind) {
             parts.push(format!("nearest type: {known}"));
         }
         if let Some(near) = &nearby.about {
             let (product, when) = (&near.product, near.when(self.around));
-            parts.push(format!("{product} published {kind} about {:?} {when}", near.subject()));
+            parts.push(format!(
+                "{product} published {kind} about {:?} {when}",
+                near.subject()
+            ));
         }
         for near in &nearby.last {
             let (product, written) = (&near.product, &near.event.r#type);
-            parts.push(format!("last event of {product}: {written} at {}", timestamp(near.recorded)));
+            parts.push(format!(
+                "last event of {product}: {written} at {}",
+                timestamp(near.recorded)
+            ));
         }
         match parts.is_empty() {
             true => "Nothing like it was published.".to_owned(),
