@@ -33,6 +33,7 @@ pub const BUILT: &[&str] = &[
     "hub.event_bus.v1.EventBus/CreateSubscription",
     "hub.event_bus.v1.EventBus/DeleteSubscription",
     "hub.event_bus.v1.EventBus/EraseEvents",
+    "hub.event_bus.v1.EventBus/ExplainEvent",
     "hub.event_bus.v1.EventBus/GetEvent",
     "hub.event_bus.v1.EventBus/GetSubscription",
     "hub.event_bus.v1.EventBus/ListEventTypes",

@@ -14,7 +14,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits until retention has removed everything up to `seq`.
-async fn removed(hub: &TestHub, seq: u64) {
+pub(super) async fn removed(hub: &TestHub, seq: u64) {
     let tenant = hub.core.tenancy.find(&hub.first_tenant().id).await.unwrap();
     let log = hub.core.journal.log(&tenant).await.unwrap();
     let gone = async {

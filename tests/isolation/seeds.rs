@@ -160,6 +160,14 @@ pub const READS: &[(&str, &str)] = &[
         r#"{"identity":{"source":"/psa/tickets","id":"one-1","product":"psa"}}"#,
     ),
     ("hub.event_bus.v1.EventBus/GetEvent", r#"{"sequence":"1"}"#),
+    (
+        "hub.event_bus.v1.EventBus/ExplainEvent",
+        r#"{"search":{"type":"ticket.created","subject":"$MARK"},"destination":"portal"}"#,
+    ),
+    (
+        "hub.event_bus.v1.EventBus/ExplainEvent",
+        r#"{"search":{"type":"$MARK.mad","around":"2026-01-01T00:00:00Z"}}"#,
+    ),
 ];
 
 /// RPCs that read, and have nothing of one tenant to show yet, each with the reason.

@@ -1,7 +1,8 @@
 """Checks that the documents agree with what they are about.
 
 Every reason of the built domains has a page in docs/errors that states its code, domain and
-metadata as proto/hub does; no page is left over; links and named files lead somewhere.
+metadata as proto/hub does; no page is left over; each page of docs/checks has its parts; links and
+named files lead somewhere.
 """
 
 import pathlib
@@ -10,8 +11,10 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ERRORS = ROOT / "docs" / "errors"
+CHECKS = ROOT / "docs" / "checks"
 DOMAINS = ["core", "platform", "api_keys", "event_bus"]
 SECTIONS = ["## What it means", "## Metadata", "## What to do", "## Is a retry safe?", "Related: "]
+CHECK_SECTIONS = ["## What is checked", "## When it fails", "## Evidence", "## What to do", "Related: "]
 LINES_MAX = 40
 VALUE = re.compile(r"((?:^  //.*\n)+)^  ERROR_REASON_(\w+) = \d+;", re.M)
 COMMENT = re.compile(r"^([A-Z_]+)(?:, \d{3})?(?:; ([^.]*))?\.")
@@ -67,6 +70,19 @@ def check_pages():
     return len(known)
 
 
+def check_pages_of_checks():
+    """That there is one for each check, and no other, is a test of the server."""
+    paths = sorted(CHECKS.glob("*.md"))
+    for path in paths:
+        text = path.read_text()
+        for part in [f"# {path.stem}\n", *CHECK_SECTIONS]:
+            if part not in text:
+                problem(f"docs/checks/{path.name} lacks {part.strip()}")
+        if text.count("\n") > LINES_MAX:
+            problem(f"docs/checks/{path.name} has more than {LINES_MAX} lines")
+    return len(paths)
+
+
 def check_links():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     for path in documents:
@@ -89,8 +105,9 @@ def check_paths():
 
 if __name__ == "__main__":
     pages, documents, paths = check_pages(), check_links(), check_paths()
+    checks = check_pages_of_checks()
     for text in problems:
         print(text)
-    print(f"{pages} reasons, {paths} paths, links of {documents} documents checked")
+    print(f"{pages} reasons, {checks} checks, {paths} paths, links of {documents} documents checked")
     print(f"{len(problems)} problems")
     sys.exit(1 if problems else 0)

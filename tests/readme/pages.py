@@ -1,4 +1,4 @@
-"""Runs the curl commands of docs/errors against a running hub.
+"""Runs the curl commands of docs/errors and docs/checks against a running hub.
 
 usage: pages.py READY_FILE
 
@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 
-from docs import ERRORS
+from docs import CHECKS, ERRORS
 
 SECONDS_MAX = 30
 ADDRESS = "127.0.0.1:7070"
@@ -22,9 +22,9 @@ NOT_UNDERSTOOD = ("is not the request of this method", "The hub has no method", 
 
 def commands():
     """Name and text of each shell block that calls with curl."""
-    for path in sorted(ERRORS.glob("*.md")):
+    for path in sorted([*ERRORS.glob("*.md"), *CHECKS.glob("*.md")]):
         for block in re.findall(r"^```sh\n(curl .*?)^```$", path.read_text(), re.M | re.S):
-            yield path.name, block
+            yield f"docs/{path.parent.name}/{path.name}", block
 
 
 def main():
@@ -49,8 +49,8 @@ def main():
         answer = done.stdout + done.stderr
         if not answer.strip() or any(text in answer for text in NOT_UNDERSTOOD):
             wrong += 1
-            print(f"docs/errors/{name}: {block}{answer}")
-    print(f"{total} commands of docs/errors run, {wrong} not understood")
+            print(f"{name}: {block}{answer}")
+    print(f"{total} commands of docs/errors and docs/checks run, {wrong} not understood")
     sys.exit(1 if wrong else 0)
 
 

@@ -39,6 +39,11 @@ impl EventType {
         names(&self.sources, product)
     }
 
+    /// Whether any product may publish it.
+    pub fn comes_from_all(&self) -> bool {
+        self.sources.iter().any(|slug| slug == ALL)
+    }
+
     /// Whether it goes to every product.
     pub fn goes_to_all(&self) -> bool {
         self.destinations.iter().any(|slug| slug == ALL)

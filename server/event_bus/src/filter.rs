@@ -1,5 +1,7 @@
 //! Which events a reader wants: conditions joined by AND, values of one condition by OR.
 
+mod mismatch;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -12,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error;
 use crate::routing::{self, Configuration, Event, Outcome};
+pub use mismatch::Mismatch;
 
 const TYPES_MAX: usize = 100;
 const ATTRIBUTES_MAX: usize = 10;
@@ -289,6 +292,11 @@ impl Condition {
     }
 
     fn matches(&self, view: &CloudEventView) -> bool {
+        self.value_of(view).is_some_and(|value| self.holds(&value))
+    }
+
+    /// The attribute that it is about.
+    fn value_of(&self, view: &CloudEventView) -> Option<Bytes> {
         let plain = match self.name.as_str() {
             "id" => Some(&view.id),
             "source" => Some(&view.source),
@@ -297,7 +305,7 @@ impl Condition {
             _ => None,
         };
         if let Some(plain) = plain {
-            return self.holds(plain);
+            return Some(plain.clone());
         }
         // A map entry may come twice on the wire: the last one counts, as for every decoder.
         let entry = view
@@ -306,7 +314,7 @@ impl Condition {
             .rev()
             .find(|entry| entry.key == self.name.as_bytes());
         let value = entry.and_then(|entry| entry.value.as_ref());
-        value.and_then(text).is_some_and(|value| self.holds(&value))
+        value.and_then(text)
     }
 
     fn holds(&self, value: &[u8]) -> bool {
@@ -420,6 +428,18 @@ mod tests {
                 expected,
                 "{name} {value}"
             );
+            let plain = Event {
+                kind: "ticket.created",
+                source: "psa",
+            };
+            let mismatch = filter.mismatch(plain, &bytes);
+            let seen = if name == "time" { "" } else { "ticket/42" };
+            let failed = (!expected).then(|| Mismatch {
+                condition: name.to_owned(),
+                wanted: value.to_owned(),
+                seen: seen.to_owned(),
+            });
+            assert_eq!(mismatch, failed);
         }
     }
 

@@ -10,11 +10,12 @@ use hub_core::replay::Call;
 use hub_proto::hub::event_bus::v1::{
     AcknowledgeRequest, AcknowledgeResponse, ConsumeRequest, CreateSubscriptionRequest,
     CreateSubscriptionResponse, DeleteSubscriptionRequest, DeleteSubscriptionResponse,
-    EraseEventsRequest, EraseEventsResponse, EventType, GetEventRequest, GetEventResponse,
-    GetSubscriptionRequest, GetSubscriptionResponse, ListEventTypesRequest, ListEventTypesResponse,
-    ListEventsRequest, ListEventsResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
-    PauseSubscriptionRequest, PauseSubscriptionResponse, PublishResponse, PublishStreamResponse,
-    PullRequest, PutEventTypeRequest, PutEventTypeResponse, RedeliverRequest, RedeliverResponse,
+    EraseEventsRequest, EraseEventsResponse, EventType, ExplainEventRequest, ExplainEventResponse,
+    GetEventRequest, GetEventResponse, GetSubscriptionRequest, GetSubscriptionResponse,
+    ListEventTypesRequest, ListEventTypesResponse, ListEventsRequest, ListEventsResponse,
+    ListSubscriptionsRequest, ListSubscriptionsResponse, PauseSubscriptionRequest,
+    PauseSubscriptionResponse, PublishResponse, PublishStreamResponse, PullRequest,
+    PutEventTypeRequest, PutEventTypeResponse, RedeliverRequest, RedeliverResponse,
     ResumeSubscriptionRequest, ResumeSubscriptionResponse, SeekSubscriptionRequest,
     SeekSubscriptionResponse, SubscribeRequest, UpdateSubscriptionRequest,
     UpdateSubscriptionResponse,
@@ -29,6 +30,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::consume::Session;
 use crate::event_types::{self, Catalogues};
+use crate::explain::{self, Sources};
 use crate::groups::Groups;
 use crate::publish::{self, Publisher};
 use crate::publish_stream::PublishSession;
@@ -185,6 +187,23 @@ impl EventBus for Service {
         let EraseEventsRequest { event_ids, reason } = request.into_inner();
         let erased = erase::erase(&self.core, &caller, &event_ids, &reason).await?;
         Ok(Response::new(EraseEventsResponse { erased }))
+    }
+
+    async fn explain_event(
+        &self,
+        request: Request<ExplainEventRequest>,
+    ) -> Result<Response<ExplainEventResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let sources = Sources {
+            core: &self.core,
+            configurations: &self.configurations,
+            at_work: &*self.groups,
+            authenticator: &*self.authenticator,
+        };
+        let explanation = explain::explain(sources, &caller, request.into_inner()).await?;
+        Ok(Response::new(ExplainEventResponse {
+            explanation: Some(explanation),
+        }))
     }
 
     async fn list_event_types(

@@ -15,7 +15,6 @@ use hub_proto::wire::PublishRequest;
 use crate::catalogue::EventType;
 use crate::routes::{self, Routes};
 use crate::routing::{Configuration, Configurations};
-use crate::schema::Schemas;
 use crate::{error, event};
 
 /// Most events in one batch.
@@ -93,19 +92,35 @@ pub async fn check(
     };
     let mut routes = Routes::new(&configuration, &publisher.product);
     for (index, bytes) in events.into_iter().enumerate() {
-        match check_event(publisher, &configuration, &mut routes, index, bytes) {
+        match check_event(publisher, &configuration, &mut routes, index, bytes.clone()) {
             Ok((event, slot)) => {
                 checked.events.push(event);
                 checked.results.push(slot);
             }
-            Err(problem) if independent => checked.results.push(Slot::Refused(problem)),
-            Err(problem) => return Err(problem),
+            Err(problem) => {
+                publisher.refused(&bytes, &problem);
+                if !independent {
+                    return Err(problem);
+                }
+                checked.results.push(Slot::Refused(problem));
+            }
         }
     }
     drop(routes);
-    checked
-        .match_schemas(publisher.configurations.schemas())
-        .await
+    checked.match_schemas(publisher).await
+}
+
+impl Publisher {
+    /// Who looks for the event in the log will want to know why it is not there.
+    fn refused(&self, event: &Bytes, why: &Error) {
+        let refusals = self.configurations.refusals();
+        refusals.refused(self.log.tenant(), &self.product, event, why);
+    }
+
+    fn repeated(&self, seq: u64, same: bool) {
+        let refusals = self.configurations.refusals();
+        refusals.repeated(self.log.tenant(), &self.product, seq, same);
+    }
 }
 
 fn check_event(
@@ -150,7 +165,8 @@ fn check_event(
 
 impl Checked {
     /// Checks the data of events whose types have a schema.
-    async fn match_schemas(mut self, schemas: &Schemas) -> Result<Checked> {
+    async fn match_schemas(mut self, publisher: &Publisher) -> Result<Checked> {
+        let schemas = publisher.configurations.schemas();
         let configuration = self.configuration.clone();
         if !configuration.catalogue.has_schemas() {
             return Ok(self);
@@ -160,6 +176,11 @@ impl Checked {
         let indexes: Vec<usize> = accepted.map(|(index, _)| index).collect();
         let events = indexes.iter().copied().zip(&self.events);
         let mut violating = schemas.check(&configuration.catalogue, events).await?;
+        for (index, problem) in &violating {
+            if let Ok(at) = indexes.binary_search(index) {
+                publisher.refused(&self.events[at].event, problem);
+            }
+        }
         if !self.independent
             && let Some(first) = violating.pop_first()
         {
@@ -259,8 +280,12 @@ impl Submitted {
                     published.add(&slot);
                     (*seq, false)
                 }
-                Some(Outcome::Duplicate(position)) => (position.seq, true),
+                Some(Outcome::Duplicate(position)) => {
+                    publisher.repeated(position.seq, true);
+                    (position.seq, true)
+                }
                 Some(Outcome::Reused { seq }) => {
+                    publisher.repeated(*seq, false);
                     let first = (*seq > 0).then(|| id::event(tenant.key(*seq)));
                     let problem = error::event_id_reused(index, first.as_deref());
                     // Stored whole or not at all: the first reused identity is the batch's error.

@@ -16,6 +16,7 @@ use hub_proto::hub::event_bus::v1::NotRoutedReason;
 use crate::event_types::{Catalogue, Catalogues, EventType};
 use crate::filter::Filter;
 use crate::own_subscriptions::OwnSubscriptions;
+use crate::refusals::Refusals;
 use crate::schema::Schemas;
 
 /// All that decides where events of a tenant go, at one epoch.
@@ -217,6 +218,7 @@ struct Sources {
     journal: Arc<Journal>,
     catalogues: Arc<Catalogues>,
     subscriptions: OwnSubscriptions,
+    refusals: Refusals,
 }
 
 impl Configurations {
@@ -227,6 +229,7 @@ impl Configurations {
             journal: core.journal.clone(),
             catalogues,
             subscriptions: OwnSubscriptions::new(core),
+            refusals: Refusals::new(core.clock.clone()),
         };
         Configurations {
             sources: Arc::new(sources),
@@ -253,6 +256,11 @@ impl Configurations {
     /// Memory of the subscriptions that products made, about, in bytes.
     pub fn subscriptions_bytes(&self) -> usize {
         self.sources.subscriptions.bytes()
+    }
+
+    /// What publishing refused of late.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.sources.refusals
     }
 
     /// Compiled schemas of the data of events.

@@ -39,6 +39,8 @@ const TENANTS: Sql = Sql::same(
      where t.tenant_no > $1 order by t.tenant_no limit $2",
 );
 const AGE: Sql = Sql::same("select retention from tenants where tenant_no = $1");
+const BOUNDS: Sql =
+    Sql::same("select retention, retention_bytes from tenants where tenant_no = $1");
 const STATE: Sql =
     Sql::same("select floor, counted, bytes from journal_floors where tenant_no = $1");
 const SIZES: Sql = Sql::same(
@@ -72,7 +74,7 @@ const EMPTIED: Sql = Sql::same(
 
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[
-    TENANTS, AGE, STATE, SIZES, BEGIN, ADVANCE, COUNT, DELETE, EMPTY, EMPTIED,
+    TENANTS, AGE, BOUNDS, STATE, SIZES, BEGIN, ADVANCE, COUNT, DELETE, EMPTY, EMPTIED,
 ];
 
 /// A tenant with what it keeps, and what it has.
@@ -131,6 +133,15 @@ impl Kept {
 }
 
 impl Journal {
+    /// How long a tenant keeps events, in microseconds, and how many bytes of them; 0 = no limit.
+    /// Errors: `STORE_BUSY`, `TENANT_NOT_FOUND`.
+    pub async fn retention_of(&self, tenant: &TenantRef) -> Result<(Micros, u64)> {
+        let query = self.db.query(BOUNDS).bind(tenant.number());
+        let row: Option<(Micros, i64)> = query.optional().await?;
+        let (age, bytes) = row.ok_or_else(|| crate::tenancy::not_found(tenant.id()))?;
+        Ok((age, bytes.unsigned_abs()))
+    }
+
     /// The tenants after number `after`, in order of number. Empty at the end.
     /// Errors: `STORE_BUSY`.
     pub async fn kept(&self, after: i64) -> Result<Vec<Kept>> {
