@@ -5,8 +5,8 @@ use std::time::Duration;
 use hub_client::Data;
 use serde_json::{Value, json};
 
-use super::explain::{Explained, explain, run};
 use super::{Product, event, text, ticket, with_attributes};
+use crate::event_bus::explain::{Explained, explain, run};
 use crate::support::{Backend, TestHub};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -117,7 +117,7 @@ both_databases! {
         let found = explain(&hub, asked).await;
         assert_eq!(found.results("EVT_RECEIVED").0, "PASS");
         // It would not have come far either.
-        super::log::switch(&hub, "rmm", "psa", false).await;
+        crate::event_bus::log::switch(&hub, "rmm", "psa", false).await;
         let alert = json!({"search": {"type": "alert.triggered"}, "destination": "psa"});
         let missing = explain(&hub, alert).await;
         assert_eq!(missing.results("EVT_INTEGRATION_ENABLED"), ("SKIPPED", "FAIL"));
@@ -139,11 +139,11 @@ both_databases! {
         let (hub, psa) = manual(backend).await;
         let published = psa.publish(vec![ticket("a")]).await;
         hub.clock.advance(Duration::from_secs(40 * 24 * 3600));
-        super::retention::removed(&hub, 1).await;
+        crate::event_bus::retention::removed(&hub, 1).await;
         let asked = json!({"eventId": published.results[0].event_id});
         let gone = explain(&hub, asked.clone()).await;
         assert_eq!((gone.verdict(), gone.cause()), ("BLOCKED", "EVT_RETAINED"));
-        assert_eq!(gone.codes(), super::explain::CHECKS);
+        assert_eq!(gone.codes(), crate::event_bus::explain::CHECKS);
         assert_eq!(gone.results("EVT_RECEIVED").0, "PASS");
         assert_eq!(gone.results("EVT_ROUTE_MATCHED"), ("SKIPPED", ""));
         assert_eq!(gone.evidence("EVT_RETAINED", "retention"), "2592000s");
@@ -161,11 +161,11 @@ both_databases! {
     async fn an_event_that_was_refused_is_told_with_the_reason(backend: Backend) {
         let (hub, psa) = manual(backend).await;
         let alert = || event("alert.triggered", "1");
-        psa.send(super::batch(vec![alert()])).await.unwrap_err();
+        psa.send(crate::event_bus::batch(vec![alert()])).await.unwrap_err();
         let asked = json!({"search": {"type": "alert.triggered"}, "destination": "oncall"});
         let refused = explain(&hub, asked.clone()).await;
         assert_eq!((refused.verdict(), refused.cause()), ("BLOCKED", "EVT_VALID"), "{refused:?}");
-        assert_eq!(refused.codes(), super::explain::CHECKS);
+        assert_eq!(refused.codes(), crate::event_bus::explain::CHECKS);
         assert_eq!(refused.results("EVT_RECEIVED").0, "PASS");
         let reason = refused.evidence("EVT_VALID", "reason");
         assert_eq!(reason, "EVENT_SOURCE_NOT_ALLOWED");
@@ -176,7 +176,7 @@ both_databases! {
         // What others send is of no concern.
         let stranger = hub.tenant().await;
         let asked = json!({"search": {"type": "alert.triggered"}});
-        let theirs = super::explain::explain_as(&hub, &stranger.admin_key, asked).await;
+        let theirs = crate::event_bus::explain::explain_as(&hub, &stranger.admin_key, asked).await;
         assert_eq!(theirs.cause(), "EVT_RECEIVED");
     }
 
@@ -196,7 +196,7 @@ both_databases! {
         run(&hub, &psa.key, &repeated.fixes()[0]).await;
         assert_eq!(explain(&hub, asked.clone()).await.results(code).0, "PASS");
         hub.clock.advance(Duration::from_secs(6 * 3600));
-        psa.send(super::batch(vec![about(ticket("42"), "ticket/7")])).await.unwrap_err();
+        psa.send(crate::event_bus::batch(vec![about(ticket("42"), "ticket/7")])).await.unwrap_err();
         let asked = around(search("ticket.created", "ticket/42"), hub.clock.now());
         let reused = explain(&hub, asked).await;
         let detail = reused.check(code)["detail"].as_str().unwrap();

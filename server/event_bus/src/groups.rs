@@ -32,8 +32,8 @@ const TOLD: std::time::Duration = std::time::Duration::from_secs(90 * 24 * 3600)
 pub(crate) enum Place {
     /// In this process.
     Here(Arc<Group>),
-    /// In the process of this id.
-    Elsewhere(String),
+    /// In another process, which lives.
+    Elsewhere,
 }
 
 /// All groups of this process.
@@ -133,15 +133,7 @@ impl Groups {
         let acquired =
             positions::acquire(&mut tx, tenant, &settings.id, &self.process, now).await?;
         let Some(acquired) = acquired else {
-            drop(tx);
-            let owner = positions::owner(&core.db, &settings.id).await?;
-            return match owner {
-                Some(owner) => Ok(Place::Elsewhere(owner)),
-                None => Err(Error::store_busy(
-                    "The subscription is moving to another server",
-                    "moved",
-                )),
-            };
+            return Ok(Place::Elsewhere);
         };
         positions::used(&mut tx, &settings.id, now).await?;
         tx.commit().await?;
@@ -181,7 +173,7 @@ impl Groups {
                 // One that ends at this moment is opened again.
                 Place::Here(group) if !takes_place(&group) => tokio::task::yield_now().await,
                 Place::Here(group) => return Ok(group),
-                Place::Elsewhere(_) => {
+                Place::Elsewhere => {
                     let what = "The subscription is at work on another server";
                     return Err(Error::store_busy(what, "moved"));
                 }
@@ -274,6 +266,14 @@ impl Groups {
             self.remove(group);
         }
         if !self.parts.core.db.is_postgres() || open.is_empty() {
+            return Ok(());
+        }
+        if !self.parts.core.processes.is_live() {
+            // The others may have taken them over by now.
+            for group in &open {
+                group.lose();
+                self.remove(group);
+            }
             return Ok(());
         }
         let ids: Vec<&str> = open.iter().map(|group| &*group.id).collect();

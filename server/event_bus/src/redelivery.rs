@@ -314,6 +314,7 @@ impl Redelivery {
         let (product, id) = (Some(target.product.as_str()), &target.subscription_id);
         let settings = subscriptions::resolve(core, configurations, tenant, product, id).await?;
         let Place::Here(group) = self.groups.open(tenant, settings).await? else {
+            // That one works off jobs too, and will come to this chunk.
             let what = "The subscription is at work on another server";
             return Err(Error::store_busy(what, "moved"));
         };

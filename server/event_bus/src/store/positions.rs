@@ -30,7 +30,6 @@ macro_rules! acquire {
 
 // Taken from whoever has it no longer; raising the epoch shuts the one before out.
 const ACQUIRE: Sql = Sql::each(acquire!("x''"), acquire!("''"));
-const OWNER: Sql = Sql::same("select owner from subscription_positions where subscription_id = $1");
 const EPOCHS: Sql = Sql::each(
     "select p.subscription_id, p.epoch, s.version
      from subscription_positions p join subscriptions s on s.subscription_id = p.subscription_id
@@ -113,7 +112,6 @@ const FORGET_RANGES: Sql = Sql::each(
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[
     ACQUIRE,
-    OWNER,
     EPOCHS,
     RELEASE,
     SAVE,
@@ -203,12 +201,6 @@ pub async fn acquire(
         unsettled,
     };
     Ok(row.map(acquired))
-}
-
-/// The process that owns a subscription; `None` if nobody does.
-pub async fn owner(db: &Db, id: &str) -> Result<Option<String>> {
-    let row: Option<(String,)> = db.query(OWNER).bind(id.to_owned()).optional().await?;
-    Ok(row.map(|(owner,)| owner).filter(|owner| !owner.is_empty()))
 }
 
 /// Present epoch, and version of the settings, of those of these subscriptions that are there.
