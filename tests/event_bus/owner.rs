@@ -64,8 +64,8 @@ impl Owner {
     ) -> Result<(Vec<Subscription>, usize), Error> {
         let (mut found, mut pages) = (Vec::new(), 0);
         loop {
-            let answer = self.hub.event_bus().list_subscriptions(request.clone());
-            let page = answer.await?.into_inner();
+            let mut bus = self.hub.event_bus();
+            let page = bus.list_subscriptions(request.clone()).await?.into_inner();
             found.extend(page.subscriptions);
             pages += 1;
             if page.next_page_token.is_empty() {

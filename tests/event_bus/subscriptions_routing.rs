@@ -10,6 +10,7 @@ use hub_proto::hub::event_bus::v1::{
 use hub_proto::hub::platform::v1::SetIntegrationRequest;
 
 use super::owner::{Owner, named, starting, status};
+use super::subscriptions_seek::reach;
 use super::{Product, earliest, event, numbered, of_types, text, ticket, with_attributes};
 use crate::support::TestHub;
 
@@ -108,7 +109,7 @@ both_databases! {
         }
         assert_eq!(has(&hub, &id).await, [2]);
         // Events up to the first deal were reached.
-        super::subscriptions_seek::reach(&hub, &id, 2).await;
+        reach(&hub, &id, 2).await;
         let lost = Subscription {
             subscription_id: id.clone(),
             filter: Some(of_types(&["deal.lost"])),
