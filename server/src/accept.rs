@@ -39,6 +39,9 @@ const PROBES: u32 = 2;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Headers of an HTTP/1 request; HTTP/2 bounds their size only.
 const HEADERS_MAX: usize = 100;
+/// Largest HTTP/2 frame that clients may send. With the default of 16 KiB a batch of 256 events
+/// comes in six frames, each read and put together by itself.
+const FRAME_BYTES_MAX: u32 = 64 << 10;
 /// How long an ended connection is kept for the client to read the rest.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after the listener failed, e.g. for want of file descriptors.
@@ -89,6 +92,7 @@ impl Acceptor {
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
+            .max_frame_size(FRAME_BYTES_MAX)
             .max_header_list_size(limits.header_bytes_max)
             .max_concurrent_streams(limits.connection_streams_max);
         Acceptor {

@@ -18,6 +18,8 @@ const PROCESSES: usize = 3;
 const TENANTS: usize = 2;
 const WRITERS_PER_PROCESS: usize = 3;
 const STEPS: usize = 60;
+/// Segments of a log that is read in several pages.
+const LONG: u64 = 520;
 /// All processes draw from the same names, so that most are sent several times.
 const NAMES: usize = 400;
 const CUT: &str = "select pg_terminate_backend(pid) from pg_stat_activity
@@ -145,18 +147,27 @@ async fn a_process_that_starts_later_knows_what_was_published_before() {
     let first = Store::open(&database, limits(), Clock::system()).await;
     let tenant = first.tenant("t").await;
     let log = first.journal.log(&tenant).await.unwrap();
-    for n in 0..100 {
+    for n in 0..LONG {
         first.append(&log, vec![event(&format!("e{n}"))]).await;
     }
-    let second = Store::open(&database, limits(), Clock::system()).await;
+    let second = Arc::new(Store::open(&database, limits(), Clock::system()).await);
     let log = second.journal.log(&tenant).await.unwrap();
-    for n in 0..100 {
-        let again = second.append(&log, vec![event(&format!("e{n}"))]).await;
-        let [Outcome::Duplicate(position)] = again.outcomes[..] else {
-            panic!("e{n}: {:?}", again.outcomes);
+    // All at once: the first one reads the log, the others wait for it.
+    let mut again = JoinSet::new();
+    for n in (0..LONG).step_by(5) {
+        let (second, log) = (second.clone(), log.clone());
+        again.spawn(async move {
+            let appended = second.append(&log, vec![event(&format!("e{n}"))]).await;
+            (n, appended.outcomes)
+        });
+    }
+    while let Some(done) = again.join_next().await {
+        let (n, outcomes) = done.unwrap();
+        let [Outcome::Duplicate(position)] = outcomes[..] else {
+            panic!("e{n}: {outcomes:?}");
         };
         assert_eq!(position.seq, n + 1);
     }
     let new = second.append(&log, vec![event("new")]).await;
-    assert_eq!(new.outcomes, [Outcome::Stored { seq: 101 }]);
+    assert_eq!(new.outcomes, [Outcome::Stored { seq: LONG + 1 }]);
 }

@@ -15,7 +15,10 @@ pub fn of(prefix: &str, number: u128) -> String {
 /// Id of the event at `key` (tenant number and sequence in one number): no index is needed to
 /// find the event again.
 pub fn event(key: i64) -> String {
-    format!("evt_{}", base32(u128::from(key.unsigned_abs()), 13))
+    let mut id = String::with_capacity(17);
+    id.push_str("evt_");
+    id.extend(event_digits(key).map(char::from));
+    id
 }
 
 /// The key in an id made by [`event`]; `None` if it is none.

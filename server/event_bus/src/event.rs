@@ -10,7 +10,6 @@ use hub_core::error::Result;
 use hub_core::journal::{NewEvent, TenantRef};
 use hub_proto::wire::{CloudEventView, attribute_value::Attr, cloud_event_view::Data};
 use prost::Message;
-use sha2::{Digest, Sha256};
 
 use crate::error;
 
@@ -175,53 +174,63 @@ fn attribute(name: &[u8], value: Option<&Attr>) -> Result<(), &'static str> {
 
 /// Who says that it is the same event: tenant, product, source, id.
 pub fn identity(tenant: &TenantRef, product: &str, source: &[u8], id: &[u8]) -> u128 {
-    let mut hash = Sha256::new();
-    hash.update(tenant.number().to_be_bytes());
+    let mut hash = Parts::new();
+    hash.0.update(&tenant.number().to_be_bytes());
     for part in [product.as_bytes(), source, id] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
+        hash.part(0, part);
     }
-    first_half(hash)
+    hash.first_half()
 }
 
 /// Over decoded, sorted fields: a retry may write the map in another order.
 fn content(view: &CloudEventView) -> u128 {
-    let mut hash = Sha256::new();
-    let mut part = |tag: u8, bytes: &[u8]| {
-        hash.update([tag]);
-        hash.update((bytes.len() as u64).to_be_bytes());
-        hash.update(bytes);
-    };
-    part(0, &view.r#type);
+    let mut hash = Parts::new();
+    hash.part(0, &view.r#type);
     let mut entries: Vec<_> = view.attributes.iter().enumerate().collect();
     // Of entries with the same name the last one counts.
     entries.sort_by(|(at, a), (bt, b)| a.key.cmp(&b.key).then(bt.cmp(at)));
     entries.dedup_by(|(_, later), (_, first)| later.key == first.key);
     for (_, entry) in entries {
-        part(1, &entry.key);
+        hash.part(1, &entry.key);
         match entry.value.as_ref().and_then(|value| value.attr.as_ref()) {
-            Some(Attr::CeBoolean(value)) => part(2, &[u8::from(*value)]),
-            Some(Attr::CeInteger(value)) => part(3, &value.to_be_bytes()),
-            Some(Attr::CeString(value)) => part(4, value),
-            Some(Attr::CeBytes(value)) => part(5, value),
-            Some(Attr::CeUri(value)) => part(6, value),
-            Some(Attr::CeUriRef(value)) => part(7, value),
-            Some(Attr::CeTimestamp(value)) => part(8, &value.encode_to_vec()),
-            None => part(9, &[]),
+            Some(Attr::CeBoolean(value)) => hash.part(2, &[u8::from(*value)]),
+            Some(Attr::CeInteger(value)) => hash.part(3, &value.to_be_bytes()),
+            Some(Attr::CeString(value)) => hash.part(4, value),
+            Some(Attr::CeBytes(value)) => hash.part(5, value),
+            Some(Attr::CeUri(value)) => hash.part(6, value),
+            Some(Attr::CeUriRef(value)) => hash.part(7, value),
+            Some(Attr::CeTimestamp(value)) => hash.part(8, &value.encode_to_vec()),
+            None => hash.part(9, &[]),
         }
     }
     match &view.data {
-        Some(Data::BinaryData(data)) => part(10, data),
-        Some(Data::TextData(data)) => part(11, data),
-        Some(Data::ProtoData(data)) => part(12, data),
-        None => part(13, &[]),
+        Some(Data::BinaryData(data)) => hash.part(10, data),
+        Some(Data::TextData(data)) => hash.part(11, data),
+        Some(Data::ProtoData(data)) => hash.part(12, data),
+        None => hash.part(13, &[]),
     }
-    first_half(hash)
+    hash.first_half()
 }
 
-fn first_half(hash: Sha256) -> u128 {
-    let digest = hash.finalize();
-    digest[..16]
-        .iter()
-        .fold(0, |value, b| value << 8 | u128::from(*b))
+/// Hashes parts that cannot be mistaken for others. BLAKE3: nobody can make two events of one hash,
+/// and it is fast also on processors without instructions for SHA-256, where that one took a fifth
+/// of a publish.
+struct Parts(blake3::Hasher);
+
+impl Parts {
+    fn new() -> Self {
+        Parts(blake3::Hasher::new())
+    }
+
+    fn part(&mut self, tag: u8, bytes: &[u8]) {
+        let mut head = [tag; 9];
+        head[1..].copy_from_slice(&(bytes.len() as u64).to_be_bytes());
+        self.0.update(&head).update(bytes);
+    }
+
+    fn first_half(&self) -> u128 {
+        let digest = self.0.finalize();
+        let half = digest.as_bytes().first_chunk();
+        u128::from_be_bytes(half.copied().unwrap_or_default())
+    }
 }

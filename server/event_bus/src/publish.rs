@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hub_core::cursor::{Cursor, Stream};
 use hub_core::error::{Error, Result};
 use hub_core::id;
-use hub_core::journal::{Append, Appended, Log, NewEvent, Outcome, Pending};
+use hub_core::journal::{Append, Appended, Log, NewEvent, Outcome, Pending, TenantRef};
 use hub_core::module::Core;
 use hub_core::tenancy;
 use hub_proto::hub::event_bus::v1::{PublishResponse, PublishResult, PublishWarning};
@@ -230,7 +230,7 @@ impl Checked {
     fn preview(self) -> Vec<PublishResult> {
         self.results
             .into_iter()
-            .map(|slot| slot.answer(0, String::new(), false))
+            .map(|slot| slot.answer(0, false))
             .collect()
     }
 }
@@ -246,7 +246,8 @@ pub struct Submitted {
 
 /// A batch that is on disk.
 pub struct Stored {
-    /// One for each event, in the order of the request.
+    /// One for each event, in the order of the request; without ids, which most callers do not ask
+    /// for: see [`write_ids`].
     pub results: Vec<PublishResult>,
     /// What the journal says; absent if nothing was to be stored.
     pub appended: Option<Appended>,
@@ -272,7 +273,7 @@ impl Submitted {
         let mut published = Published::new(&publisher.product);
         for (index, slot) in results.into_iter().enumerate() {
             if let Slot::Refused(_) = slot {
-                answers.push(slot.answer(0, String::new(), false));
+                answers.push(slot.answer(0, false));
                 continue;
             }
             let (seq, duplicate) = match outcomes.next() {
@@ -292,13 +293,13 @@ impl Submitted {
                     if !independent {
                         return Err(problem);
                     }
-                    answers.push(Slot::Refused(problem).answer(0, String::new(), false));
+                    answers.push(Slot::Refused(problem).answer(0, false));
                     continue;
                 }
                 Some(Outcome::NotStored) => continue,
                 None => return Err(Error::internal("the journal answered too few events")),
             };
-            answers.push(slot.answer(seq, id::event(tenant.key(seq)), duplicate));
+            answers.push(slot.answer(seq, duplicate));
         }
         let Publisher {
             log,
@@ -364,7 +365,7 @@ impl Drop for Published<'_> {
 }
 
 impl Slot {
-    fn answer(self, sequence: u64, event_id: String, duplicate: bool) -> PublishResult {
+    fn answer(self, sequence: u64, duplicate: bool) -> PublishResult {
         match self {
             Slot::Refused(problem) => PublishResult {
                 error: Some(problem.to_problem()),
@@ -376,13 +377,19 @@ impl Slot {
                 ..
             } => PublishResult {
                 sequence,
-                event_id,
                 duplicate,
                 destinations,
                 warnings,
-                error: None,
+                ..Default::default()
             },
         }
+    }
+}
+
+/// Writes the ids of stored events into results that are told.
+pub fn write_ids(tenant: &TenantRef, results: &mut [PublishResult]) {
+    for result in results.iter_mut().filter(|result| result.sequence > 0) {
+        result.event_id = id::event(tenant.key(result.sequence));
     }
 }
 
@@ -409,7 +416,8 @@ pub async fn publish(
         });
     }
     let submitted = checked.submit(core, publisher).await?;
-    let stored = submitted.stored(core).await?;
+    let mut stored = submitted.stored(core).await?;
+    write_ids(tenant, &mut stored.results);
     let position = stored
         .appended
         .map_or(publisher.log.head(), |appended| appended.position);

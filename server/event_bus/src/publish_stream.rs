@@ -326,7 +326,11 @@ impl PublishSession {
                         || !result.warnings.is_empty()
                 };
                 let list = results.get_or_insert_default();
+                let first = list.len();
                 list.extend(stored.results.into_iter().filter(told));
+                if let Some(publisher) = &self.publisher {
+                    publish::write_ids(publisher.log.tenant(), &mut list[first..]);
+                }
                 if alone {
                     self.flush(results);
                 }

@@ -274,7 +274,11 @@ async fn start(mut command: Command, dir: &Path) -> Result<(Server, Value)> {
     Ok((server, ready))
 }
 
-async fn product_key(admin: &Hub, product: &str) -> Result<String> {
+/// A key with which a product may publish and read.
+///
+/// # Errors
+/// Hub refuses it.
+pub async fn product_key(admin: &Hub, product: &str) -> Result<String> {
     let request = CreateApiKeyRequest {
         api_key: Some(ApiKey {
             name: product.into(),

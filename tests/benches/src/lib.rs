@@ -8,6 +8,7 @@ pub mod contender;
 pub mod disk;
 pub mod hub;
 mod hub_reader;
+pub mod large_log;
 pub mod nats;
 mod nats_connection;
 pub mod options;

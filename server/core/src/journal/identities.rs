@@ -21,7 +21,7 @@ use crate::limits::Limits;
 use crate::storage::{Db, Failure, Sql};
 
 /// Segments read at once while the recent set is rebuilt.
-const REPLAY_SEGMENTS: i64 = 500;
+pub(super) const PAGE_SEGMENTS: i64 = 500;
 
 const HEADS: Sql = Sql::same("select tenant_no, head from journal_heads");
 const IDS: Sql = Sql::same(
@@ -51,6 +51,9 @@ pub(super) struct Replayed {
     pub(super) seq: u64,
     pub(super) record_time: Micros,
 }
+
+/// Key, time and packed identities of a stored segment.
+pub(super) type SegmentIds = (i64, Micros, Vec<u8>);
 
 struct Flush {
     seen: Arc<Seen>,
@@ -120,38 +123,37 @@ impl Identities {
         after: u64,
     ) -> Result<Option<Replayed>, Failure> {
         let since = self.clock.now() - self.window;
-        let mut from = (tenant_no << SEQ_BITS) + after as i64 + 1;
-        let mut replayed = None;
+        let mut replayed: Option<Replayed> = None;
         loop {
-            let rows: Vec<(i64, Micros, Vec<u8>)> = db
-                .query(IDS)
-                .bind(from)
-                .bind((tenant_no + 1) << SEQ_BITS)
-                .bind(since)
-                .bind(REPLAY_SEGMENTS)
-                .all()
-                .await?;
-            for (key, record_time, ids) in &rows {
-                replayed = Some(self.remember_segment(*key, *record_time, ids));
-            }
-            let Some((last, _, _)) = rows.last() else {
+            let after = replayed.map_or(after, |replayed| replayed.seq);
+            let page = page(db, tenant_no, after, since).await?;
+            if page.is_empty() {
                 return Ok(replayed);
-            };
-            from = last + 1;
-            if self.recent.len() >= self.recent_max {
+            }
+            replayed = self.remember(&page).or(replayed);
+            if self.is_full() {
                 self.start_flush();
                 self.finish_flush(true).await;
             }
         }
     }
 
+    /// Takes stored segments in, which are in order; returns where the last one ends.
+    pub(super) fn remember(&mut self, page: &[SegmentIds]) -> Option<Replayed> {
+        let mut end = None;
+        for (key, record_time, ids) in page {
+            end = Some(self.remember_segment(*key, *record_time, ids));
+        }
+        end
+    }
+
+    /// The recent set is as large as it may be, because the index does not have the one before yet.
+    pub(super) fn is_full(&self) -> bool {
+        self.recent.len() >= self.recent_max
+    }
+
     /// Takes a stored segment in; returns where it ends.
-    pub(super) fn remember_segment(
-        &mut self,
-        key: i64,
-        record_time: Micros,
-        ids: &[u8],
-    ) -> Replayed {
+    fn remember_segment(&mut self, key: i64, record_time: Micros, ids: &[u8]) -> Replayed {
         for (at, entry) in ids.chunks_exact(ID_BYTES).enumerate() {
             let (identity, content) = entry.split_at(16);
             let number = |bytes: &[u8]| {
@@ -230,7 +232,7 @@ impl Identities {
     /// Called between commits: moves a full recent set to the index, off the commit path.
     pub(super) async fn tend(&mut self) {
         self.finish_flush(false).await;
-        if self.recent.len() >= self.recent_max && self.flushing.is_none() {
+        if self.is_full() && self.flushing.is_none() {
             self.start_flush();
         }
     }
@@ -295,6 +297,22 @@ impl Identities {
         self.finish_flush(true).await;
         self.index.close().await;
     }
+}
+
+/// What a log has after `after` and since a time, at most [`PAGE_SEGMENTS`].
+pub(super) async fn page(
+    db: &Db,
+    tenant_no: i64,
+    after: u64,
+    since: Micros,
+) -> Result<Vec<SegmentIds>, Failure> {
+    db.query(IDS)
+        .bind((tenant_no << SEQ_BITS) + after as i64 + 1)
+        .bind((tenant_no + 1) << SEQ_BITS)
+        .bind(since)
+        .bind(PAGE_SEGMENTS)
+        .all()
+        .await
 }
 
 fn with_all(filter: &Filter, seen: &Seen) -> Filter {

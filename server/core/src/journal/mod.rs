@@ -340,6 +340,7 @@ impl Journal {
 
     /// Puts events into the queue, behind those of the same tenant that were submitted before.
     pub async fn submit(&self, append: Append) -> Result<Pending> {
+        self.get_to_know(&append.log).await?;
         Ok(Pending {
             answer: self.queue.push(append).await?,
         })
@@ -357,6 +358,9 @@ impl Journal {
 
     async fn commit_now(self: &Arc<Self>, tx: Tx, appends: Vec<Append>) -> Result<Vec<Appended>> {
         let works = by_log(&appends);
+        for work in &works {
+            self.get_to_know(work.log).await?;
+        }
         let written = match (&self.store, tx.into_parts()) {
             (Store::Sqlite(store), TxParts::Sqlite(writer)) => store.commit(writer, &works).await?,
             (Store::Postgres(store), TxParts::Postgres(tx)) => store.commit(tx, &works).await?,
@@ -377,6 +381,16 @@ impl Journal {
             Appended::new(append, mine.unwrap_or_default(), append.log.head())
         };
         Ok(appends.iter().map(answer).collect())
+    }
+
+    /// Before the first append to a log, and beside the appends to others: a large log may take
+    /// seconds to read.
+    async fn get_to_know(&self, log: &Log) -> Result<()> {
+        if let Store::Postgres(store) = &self.store {
+            let read = || store.get_to_know(log.tenant().number());
+            log.met.get_or_try_init(read).await?;
+        }
+        Ok(())
     }
 
     /// The sequence of the event with this identity, if it is remembered. Errors: `STORE_BUSY`.

@@ -7,7 +7,8 @@
 //! missing is read, and then the append is decided.
 //!
 //! Locks are taken in one order, so that nobody waits in a circle: rows of heads (by number, when
-//! several are waited for), then the process's state. Who holds the state waits for no row.
+//! several are waited for), then the turn to read a new log, then the process's state. Who holds
+//! the state waits for no row.
 
 mod append;
 
@@ -16,9 +17,9 @@ use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
-use super::identities::{Identities, Replayed};
+use super::identities::{self, Identities, Replayed, SegmentIds};
 use super::scratch::Scratch;
 use super::segment::SEQ_BITS;
 use super::{TenantRef, Work, Written};
@@ -54,11 +55,14 @@ pub(super) const STATEMENTS: &[&str] = &[
 /// Within the time that an append may wait for its turn.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The sequencer commits on one; who holds the state reads on another, and must never wait for
-/// those who wait for the state; one may be on its way out.
-const CONNECTIONS_MAX: u32 = 3;
+/// those who wait for the state; a log that is new is read on a third; one may be on its way out.
+const CONNECTIONS_MAX: u32 = 4;
 /// Segments read at once under the lock of a head.
 const MISSED_SEGMENTS: i64 = 500;
 const INDEX_FILE: &str = "identities.db";
+/// How long and how often who reads a log waits for the index to take over what is in memory.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
+const ROOM_PAUSES_MAX: usize = 2_000;
 
 pub(super) struct PostgresJournal {
     /// Its own connections, so that commits never wait for readers.
@@ -66,6 +70,8 @@ pub(super) struct PostgresJournal {
     own: Db,
     readers: PgPool,
     state: Mutex<State>,
+    /// Held by who reads a log that is new to this process.
+    reading: Mutex<()>,
     window: Micros,
     clock: Clock,
     _scratch: Scratch,
@@ -102,6 +108,21 @@ struct Known {
     record_time: Micros,
     /// Others append to it as well, or the outcome of a commit is unknown: a guess would fail.
     contended: bool,
+    /// What lies before was not read to its end yet: a guess would fail.
+    partial: bool,
+}
+
+/// Memory stays bounded while the derived index cannot be written.
+async fn bound_memory(state: &mut State) -> Result<(), Failure> {
+    if state.identities.overfull() {
+        state.identities.tend().await;
+        return Err(falls_behind());
+    }
+    Ok(())
+}
+
+fn falls_behind() -> Failure {
+    sqlx::Error::Io(std::io::Error::other("the index falls behind")).into()
 }
 
 /// Number of a tenant, its last sequence, and when that was recorded.
@@ -129,6 +150,7 @@ impl PostgresJournal {
                 identities,
                 connection: None,
             }),
+            reading: Mutex::default(),
             window: micros(limits.identities_window),
             clock,
             _scratch: scratch,
@@ -161,6 +183,7 @@ impl PostgresJournal {
         tenant: &TenantRef,
         identity: u128,
     ) -> Result<Option<i64>, Failure> {
+        self.get_to_know(tenant.number()).await?;
         let mut state = self.state.lock().await;
         self.read_news(&mut state, tenant.number()).await?;
         let known = state.identities.find(identity).await?;
@@ -172,7 +195,7 @@ impl PostgresJournal {
     pub(super) async fn write(&self, works: &[Work<'_>]) -> Result<Vec<Option<Written>>, Failure> {
         let mut written = {
             let mut state = self.state.lock().await;
-            self.get_ready(&mut state, works).await?;
+            bound_memory(&mut state).await?;
             self.append(&mut state, works).await?
         };
         let missing: Vec<usize> = (0..works.len())
@@ -196,25 +219,52 @@ impl PostgresJournal {
         tx: Transaction<'static, Postgres>,
         works: &[Work<'_>],
     ) -> Result<Vec<Written>, Failure> {
-        // Before the heads are locked: it may take long.
-        self.get_ready(&mut *self.state.lock().await, works).await?;
+        bound_memory(&mut *self.state.lock().await).await?;
         let written = self.write_locked(tx, works, LOCK).await?;
         Ok(written.into_iter().flatten().collect())
     }
 
-    /// Reads logs that are new to this process. Memory stays bounded while the derived index
-    /// cannot be written.
-    async fn get_ready(&self, state: &mut State, works: &[Work<'_>]) -> Result<(), Failure> {
-        if state.identities.overfull() {
-            state.identities.tend().await;
-            return Err(sqlx::Error::Io(std::io::Error::other("the index falls behind")).into());
-        }
-        for work in works {
-            if !state.known.contains_key(&work.tenant_no()) {
-                self.read_news(state, work.tenant_no()).await?;
+    /// Reads the identities of a log that is new to this process, so that its first append does
+    /// not: what is read without a lock delays nobody. Whatever is appended meanwhile is read by
+    /// who finds the head elsewhere. If it fails half-way, the next call goes on from there.
+    pub(super) async fn get_to_know(&self, tenant_no: i64) -> Result<(), Failure> {
+        loop {
+            // One connection for all who read, so that commits do not wait for one.
+            let _turn = self.reading.lock().await;
+            let known = self.with_room().await?.known.get(&tenant_no).copied();
+            if known.is_some_and(|known| !known.partial) {
+                return Ok(());
+            }
+            let known = known.unwrap_or_default();
+            let since = self.clock.now() - self.window;
+            let page = identities::page(&self.own, tenant_no, known.head, since).await?;
+            let mut state = self.state.lock().await;
+            let mut now = state.known.get(&tenant_no).copied().unwrap_or_default();
+            // Else an append was faster, under the lock of the head.
+            if now.head == known.head {
+                if let Some(Replayed { seq, record_time }) = state.identities.remember(&page) {
+                    (now.head, now.record_time) = (seq, record_time);
+                }
+                // What others append all the time is no reason to read for ever.
+                now.partial = page.len() as i64 == identities::PAGE_SEGMENTS;
+                state.known.insert(tenant_no, now);
             }
         }
-        Ok(())
+    }
+
+    /// The state, once the index has taken over what was too much for memory.
+    async fn with_room(&self) -> Result<MutexGuard<'_, State>, Failure> {
+        for _ in 0..ROOM_PAUSES_MAX {
+            let mut state = self.state.lock().await;
+            bound_memory(&mut state).await?;
+            state.identities.tend().await;
+            if !state.identities.is_full() {
+                return Ok(state);
+            }
+            drop(state);
+            tokio::time::sleep(ROOM_PAUSE).await;
+        }
+        Err(falls_behind())
     }
 
     /// What to store of each work; none for those of which `known` knows nothing.
@@ -259,7 +309,7 @@ impl PostgresJournal {
     ) -> Result<Vec<Option<Written>>, Failure> {
         let uncontended = |state: &State, tenant_no| {
             let known = state.known.get(&tenant_no).copied();
-            known.filter(|known| !known.contended)
+            known.filter(|known| !known.contended && !known.partial)
         };
         let plans = self.plan(state, works, uncontended).await?;
         let rows: Vec<&Plan> = plans
@@ -363,13 +413,14 @@ impl PostgresJournal {
             head: head as u64,
             record_time,
             contended: false,
+            partial: false,
         };
         let known = state.known.get(&tenant_no).copied().unwrap_or_default();
         let since = self.clock.now() - self.window;
         let mut from = (tenant_no << SEQ_BITS) + known.head as i64 + 1;
         let end = (tenant_no << SEQ_BITS) + locked.head as i64 + 1;
         while from < end {
-            let rows: Vec<(i64, Micros, Vec<u8>)> = sqlx::query_as(MISSED)
+            let rows: Vec<SegmentIds> = sqlx::query_as(MISSED)
                 .bind(from)
                 .bind(end)
                 .bind(since)
@@ -380,9 +431,7 @@ impl PostgresJournal {
                 break;
             };
             from = last + 1;
-            for (key, record_time, ids) in &rows {
-                state.identities.remember_segment(*key, *record_time, ids);
-            }
+            state.identities.remember(&rows);
         }
         state.known.insert(tenant_no, locked);
         Ok(known.head < locked.head)

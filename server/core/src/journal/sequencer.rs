@@ -202,6 +202,9 @@ pub(super) async fn run(journal: Arc<Journal>, done: CancellationToken) {
             continue;
         }
         commit(&journal, group).await;
+        // Answers leave, and what has come meanwhile is read, before the next commit holds the
+        // thread again.
+        tokio::task::yield_now().await;
     }
     done.cancel();
 }

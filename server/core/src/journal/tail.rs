@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use super::TenantRef;
 use super::segment::Segment;
@@ -26,6 +26,8 @@ pub struct Log {
     tenant: TenantRef,
     head: watch::Sender<Position>,
     tail: Mutex<Tail>,
+    /// Set once this process knows what the log had before (PostgreSQL).
+    pub(super) met: OnceCell<()>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +55,7 @@ impl Log {
             tenant,
             head: watch::Sender::new(head),
             tail: Mutex::default(),
+            met: OnceCell::new(),
         }
     }
 

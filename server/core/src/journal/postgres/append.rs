@@ -128,6 +128,7 @@ impl Plan {
             head: segment.last(),
             record_time: self.record_time,
             contended,
+            partial: false,
         };
         state.known.insert(tenant_no, known);
         Written {
