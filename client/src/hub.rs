@@ -32,8 +32,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One connection to a hub, made when first used and again when it breaks; cheap to clone.
 ///
-/// All clients, publishers, subscribers and consumers of a `Hub` share the connection. For more throughput
-/// than one connection gives, build several.
+/// All clients, publishers, subscribers and consumers of a `Hub` share the connection. For more
+/// throughput than one connection gives, build several.
 #[derive(Debug, Clone)]
 pub struct Hub {
     transport: Transport,

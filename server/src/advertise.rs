@@ -33,7 +33,8 @@ pub fn check_address(
     }
     Err(format!(
         "--listen {address} is no address at which the other hub processes on this PostgreSQL \
-         reach this one. Give --advertise http://HOST:{port} (or https://) with its own name or address",
+         reach this one. Give --advertise http://HOST:{port} (or https://) with its own name or \
+         address",
         port = address.port()
     ))
 }

@@ -219,7 +219,8 @@ both_databases! {
         let mut two = portal.consume(open("portal", 1)).await;
         one.nack(&event, NackAction::Release, "").await;
         let again = two.events(1).await.remove(0);
-        assert_eq!((ids_of(std::slice::from_ref(&again)), again.attempt), (vec!["t".to_owned()], 1));
+        assert_eq!(ids_of(std::slice::from_ref(&again)), ["t"]);
+        assert_eq!(again.attempt, 1);
     }
 
     async fn caught_up_is_told_when_everything_is_settled(hub: TestHub) {

@@ -1,5 +1,5 @@
-//! ExplainEvent: why an event of the log did, or did not, go to a destination. Each cause is made for
-//! real, and the first fix is run exactly as it is given.
+//! ExplainEvent: why an event of the log did, or did not, go to a destination. Each cause is made
+//! for real, and the first fix is run exactly as it is given.
 
 use http::{Method, StatusCode};
 use hub_client::CloudEvent;
@@ -291,7 +291,7 @@ both_databases! {
         assert_eq!((nowhere.codes(), nowhere.cause()), (CHECKS.to_vec(), "EVT_ROUTE_MATCHED"));
     }
 
-    async fn a_destination_without_a_key_gets_one_and_who_may_not_see_keys_is_not_told(hub: TestHub) {
+    async fn a_destination_without_a_key_gets_one_and_only_who_sees_keys_is_told(hub: TestHub) {
         let psa = Product::new(&hub, "psa").await;
         let published = psa.publish(vec![ticket("a")]).await;
         let asked = json!({"eventId": published.results[0].event_id, "destination": "portal"});

@@ -107,7 +107,8 @@ both_databases! {
         let started = redeliver(&hub, request).await.unwrap();
         assert_eq!(started.matched, 1);
         let job = ended(&hub, started.job).await;
-        assert_eq!((job.state(), job.done, &*job.kind), (JobState::Succeeded, 1, "event_bus.redeliver"));
+        assert_eq!((job.state(), job.done), (JobState::Succeeded, 1));
+        assert_eq!(job.kind, "event_bus.redeliver");
         let again = pull(&portal).await;
         assert_eq!(ids_of(&again), ["t-0"]);
         assert_eq!((again[0].attempt, again[0].redelivery), (1, true));
@@ -120,7 +121,8 @@ both_databases! {
         psa.publish_each(numbered("t", 5)).await;
         let events = pull(&portal).await;
         let mut acks = acked(&events[2..]);
-        acks.nack = events[..2].iter().map(|event| nack(event, NackAction::Fail, "broken")).collect();
+        let fail = |event| nack(event, NackAction::Fail, "broken");
+        acks.nack = events[..2].iter().map(fail).collect();
         portal.acknowledge("portal", acks).await;
         let filter = EventLogFilter {
             states: vec![EventDeliveryState::Failed.into()],
@@ -156,7 +158,8 @@ both_databases! {
             event_ids: vec![lost.event_id],
             ..RedeliverRequest::default()
         };
-        let off = redeliver(&hub, RedeliverRequest { dry_run: true, ..request.clone() }).await.unwrap();
+        let dry = RedeliverRequest { dry_run: true, ..request.clone() };
+        let off = redeliver(&hub, dry).await.unwrap();
         assert_eq!(off.matched, 0);
         platform.clone().set_integration(switch(true)).await.unwrap();
         assert_eq!(state(&psa, lost.sequence).await, EventDeliveryState::NotRouted);

@@ -249,7 +249,8 @@ both_databases! {
         expected.extend(within.map(|number| format!("t-{number}")));
         assert_eq!(portal.list_all(plant.asks(&[Skipped])).await.0, expected);
         let since = hub_core::clock::timestamp(hub.clock.now() + 1);
-        let filter = EventLogFilter { since: Some(since), ..plant.asks(&[Skipped]).filter.unwrap() };
+        let asked = plant.asks(&[Skipped]).filter.unwrap();
+        let filter = EventLogFilter { since: Some(since), ..asked };
         assert_eq!(portal.list_all(of(filter)).await.0, [""; 0]);
     }
 }

@@ -119,7 +119,7 @@ both_databases! {
             (with(|one| one.name = "sub_1".to_owned()), "FIELD_INVALID"),
             (with(|one| one.name = String::new()), "FIELD_INVALID"),
             (with(|one| one.ordering = 9), "FIELD_INVALID"),
-            (with(|one| one.retry = Some(RetryPolicy { on_exhausted: 9, ..RetryPolicy::default() })),
+            (with(|one| one.retry.get_or_insert_default().on_exhausted = 9),
                 "FIELD_INVALID"),
             (with(|one| one.lease_duration = Some(duration(3601))), "FIELD_INVALID"),
             (with(|one| one.filter = Some(of_types(&["a..b"]))), "FILTER_INVALID"),
@@ -137,7 +137,8 @@ both_databases! {
         assert_eq!(names(&found), [("crm", "crm")]);
         let first = crm.create(named("a", EventFilter::default())).await;
         let error = crm.try_create(named("a", of_types(&["x"]))).await.unwrap_err();
-        assert_eq!((error.code(), error.reason()), (Code::AlreadyExists, Some("SUBSCRIPTION_EXISTS")));
+        assert_eq!(error.code(), Code::AlreadyExists);
+            assert_eq!(error.reason(), Some("SUBSCRIPTION_EXISTS"));
         assert_eq!(error.metadata()["subscriptionId"], first.subscription_id);
         // Another product, and another tenant, have names of their own.
         Owner::new(&hub, "portal").await.create(named("a", EventFilter::default())).await;
@@ -170,7 +171,8 @@ both_databases! {
         assert_eq!(all.len(), 13, "{:?}", names(&all));
         assert!(names(&all).is_sorted());
         assert_eq!(diagnostics.list(of_product("")).await.unwrap().0, all);
-        assert_eq!(names(&crm.list(of_product("")).await.unwrap().0), [("crm", "a"), ("crm", "crm")]);
+        let (own, _) = crm.list(of_product("")).await.unwrap();
+        assert_eq!(names(&own), [("crm", "a"), ("crm", "crm")]);
         assert_eq!(names(&portal.list(of_product("")).await.unwrap().0), [("portal", "portal")]);
         assert_eq!(portal.list(of_product("crm")).await.unwrap().0, []);
         let error = portal.list(of_product("crmm")).await.unwrap_err();
@@ -201,7 +203,8 @@ both_databases! {
     async fn pages_go_on_by_product_and_name_and_states_narrow_them(hub: TestHub) {
         let crm = Owner::new(&hub, "crm").await;
         for name in ["b", "A", "a\nb", "ä"] {
-            crm.create(named(name, EventFilter::default())).await;
+            // Not what tells of the others, which would be a backlog.
+            crm.create(named(name, of_types(&["deal.*"]))).await;
         }
         let by = |page_size, states: &[SubscriptionState]| ListSubscriptionsRequest {
             page_size,
@@ -327,7 +330,10 @@ both_databases! {
         let expected: Vec<_> =
             kinds.iter().map(|kind| (format!("subscription.{kind}"), id.clone())).collect();
         assert_eq!(told(&hub).await, expected);
-        let request = ListAuditEntriesRequest { resource: id, ..ListAuditEntriesRequest::default() };
+        let request = ListAuditEntriesRequest {
+            resource: id,
+            ..ListAuditEntriesRequest::default()
+        };
         let admin = hub.client(&hub.first_tenant().admin_key);
         let listed = admin.platform().list_audit_entries(request).await.unwrap().into_inner();
         let actions: Vec<&str> = listed

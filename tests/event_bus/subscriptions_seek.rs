@@ -109,8 +109,8 @@ async fn rows(hub: &TestHub, id: &str) -> Rows {
 async fn deals(hub: &TestHub) -> (Owner, String) {
     let psa = Product::new(hub, "psa").await;
     for id in numbered("d", 6) {
-        psa.publish(vec![event("deal.won", &id), event("quote.sent", &id)])
-            .await;
+        let quote = event("quote.sent", &format!("quote-{id}"));
+        psa.publish(vec![event("deal.won", &id), quote]).await;
     }
     let crm = Owner::new(hub, "crm").await;
     let made = crm

@@ -181,7 +181,8 @@ both_databases! {
         publish_deals(&hub, 3).await;
         let key = hub.key("crm", &["hub:subscriptions.read", "hub:subscriptions.write"]).await;
         let crm = Owner { hub: hub.client(&key) };
-        let id = crm.create(starting("deals", of_types(&["deal.*"]), earliest())).await.subscription_id;
+        let deals = starting("deals", of_types(&["deal.*"]), earliest());
+        let id = crm.create(deals).await.subscription_id;
         place(&hub, &id, 2, &[waiting(2, 1)]).await;
         crm.pause(paused(&id, "a new release")).await.unwrap();
         let before = crm.get(&id).await.unwrap();

@@ -1,4 +1,5 @@
-//! The log as it is at the end: as Subscribe reads it, as ListEvents lists it, and as GetEvent tells.
+//! The log as it is at the end: as Subscribe reads it, as ListEvents lists it, and as GetEvent
+//! tells.
 
 use std::collections::BTreeMap;
 

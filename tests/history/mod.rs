@@ -2,8 +2,8 @@
 //! are killed and stopped, databases restarted and connections cut, and at the end it is checked
 //! that all of this, and the log, is the history of one hub that kept its word.
 //!
-//! `records.rs` and `tracks.rs` are what is written, `checks/mod.rs` what has to hold of it, whoever
-//! wrote it; `run.rs` makes a run with `load/mod.rs`, `hubs.rs` and `proxy.rs`.
+//! `records.rs` and `tracks.rs` are what is written, `checks/mod.rs` what has to hold of it,
+//! whoever wrote it; `run.rs` makes a run with `load/mod.rs`, `hubs.rs` and `proxy.rs`.
 //!
 //! - `HUB_HISTORY_SECONDS`: how long there are load and faults, 15 s unless given.
 //! - `HUB_HISTORY_FOLDER`: where the files of a run go; otherwise they are kept only if it failed.

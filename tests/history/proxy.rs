@@ -1,5 +1,5 @@
-//! A TCP proxy before each process: its address stays while processes die and start again elsewhere,
-//! and it can cut, delay and silence what goes through it.
+//! A TCP proxy before each process: its address stays while processes die and start again
+//! elsewhere, and it can cut, delay and silence what goes through it.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! What each tenant has. A request here has to succeed as soon as its RPC is built; until then it
 //! is left out. `$MARK` is a text that only this tenant knows, `$N` counts, `$UUID` is new,
-//! `$key_` is the newest id with this prefix that the tenant has seen, and `$first_key_` the oldest.
+//! `$key_` is the newest id with this prefix that the tenant has seen, and `$first_key_` the
+//! oldest.
 
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -130,7 +130,8 @@ both_databases! {
                     other.jobs
                 }
             };
-            let (checked, tenant, job_id) = (slow.jobs.clone(), place.tenant.clone(), job_id.clone());
+            let (checked, tenant) = (slow.jobs.clone(), place.tenant.clone());
+            let job_id = job_id.clone();
             racing.spawn(async move {
                 loop {
                     jobs.step().await.unwrap();

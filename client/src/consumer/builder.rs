@@ -96,8 +96,8 @@ impl ConsumerBuilder {
     }
 
     /// Has the hub confirm each ack after its commit, and sends again on a new stream what was not
-    /// confirmed. Without it a crash of the hub, or a broken connection, may repeat the events whose
-    /// acks were last sent. A shutdown waits for the confirmations.
+    /// confirmed. Without it a crash of the hub, or a broken connection, may repeat the events
+    /// whose acks were last sent. A shutdown waits for the confirmations.
     pub fn confirm_acks(mut self) -> Self {
         self.options.confirm_acks = true;
         self

@@ -108,8 +108,8 @@ impl Consumer {
     /// what was received and not begun, and ends.
     ///
     /// # Errors
-    /// Why not everything could be told: the hub could not be reached within the drain timeout. Those
-    /// events are handled again. Or the error that had ended it before, see
+    /// Why not everything could be told: the hub could not be reached within the drain timeout.
+    /// Those events are handled again. Or the error that had ended it before, see
     /// [`wait`](Consumer::wait).
     pub async fn shutdown(self) -> Result<()> {
         let Consumer {

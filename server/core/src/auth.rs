@@ -155,7 +155,8 @@ pub trait Authenticator: Send + Sync {
     /// Whether the key still works: long streams ask again while they run.
     fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()>;
 
-    /// Whether a key of a product works for a tenant and has a scope; `None` if there is no telling.
+    /// Whether a key of a product works for a tenant and has a scope; `None` if there is no
+    /// telling.
     fn has_key<'a>(&'a self, _: &'a TenantRef, _: &'a str, _: &'a str) -> Answer<'a, Option<bool>> {
         Box::pin(async { Ok(None) })
     }

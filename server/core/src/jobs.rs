@@ -82,9 +82,9 @@
 //! A chunk should take less than a second: a server that stops waits for it, and what ControlJob
 //! says waits too. An error of a chunk that passes by itself (`STORE_BUSY` and its like) brings the
 //! chunk again after 5 s, without end; a refusal, e.g. `SUBSCRIPTION_NOT_FOUND`, makes the job
-//! FAILED with its message; a defect (`INTERNAL`, a panic, a process that ended in the middle) makes
-//! it FAILED after five in a row. A failed item is no failed chunk: count it in [`Chunk::failed`]
-//! and go on. A kind that no process knows waits, as in the middle of an upgrade.
+//! FAILED with its message; a defect (`INTERNAL`, a panic, a process that ended in the middle)
+//! makes it FAILED after five in a row. A failed item is no failed chunk: count it in
+//! [`Chunk::failed`] and go on. A kind that no process knows waits, as in the middle of an upgrade.
 
 mod control;
 mod job;

@@ -193,8 +193,8 @@ impl<'a> Walk<'a> {
         self.left
     }
 
-    /// From `to` back to the one behind `after`, newest first. `each` says whether to go on. Returns
-    /// where it ended: all that follows was examined. Errors: `STORE_BUSY`.
+    /// From `to` back to the one behind `after`, newest first. `each` says whether to go on.
+    /// Returns where it ended: all that follows was examined. Errors: `STORE_BUSY`.
     pub(crate) async fn back(
         &mut self,
         after: u64,

@@ -1,6 +1,6 @@
-//! What publishing refused of late, or had stored before: not in the log, so that who looks there for
-//! an event would not learn why it never came. This process remembers the last ones; nothing of the
-//! data of an event is kept.
+//! What publishing refused of late, or had stored before: not in the log, so that who looks there
+//! for an event would not learn why it never came. This process remembers the last ones; nothing of
+//! the data of an event is kept.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -68,7 +68,8 @@ fn successive(tenant: &Tenant<'_>, durable: &Durable, stories: &[Story<'_>]) -> 
     found
 }
 
-/// When an event was settled at the earliest; the beginning of time, if nobody who writes was there.
+/// When an event was settled at the earliest; the beginning of time, if nobody who writes was
+/// there.
 fn settled(
     tenant: &Tenant<'_>,
     durable: &Durable,

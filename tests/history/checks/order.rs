@@ -25,7 +25,8 @@ fn real_time(tenant: &Tenant<'_>) -> Vec<String> {
             && acked < began
         {
             found.push(format!(
-                "{id} was acknowledged at {}, before {other} was sent at {}, but is behind it at {}",
+                "{id} was acknowledged at {}, before {other} was sent at {}, but is behind it \
+                 at {}",
                 tenant.when(acked),
                 tenant.when(began),
                 event.seen.sequence

@@ -1,5 +1,5 @@
-//! What the consumers know of each lease: when it began, what they did with it, and what the hub said
-//! of that.
+//! What the consumers know of each lease: when it began, what they did with it, and what the hub
+//! said of that.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,5 @@
-//! Publishers by Publish: batches, duplicates, ids used again, and retries until there is an answer.
+//! Publishers by Publish: batches, duplicates, ids used again, and retries until there is an
+//! answer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

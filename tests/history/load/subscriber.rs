@@ -1,4 +1,5 @@
-//! Subscribers: they lose their streams, resume by a cursor, sometimes an old one, and some are slow.
+//! Subscribers: they lose their streams, resume by a cursor, sometimes an old one, and some are
+//! slow.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -34,7 +34,8 @@ pub async fn lock(tx: &mut Tx, tenant: &TenantRef, job_id: &str) -> Result<Optio
 }
 
 /// Does to a job that `tx` locked what an action says, and returns it as it is then; `None` if its
-/// state does not allow the action. Call [`super::Jobs::wake`] after the commit. Errors: `STORE_BUSY`.
+/// state does not allow the action. Call [`super::Jobs::wake`] after the commit. Errors:
+/// `STORE_BUSY`.
 pub async fn control(
     tx: &mut Tx,
     tenant: &TenantRef,

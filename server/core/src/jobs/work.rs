@@ -127,7 +127,7 @@ impl Jobs {
             // The call is inside too: it may panic before there is a future.
             let working = AssertUnwindSafe(async { kind.chunk(run).await }).catch_unwind();
             tokio::select! {
-                ended = working => ended.unwrap_or_else(|_| Err(Error::internal("a chunk panicked"))),
+                ended = working => ended.unwrap_or_else(|_| panicked()),
                 () = self.keep(run) => {
                     tracing::warn!(job_id, "a job was taken over in the middle of a chunk");
                     return;
@@ -179,4 +179,9 @@ impl Jobs {
         tx.commit().await?;
         Ok(kept)
     }
+}
+
+/// A chunk panicked: a defect.
+fn panicked() -> Result<Ended> {
+    Err(Error::internal("a chunk panicked"))
 }

@@ -247,7 +247,8 @@ impl Journal {
         Ok(low)
     }
 
-    /// When the event at `seq` was recorded; `None` if the log does not have it. Errors: `STORE_BUSY`.
+    /// When the event at `seq` was recorded; `None` if the log does not have it. Errors:
+    /// `STORE_BUSY`.
     pub async fn record_time(&self, tenant: &TenantRef, seq: u64) -> Result<Option<Micros>> {
         let found = self.time_at(tenant, seq).await?;
         Ok(found.map(|found| found.record_time))

@@ -30,8 +30,8 @@ pub(crate) const CREATE: &str = "hub.event_bus.v1.EventBus/CreateSubscription";
 const NAME_CHARS_MAX: usize = 200;
 
 impl Subscriptions {
-    /// Makes a subscription of the caller's product. Without a start it begins behind the event that
-    /// tells of it.
+    /// Makes a subscription of the caller's product. Without a start it begins behind the event
+    /// that tells of it.
     ///
     /// Errors: `PRODUCT_REQUIRED`, `FIELD_INVALID`, `FILTER_INVALID`, `SUBSCRIPTION_EXISTS`,
     /// `QUOTA_EXCEEDED`, `CURSOR_EXPIRED`, `CURSOR_INVALID`, `LOG_REWOUND`, `SEQUENCE_AHEAD`,

@@ -47,8 +47,8 @@ fn an_event_before_its_turn_is_found() {
     let early = sample.leased(4, 1);
     early.until -= 1_200_000;
     let found = found(&sample.history(), "keys");
-    let text = "4 of key \"even\" was leased to consumer-0 at 2.700 s, but 2 before it was settled at \
-                3.750 s at the earliest";
+    let text = "4 of key \"even\" was leased to consumer-0 at 2.700 s, but 2 before it was settled \
+                at 3.750 s at the earliest";
     assert!(found[0].contains(text), "{found:?}");
 }
 

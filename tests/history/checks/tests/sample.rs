@@ -1,7 +1,7 @@
 //! A small history without fault, to be spoiled by the tests.
 //!
-//! Tenant 0: psa publishes four batches of tickets, 1 | 2 3 | 4 5 6 | 7; number 5 is sent twice. Each
-//! takes a second, from second 1 on. A subscriber reads all of it with one reconnection.
+//! Tenant 0: psa publishes four batches of tickets, 1 | 2 3 | 4 5 6 | 7; number 5 is sent twice.
+//! Each takes a second, from second 1 on. A subscriber reads all of it with one reconnection.
 
 use crate::history::filter::{TICKET, Wanted};
 use crate::history::records::{
