@@ -11,9 +11,11 @@ use hub_proto::hub::event_bus::v1::{
     SubscribeRequest, consume_request,
 };
 use hub_proto::server::event_bus_server::{EventBus, EventBusServer};
+use hub_proto::wire;
 use hub_proto::wire::subscribe_response::Frame;
 use hub_proto::wire::{PublishStreamRequest, SubscribeResponse};
 use hyper_util::rt::TokioIo;
+use prost::Message;
 use tokio::io::DuplexStream;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
@@ -50,7 +52,7 @@ pub(crate) struct PublishCall {
 /// A Consume stream; it ends with status OK when this is dropped.
 pub(crate) struct ConsumeCall {
     frames: Streaming<ConsumeRequest>,
-    responses: mpsc::Sender<Result<ConsumeResponse, Status>>,
+    responses: mpsc::Sender<Result<wire::ConsumeResponse, Status>>,
 }
 
 struct Bus {
@@ -94,7 +96,7 @@ impl EventBus for Bus {
     async fn consume(
         &self,
         request: Request<Streaming<ConsumeRequest>>,
-    ) -> Result<Response<BoxStream<ConsumeResponse>>, Status> {
+    ) -> Result<Response<BoxStream<wire::ConsumeResponse>>, Status> {
         let (responses, stream) = mpsc::channel(16);
         let call = ConsumeCall {
             frames: request.into_inner(),
@@ -246,7 +248,9 @@ impl ConsumeCall {
             frame: Some(frame),
             tenant_id: tenant_id.into(),
         };
-        self.responses.send(Ok(response)).await.unwrap();
+        // The same bytes on the wire.
+        let response = wire::ConsumeResponse::decode(&response.encode_to_vec()[..]);
+        self.responses.send(Ok(response.unwrap())).await.unwrap();
     }
 
     pub(crate) async fn open(&self, heartbeat: Duration) {

@@ -1,5 +1,6 @@
 //! What the client crate does against the real server, also while that stops and starts.
 
+mod consumer;
 mod publisher;
 mod subscriber;
 
@@ -76,14 +77,22 @@ fn ticket(number: u32) -> CloudEvent {
 
 /// Publishes tickets 0..`count` in order, some of them in flight, and tells how many are stored.
 fn publish(publisher: Publisher, count: u32) -> (watch::Receiver<u32>, JoinHandle<()>) {
+    publish_all(publisher, (0..count).map(ticket))
+}
+
+/// As [`publish`], these events.
+fn publish_all(
+    publisher: Publisher,
+    events: impl Iterator<Item = CloudEvent> + Send + 'static,
+) -> (watch::Receiver<u32>, JoinHandle<()>) {
     let (stored, progress) = watch::channel(0);
     let publishing = tokio::spawn(async move {
         let mut in_flight = VecDeque::new();
-        for number in 0..count {
+        for event in events {
             if in_flight.len() == IN_FLIGHT {
                 settle(&mut in_flight, &stored).await;
             }
-            in_flight.push_back(publisher.send(ticket(number)).await.unwrap());
+            in_flight.push_back(publisher.send(event).await.unwrap());
         }
         while !in_flight.is_empty() {
             settle(&mut in_flight, &stored).await;

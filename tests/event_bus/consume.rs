@@ -246,6 +246,28 @@ both_databases! {
         assert_eq!(closing.reason(), ClosingReason::Draining);
     }
 
+    async fn a_client_that_has_ended_its_half_gets_on_until_it_wants_nothing(hub: TestHub) {
+        let (psa, portal) = pair(&hub).await;
+        let mut watcher = portal.consume(open("portal", 1)).await;
+        watcher.end_half();
+        psa.publish_each(numbered("t", 1)).await;
+        assert_eq!(ids_of(&watcher.events(1).await), ["t-0"]);
+        drop(watcher);
+        let mut consumer = portal.consume(open("portal", 1)).await;
+        let events = consumer.events(1).await;
+        consumer.credit(0).await;
+        consumer.ack(&events).await;
+        consumer.end_half();
+        let closing = consumer.frame(|frame| match frame {
+            Frame::Closing(closing) => Some(closing.clone()),
+            _ => None,
+        });
+        let closing = closing.await;
+        assert_eq!(closing.reason(), ClosingReason::Done);
+        assert_eq!(closing.reconnect_after, None);
+        assert!(consumer.try_next_whole().await.unwrap().is_none());
+    }
+
     async fn the_first_frame_opens_and_no_other(hub: TestHub) {
         let (_, portal) = pair(&hub).await;
         let consumer = portal.consume(open("portal", 1)).await;

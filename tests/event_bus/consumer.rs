@@ -147,6 +147,11 @@ impl Consumer {
         self.send(Asked::Open(open("portal", 1))).await;
     }
 
+    /// Ends the client's half of the stream.
+    pub fn end_half(&mut self) {
+        self.frames = mpsc::channel(1).0;
+    }
+
     pub async fn credit(&self, events: u32) {
         self.send(Asked::Credit(Credit { events, bytes: 0 })).await;
     }

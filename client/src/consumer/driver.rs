@@ -217,7 +217,7 @@ impl Driver {
                 // Handlers that need not wait end first, so that their acks go together.
                 tokio::task::yield_now().await;
             }
-            if self.is_drained() {
+            if self.is_drained() && self.credit.events == 0 {
                 drop(frames);
                 return self.goodbye(responses).await;
             }
@@ -349,6 +349,12 @@ impl Driver {
         self.backoff.reset();
         let now = Instant::now();
         self.report.counts.received += events.events.len() as u64;
+        // The newest tells most; where much happens there are no heartbeats to tell the time.
+        let newest = events.events.last().and_then(|event| event.record.as_ref());
+        let recorded = newest.and_then(|record| record.record_time);
+        if let Some(recorded) = recorded.and_then(|time| time.try_into().ok()) {
+            self.clock.is_past(recorded, now);
+        }
         for event in events.events {
             self.leases.accept(event, &self.clock, now);
         }

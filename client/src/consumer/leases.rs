@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use super::LeasedEvent;
 use super::server_clock::ServerClock;
 
-/// Bounds of how much longer an extension makes a lease: it is asked for as long as the lease was
-/// when it came.
-const EXTENSION_LIMITS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_hours(1));
+/// Bounds of what an extension asks for: as long as the lease was when it came, and not less than
+/// the hub's default. If this program ends, its leases return with its connection all the same.
+const EXTENSION_LIMITS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_hours(1));
 /// A lease is not extended before; half of the shortest that the hub gives.
 const FIRST_EXTENSION_MIN: Duration = Duration::from_millis(500);
 

@@ -50,6 +50,14 @@ impl ServerClock {
         first
     }
 
+    /// Something happened at this time of the hub: its clock is not behind that.
+    pub(super) fn is_past(&mut self, server_time: SystemTime, now: Instant) {
+        let present = self.at_anchor + (now - self.anchor);
+        if let Ok(behind) = server_time.duration_since(present) {
+            self.at_anchor += behind;
+        }
+    }
+
     /// How long it is from `now` to a time of the hub, at least nothing.
     pub(super) fn left(&self, until: SystemTime, now: Instant) -> Duration {
         let present = self.at_anchor + (now - self.anchor);
@@ -79,6 +87,18 @@ mod tests {
         assert_eq!(clock.left(until, now), 10 * SECOND);
         assert_eq!(clock.left(until, now + 4 * SECOND), 6 * SECOND);
         assert_eq!(clock.left(until, now + 40 * SECOND), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_shows_that_this_clock_is_behind_and_not_that_it_is_ahead() {
+        let mut clock = ServerClock::new();
+        let now = Instant::now();
+        let recorded = SystemTime::now() + 3600 * SECOND;
+        let until = recorded + 10 * SECOND;
+        clock.is_past(recorded, now);
+        assert_eq!(clock.left(until, now), 10 * SECOND);
+        clock.is_past(recorded - 60 * SECOND, now);
+        assert_eq!(clock.left(until, now), 10 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]

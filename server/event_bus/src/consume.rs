@@ -148,6 +148,10 @@ impl Session {
             self.close(ClosingReason::MaxAge, Duration::ZERO);
             return Ok(());
         }
+        if self.is_done() {
+            self.close(ClosingReason::Done, Duration::ZERO);
+            return Ok(());
+        }
         self.check_key(now).await?;
         while let Some((group, news)) = self.place.as_ref().and_then(|place| place.seat.news()) {
             self.tell(&group, news);
@@ -390,14 +394,25 @@ impl Session {
         auth::check_subscription(&self.caller, &self.core.tenancy).await
     }
 
+    /// Whether nothing can come of it any more: the client ended its half, has nothing, and wants
+    /// nothing. Its acks were taken.
+    fn is_done(&self) -> bool {
+        let Some(place) = &self.place else {
+            return false;
+        };
+        let idle = place.credit.0 == 0 && place.seat.holds_nothing(place.credit);
+        self.silent && idle && self.confirming.is_empty()
+    }
+
     fn close(&mut self, reason: ClosingReason, wait: Duration) {
         let cursor = match &self.place {
             Some(place) => self.cursor(place, place.progress().1),
             None => String::new(),
         };
+        let wait = (reason != ClosingReason::Done).then_some(wait);
         self.say(Frame::Closing(Closing {
             reason: reason.into(),
-            reconnect_after: prost_types::Duration::try_from(wait).ok(),
+            reconnect_after: wait.and_then(|wait| prost_types::Duration::try_from(wait).ok()),
             cursor,
         }));
         self.over = true;

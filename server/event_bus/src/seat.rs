@@ -109,6 +109,11 @@ impl Seat {
         }
     }
 
+    /// Whether nothing is outstanding of this credit.
+    pub(crate) fn holds_nothing(&self, credit: (i64, i64)) -> bool {
+        self.events.load(Ordering::Acquire) == credit.0
+    }
+
     /// Events were handed over.
     pub(crate) fn charge(&self, events: usize, bytes: u64) {
         self.events.fetch_sub(events as i64, Ordering::AcqRel);

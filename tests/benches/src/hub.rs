@@ -11,7 +11,10 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use hub_client::proto::hub::api_keys::v1::{ApiKey, CreateApiKeyRequest};
 use hub_client::proto::hub::platform::v1::CreateTenantRequest;
-use hub_client::{CloudEvent, Data, Delivery, Hub, PendingReceipt, SubscribeOptions, Subscriber};
+use hub_client::{
+    Answer, CloudEvent, Consumer, ConsumerState, Data, Delivery, Hub, LeasedEvent, PendingReceipt,
+    SubscribeOptions, Subscriber,
+};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -199,6 +202,46 @@ impl HubServer {
         })
     }
 
+    /// As [`publish`](HubServer::publish), with one consumer of Portal's durable subscription that
+    /// handles up to `window` events at once, until the hub has taken all acks.
+    ///
+    /// # Errors
+    /// Hub refuses something.
+    pub async fn consume(&self, window: usize, duration: Duration) -> Result<Run> {
+        let consumer = self.consumer(window).await?;
+        let mut counts = consumer.counts();
+        let started = Instant::now();
+        let published = self.publish(window, duration).await?;
+        let all = counts.wait_for(|counts| counts.acked >= published.events);
+        timeout(PATIENCE, all).await??;
+        consumer.shutdown().await?;
+        let run = Run::new(published.events, started.elapsed());
+        let counts = *counts.borrow();
+        if (counts.received, counts.acked) != (run.events, run.events) {
+            return Err(
+                format!("{} events were not acked once each: {counts:?}", run.events).into(),
+            );
+        }
+        Ok(Run {
+            commits: published.commits,
+            commit_time: published.commit_time,
+            ..run
+        })
+    }
+
+    /// A consumer of Portal that acks everything, on a connection of its own.
+    ///
+    /// # Errors
+    /// It was not connected within [`PATIENCE`].
+    pub async fn consumer(&self, concurrency: usize) -> Result<Consumer> {
+        let builder = self.reader()?.consume("portal").concurrency(concurrency);
+        let consumer = builder.run(acked);
+        let mut state = consumer.state();
+        let live = state.wait_for(|state| matches!(state, ConsumerState::Live));
+        timeout(PATIENCE, live).await??;
+        Ok(consumer)
+    }
+
     /// Sends the events of `feed` to one subscriber.
     ///
     /// # Errors
@@ -307,6 +350,14 @@ pub async fn live(mut subscriber: Subscriber) -> Result<Subscriber> {
         Err("a subscriber ended".into())
     };
     timeout(PATIENCE, caught_up).await?
+}
+
+async fn acked(event: LeasedEvent) -> Answer {
+    let data = event.event().and_then(|event| event.data.as_ref());
+    match data {
+        Some(Data::BinaryData(payload)) if payload.len() == PAYLOAD_BYTES => Answer::Ack,
+        _ => Answer::fail("an event came without its payload"),
+    }
 }
 
 async fn read(mut subscriber: Subscriber, mut on_event: OnEvent) -> Result<()> {

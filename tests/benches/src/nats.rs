@@ -5,12 +5,13 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use bytes::Bytes;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::contender::{Feed, Measured, OnEvent};
-use crate::nats_connection::{Connection, publish, publish_with_headers};
+use crate::nats_connection::{Connection, Message, publish, publish_with_headers};
 use crate::round::Run;
 use crate::scratch::{Scratch, free_port};
 use crate::server::Server;
@@ -22,6 +23,8 @@ const VERSION_SYNC_ALWAYS: (u32, u32) = (2, 10);
 const VERSION_BATCHES: (u32, u32) = (2, 12);
 /// Most messages of an atomic batch.
 const BATCH_MAX: usize = 1000;
+/// Messages that a consumer may have without an ack; NATS's default of 1,000 was no faster.
+const ACK_PENDING_MAX: usize = 10_000;
 /// Why a reader's stream is interrupted.
 const STALLED: &str = "Nats-Consumer-Stalled:";
 
@@ -102,9 +105,32 @@ impl Nats {
         let mut tasks = JoinSet::new();
         let measured = Measured::new(readers);
         for reader in 0..readers {
-            let consumer = self.consumer(&stream.name).await?;
-            tasks.spawn(read(consumer, measured.counter(reader)));
+            let consumer = self.consumer(&stream.name, ordered()).await?;
+            tasks.spawn(read(consumer, false, measured.counter(reader)));
         }
+        let started = Instant::now();
+        let published = stream.publish(window, duration).await?;
+        let run = measured.until_all_have(published.events, started, &mut tasks);
+        let run = run.await;
+        tasks.shutdown().await;
+        stream.close().await?;
+        run
+    }
+
+    /// As [`publish`](Nats::publish), with one durable consumer that acks each message, until it has
+    /// everything.
+    ///
+    /// # Errors
+    /// NATS fails.
+    pub async fn consume(&self, window: usize, duration: Duration) -> Result<Run> {
+        let mut stream = self.open().await?;
+        let mut tasks = JoinSet::new();
+        let measured = Measured::new(1);
+        let durable = json!({
+            "durable_name": "bench", "ack_policy": "explicit", "max_ack_pending": ACK_PENDING_MAX,
+        });
+        let consumer = self.consumer(&stream.name, durable).await?;
+        tasks.spawn(read(consumer, true, measured.counter(0)));
         let started = Instant::now();
         let published = stream.publish(window, duration).await?;
         let run = measured.until_all_have(published.events, started, &mut tasks);
@@ -121,8 +147,8 @@ impl Nats {
     pub async fn latency(&self, mut feed: Feed) -> Result<()> {
         let mut stream = self.open().await?;
         let mut tasks = JoinSet::new();
-        let consumer = self.consumer(&stream.name).await?;
-        tasks.spawn(read(consumer, feed.on_event()));
+        let consumer = self.consumer(&stream.name, ordered()).await?;
+        tasks.spawn(read(consumer, false, feed.on_event()));
         while let Some(payload) = feed.next().await {
             let message = publish(&stream.name, &stream.connection.inbox, &payload);
             stream.connection.send(&message).await?;
@@ -161,20 +187,24 @@ impl Nats {
         })
     }
 
-    /// A consumer that gets everything pushed and acknowledges nothing.
-    async fn consumer(&self, stream: &str) -> Result<Connection> {
+    /// A consumer that gets everything pushed.
+    async fn consumer(&self, stream: &str, mut config: Value) -> Result<Connection> {
         let name = self.name();
         let mut connection = Connection::open(self.port, &name).await?;
         let deliver = format!("{name}.deliver");
-        let request = json!({"stream_name": stream, "config": {
-            "deliver_subject": deliver, "deliver_policy": "all", "ack_policy": "none",
-            "flow_control": true, "idle_heartbeat": 5_000_000_000u64, "max_deliver": 1,
-            "mem_storage": true, "num_replicas": 1,
-        }});
+        config["deliver_subject"] = json!(deliver);
+        config["deliver_policy"] = json!("all");
+        config["flow_control"] = json!(true);
+        config["idle_heartbeat"] = json!(5_000_000_000u64);
+        config["num_replicas"] = json!(1);
+        let subject = match config["durable_name"].as_str() {
+            Some(durable) => format!("$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{durable}"),
+            None => format!("$JS.API.CONSUMER.CREATE.{stream}"),
+        };
+        let request = json!({"stream_name": stream, "config": config});
         connection
             .send(format!("SUB {deliver} 2\r\n").as_bytes())
             .await?;
-        let subject = format!("$JS.API.CONSUMER.CREATE.{stream}");
         connection.call(&subject, &request).await?;
         Ok(connection)
     }
@@ -257,28 +287,53 @@ impl Stream {
     }
 }
 
-async fn read(mut connection: Connection, mut on_event: OnEvent) -> Result<()> {
+/// Settings of a consumer that acknowledges nothing.
+fn ordered() -> Value {
+    json!({"ack_policy": "none", "max_deliver": 1, "mem_storage": true})
+}
+
+/// Reads everything; `acks` each message, all that have arrived in one write.
+async fn read(mut connection: Connection, acks: bool, mut on_event: OnEvent) -> Result<()> {
+    let mut answers = Vec::new();
+    let mut acked = Vec::new();
     loop {
-        let message = connection.message().await?;
-        if message.headers.is_empty() {
-            on_event(&message.payload);
-            continue;
+        let mut next = Some(connection.message().await?);
+        while let Some(message) = next {
+            match event_of(message, acks, &mut answers)? {
+                Some(payload) if acks => acked.push(payload),
+                Some(payload) => on_event(&payload),
+                None => {}
+            }
+            next = connection.arrived()?;
         }
-        // Flow control: it goes on when this is answered.
-        let headers = String::from_utf8_lossy(&message.headers);
-        let stalled = headers.lines().find_map(|line| line.strip_prefix(STALLED));
-        let reply = message
-            .reply
-            .map(|reply| String::from_utf8_lossy(&reply).into_owned());
-        if let Some(subject) = reply.or(stalled.map(|subject| subject.trim().to_owned()))
-            && headers.starts_with("NATS/1.0 100")
-        {
-            let answer = format!("PUB {subject} 0\r\n\r\n");
-            connection.send(answer.as_bytes()).await?;
-        } else if headers.contains("Nats-Batch-Id") {
-            on_event(&message.payload);
+        if !answers.is_empty() {
+            connection.send(&answers).await?;
+            answers.clear();
         }
+        acked.drain(..).for_each(|payload| on_event(&payload));
     }
+}
+
+/// The payload of a message that is an event; what it wants answered is added to `answers`.
+fn event_of(message: Message, acks: bool, answers: &mut Vec<u8>) -> Result<Option<Bytes>> {
+    let headers = String::from_utf8_lossy(&message.headers);
+    let reply = message.reply.as_deref().map(std::str::from_utf8);
+    let reply = reply.transpose()?;
+    if headers.is_empty() || headers.contains("Nats-Batch-Id") {
+        if acks {
+            let subject = reply.ok_or("NATS wants no ack")?;
+            answers.extend_from_slice(&publish(subject, "", b"+ACK"));
+        }
+        return Ok(Some(message.payload));
+    }
+    // Flow control: it goes on when this is answered.
+    let stalled = headers.lines().find_map(|line| line.strip_prefix(STALLED));
+    if let Some(subject) = reply.or(stalled.map(str::trim))
+        && headers.starts_with("NATS/1.0 100")
+    {
+        answers.extend_from_slice(format!("PUB {subject} 0\r\n\r\n").as_bytes());
+    }
+    Ok(None)
 }
 
 fn acknowledged(payload: &[u8]) -> Result<()> {

@@ -156,6 +156,22 @@ impl Contender {
         Ok(Some(self.with_cpu(run?, before)))
     }
 
+    /// Publishes to a durable consumer that acks everything; `None` for the file, which has none.
+    ///
+    /// # Errors
+    /// It failed.
+    pub async fn consume(&mut self, window: usize, duration: Duration) -> Result<Option<Run>> {
+        tokio::time::sleep(SETTLE).await;
+        let before = self.cpu();
+        let run = match self {
+            Contender::Hub(hub, _) => hub.consume(window, duration).await,
+            Contender::Redis(redis) => redis.consume(window, duration).await,
+            Contender::Nats(nats) => nats.consume(window, duration).await,
+            Contender::Limit(_) => return Ok(None),
+        };
+        Ok(Some(self.with_cpu(run?, before)))
+    }
+
     /// Processor time of the server and of this process.
     fn cpu(&self) -> [Duration; 2] {
         [
@@ -179,7 +195,14 @@ impl Contender {
 pub struct Contenders {
     /// Those that could be started.
     pub started: Vec<(Name, Contender)>,
-    _scratch: Scratch,
+    scratch: Scratch,
+}
+
+impl Contenders {
+    /// Where their data is.
+    pub fn path(&self) -> &Path {
+        self.scratch.path()
+    }
 }
 
 impl Options {
@@ -220,10 +243,7 @@ impl Options {
         }
         match started.is_empty() {
             true => Err("nothing could be started".into()),
-            false => Ok(Contenders {
-                started,
-                _scratch: scratch,
-            }),
+            false => Ok(Contenders { started, scratch }),
         }
     }
 

@@ -18,6 +18,8 @@ use crate::{PAYLOAD_BYTES, Result};
 
 /// Entries that a reader takes at once.
 const READ_ENTRIES: &[u8] = b"1000";
+/// Name of a group and of its consumer.
+const GROUP: &[u8] = b"bench";
 
 /// A server of its own.
 #[derive(Debug)]
@@ -93,6 +95,28 @@ impl Redis {
             let on_event = measured.counter(reader);
             tasks.spawn(read(connection, stream.key.clone(), on_event));
         }
+        let started = Instant::now();
+        let published = stream.publish(window, duration).await?;
+        let run = measured.until_all_have(published.events, started, &mut tasks);
+        let run = run.await;
+        tasks.shutdown().await;
+        stream.close().await?;
+        run
+    }
+
+    /// As [`publish`](Redis::publish), with one consumer of a group (`XREADGROUP BLOCK`, `XACK`),
+    /// until everything is acked.
+    ///
+    /// # Errors
+    /// Redis fails.
+    pub async fn consume(&self, window: usize, duration: Duration) -> Result<Run> {
+        let mut stream = self.open().await?;
+        let group: [&[u8]; 6] = [b"XGROUP", b"CREATE", &stream.key, GROUP, b"$", b"MKSTREAM"];
+        stream.connection.call(&group).await?;
+        let mut tasks = JoinSet::new();
+        let measured = Measured::new(1);
+        let connection = Connection::open(self.port).await?;
+        tasks.spawn(consume(connection, stream.key.clone(), measured.counter(0)));
         let started = Instant::now();
         let published = stream.publish(window, duration).await?;
         let run = measured.until_all_have(published.events, started, &mut tasks);
@@ -189,15 +213,59 @@ async fn read(mut connection: Connection, key: Arc<[u8]>, mut on_event: OnEvent)
             return Err("Redis sent no entries".into());
         };
         for _ in 0..entries {
-            connection.reply().await?;
-            if let Reply::Text(id) = connection.reply().await? {
-                last = id;
-            }
-            connection.reply().await?;
-            connection.reply().await?;
-            if let Reply::Text(payload) = connection.reply().await? {
-                on_event(&payload);
-            }
+            let (id, payload) = entry(&mut connection).await?;
+            last = id;
+            on_event(&payload);
         }
+    }
+}
+
+/// The next entry of a reply: its id, and the value of its field.
+async fn entry(connection: &mut Connection) -> Result<(Bytes, Bytes)> {
+    connection.reply().await?;
+    let id = connection.reply().await?;
+    connection.reply().await?;
+    connection.reply().await?;
+    match (id, connection.reply().await?) {
+        (Reply::Text(id), Reply::Text(payload)) => Ok((id, payload)),
+        _ => Err("Redis sent an entry without id or value".into()),
+    }
+}
+
+/// Takes everything that is added for a group, and acks it. The acks and the next read are one
+/// write; what was read counts when Redis has answered its acks.
+async fn consume(mut connection: Connection, key: Arc<[u8]>, mut on_event: OnEvent) -> Result<()> {
+    let read = command(&[
+        b"XREADGROUP",
+        b"GROUP",
+        GROUP,
+        GROUP,
+        b"COUNT",
+        READ_ENTRIES,
+        b"BLOCK",
+        b"0",
+        b"STREAMS",
+        &key,
+        b">",
+    ]);
+    connection.send(&read).await?;
+    loop {
+        connection.reply().await?;
+        connection.reply().await?;
+        connection.reply().await?;
+        let Reply::Array(count) = connection.reply().await? else {
+            return Err("Redis sent no entries".into());
+        };
+        let mut entries = Vec::with_capacity(count);
+        for _ in 0..count {
+            entries.push(entry(&mut connection).await?);
+        }
+        let mut acks: Vec<&[u8]> = vec![b"XACK", &key, GROUP];
+        acks.extend(entries.iter().map(|(id, _)| &id[..]));
+        let mut commands = command(&acks);
+        commands.extend_from_slice(&read);
+        connection.send(&commands).await?;
+        connection.reply().await?;
+        entries.iter().for_each(|(_, payload)| on_event(payload));
     }
 }

@@ -1,5 +1,7 @@
 //! How leases are kept alive while handlers run.
 
+use hub_proto::hub::event_bus::v1::consume_request::Frame as Asked;
+
 use super::*;
 
 /// What the hub's clock says, an hour ahead of ours.
@@ -47,9 +49,21 @@ async fn consumer(
     (consumer, desk, call, clock)
 }
 
+/// The next frame of the client; meanwhile the hub sends heartbeats.
+async fn alive(call: &mut ConsumeCall, clock: &HubClock) -> Asked {
+    loop {
+        if let Ok(frame) = tokio::time::timeout(HEARTBEAT / 2, call.frame()).await {
+            return frame.unwrap();
+        }
+        call.send(clock.progress()).await;
+    }
+}
+
 /// The next frame, which has to be extensions: the leases, in order, and for how long.
-async fn extended(call: &mut ConsumeCall) -> (Vec<String>, Duration) {
-    let acks = call.acks().await;
+async fn extended(call: &mut ConsumeCall, clock: &HubClock) -> (Vec<String>, Duration) {
+    let Asked::Acks(acks) = alive(call, clock).await else {
+        panic!("no extension")
+    };
     assert!(acks.ack.is_empty() && acks.nack.is_empty(), "{acks:?}");
     let length = acks.extend[0].duration.unwrap().try_into().unwrap();
     let leases = acks.extend.into_iter().map(|extension| extension.lease_id);
@@ -70,23 +84,22 @@ async fn a_lease_is_extended_at_half_of_its_time_until_its_handler_ends() {
     let mut fake = FakeHub::start();
     let builder = fake.hub.consume("portal").concurrency(1);
     let (consumer, mut desk, mut call, clock) = consumer(&mut fake, builder).await;
-    let length = 20 * SECOND;
+    let length = 40 * SECOND;
     let came = Instant::now();
     // The second waits for its handler, and its lease runs as well.
     let pair = [clock.leased(1, "1", length), clock.leased(2, "2", length)];
     call.send(events(pair)).await;
     let reply = desk.expect(1).await;
     for round in 1..=3 {
-        let (leases, asked) = extended(&mut call).await;
+        let (leases, asked) = extended(&mut call, &clock).await;
         assert_eq!(leases, ["1", "2"]);
         assert!(asked > length.mul_f64(0.9) && asked <= length, "{asked:?}");
         assert_passed(came, round * length / 2);
-        call.send(clock.progress()).await;
     }
     reply.send(Answer::Ack).unwrap();
     assert_eq!(call.acks().await.ack, ["1"]);
     let _second = desk.expect(2).await;
-    assert_eq!(extended(&mut call).await.0, ["2"]);
+    assert_eq!(extended(&mut call, &clock).await.0, ["2"]);
     reaches(&consumer, |counts| counts.extended == 7).await;
 }
 
@@ -101,7 +114,7 @@ async fn leases_are_timed_anew_when_the_hub_tells_its_time() {
     let came = Instant::now();
     let _reply = desk.expect(1).await;
     call.send(clock.progress()).await;
-    extended(&mut call).await;
+    extended(&mut call, &clock).await;
     assert_passed(came, 2 * SECOND);
 }
 
@@ -109,24 +122,23 @@ async fn leases_are_timed_anew_when_the_hub_tells_its_time() {
 async fn a_handler_that_runs_too_long_loses_its_lease_but_is_not_begun_twice() {
     let mut fake = FakeHub::start();
     let builder = fake.hub.consume("portal").credit(10, 1000);
-    let builder = builder.extend_for(25 * SECOND);
+    let builder = builder.extend_for(50 * SECOND);
     let (consumer, mut desk, mut call, clock) = consumer(&mut fake, builder).await;
     let came = Instant::now();
-    let length = 20 * SECOND;
+    let length = 40 * SECOND;
     call.send(events([clock.leased(1, "first", length)])).await;
     let reply = desk.expect(1).await;
-    for _ in 0..2 {
-        extended(&mut call).await;
-        call.send(clock.progress()).await;
-    }
-    // Extended at 10 s and 20 s, so that it ends at 40 s. What is lost takes credit.
+    let mut extensions = 0;
+    // Extended at 20 s and 40 s, so that it ends at 80 s. What is lost takes credit.
     let credit = loop {
-        tokio::select! {
-            credit = call.credit() => break credit,
-            () = tokio::time::sleep(HEARTBEAT) => call.send(clock.progress()).await,
+        match alive(&mut call, &clock).await {
+            Asked::Acks(_) => extensions += 1,
+            Asked::Credit(credit) => break credit,
+            Asked::Open(_) => panic!("opened twice"),
         }
     };
-    assert_passed(came, 40 * SECOND);
+    assert_eq!(extensions, 2);
+    assert_passed(came, 80 * SECOND);
     assert_eq!(credit.events, 9);
     reaches(&consumer, |counts| counts.expired == 1).await;
     let again = proto::LeasedEvent {
@@ -149,7 +161,7 @@ async fn what_waits_is_given_up_when_its_lease_is_not_extended() {
     let pair = [clock.leased(1, "1", length), clock.leased(2, "2", length)];
     call.send(events(pair)).await;
     let reply = desk.expect(1).await;
-    assert_eq!(extended(&mut call).await.0, ["1", "2"]);
+    assert_eq!(extended(&mut call, &clock).await.0, ["1", "2"]);
     call.send(results([("2", AckOutcome::LeaseExpired)])).await;
     reaches(&consumer, |counts| counts.expired == 1).await;
     reply.send(Answer::Ack).unwrap();
@@ -164,9 +176,9 @@ async fn an_extension_that_the_hub_could_not_give_is_asked_for_again() {
     let (_consumer, mut desk, mut call, clock) = consumer(&mut fake, builder).await;
     call.send(events([clock.leased(1, "1", 20 * SECOND)])).await;
     let _reply = desk.expect(1).await;
-    extended(&mut call).await;
+    extended(&mut call, &clock).await;
     let refused = Instant::now();
     call.send(results([("1", AckOutcome::Retry)])).await;
-    assert_eq!(extended(&mut call).await.0, ["1"]);
+    assert_eq!(extended(&mut call, &clock).await.0, ["1"]);
     assert_passed(refused, Duration::from_millis(200));
 }

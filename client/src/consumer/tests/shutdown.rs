@@ -158,6 +158,7 @@ async fn a_shutdown_whose_last_acks_may_not_have_come_says_so() {
     let mut call = opened(&mut fake).await;
     assert_eq!(call.acks().await.ack, ["1"]);
     let down = tokio::spawn(consumer.shutdown());
+    assert_eq!(call.credit().await.events, 0);
     assert_eq!(call.frame().await, None);
     call.fail(broken()).await;
     let error = down.await.unwrap().unwrap_err();
@@ -172,6 +173,7 @@ async fn what_the_hub_wants_again_after_all_is_told_on_another_stream() {
     let mut call = opened(&mut fake).await;
     assert_eq!(call.acks().await.ack, ["1"]);
     let down = tokio::spawn(consumer.shutdown());
+    assert_eq!(call.credit().await.events, 0);
     assert_eq!(call.frame().await, None);
     call.send(results([("1", AckOutcome::Retry)])).await;
     drop(call);
