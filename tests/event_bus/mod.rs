@@ -8,6 +8,7 @@ mod event_type_schemas;
 mod event_types;
 mod explain;
 mod explain_delivery;
+mod explain_fixes;
 mod explain_search;
 mod filters;
 mod frames;

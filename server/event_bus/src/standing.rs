@@ -14,7 +14,6 @@
 
 use std::collections::HashMap;
 
-use futures_util::future::{self, BoxFuture};
 use hub_core::clock::{Micros, timestamp};
 use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
@@ -24,59 +23,19 @@ use hub_proto::hub::event_bus::v1::{EventDelivery, EventDeliveryState, NotRouted
 use crate::groups::Groups;
 use crate::leasing::{self, Key, Phase, Saved, UnsettledState};
 use crate::log_entry::{HUB, Named};
+use crate::owners::Owners;
 use crate::routing::Outcome;
 use crate::store::standings::{self as store, Row};
 
-/// What those who work on subscriptions know beyond what is stored.
-pub(crate) trait AtWork: Send + Sync {
+/// Those who work on subscriptions, who know more than what is stored.
+pub(crate) trait AtWork: Owners {
     /// Where an unsettled event stands; none if nobody in this process has it.
     fn state_of(&self, subscription_id: &str, seq: u64) -> Option<UnsettledState>;
-
-    /// How subscriptions are doing. One that is missing is not at work, as far as is known here.
-    fn doing<'a>(
-        &'a self,
-        tenant: &'a TenantRef,
-        ids: &'a [&'a str],
-    ) -> BoxFuture<'a, HashMap<String, Doing>>;
-}
-
-/// How a subscription that is at work is doing.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Doing {
-    /// Everything up to here was looked at.
-    pub(crate) cursor: u64,
-    /// Events that were looked at and are not settled.
-    pub(crate) unsettled: u64,
-    /// The oldest of them.
-    pub(crate) oldest_unsettled: Option<u64>,
-    /// There are so many of them that no more are looked at.
-    pub(crate) window_full: bool,
-    /// Names of the consumers that are connected, or pulled of late.
-    pub(crate) members: Vec<String>,
 }
 
 impl AtWork for Groups {
     fn state_of(&self, subscription_id: &str, seq: u64) -> Option<UnsettledState> {
         self.find(subscription_id)?.state_of(seq)
-    }
-
-    fn doing<'a>(
-        &'a self,
-        _: &'a TenantRef,
-        ids: &'a [&'a str],
-    ) -> BoxFuture<'a, HashMap<String, Doing>> {
-        let doing = ids.iter().filter_map(|id| {
-            let live = self.live(id)?;
-            let doing = Doing {
-                cursor: live.cursor,
-                unsettled: live.unsettled,
-                oldest_unsettled: live.oldest_unsettled,
-                window_full: live.window_full,
-                members: live.members,
-            };
-            Some(((*id).to_owned(), doing))
-        });
-        Box::pin(future::ready(doing.collect()))
     }
 }
 
@@ -142,6 +101,8 @@ pub(crate) struct Standings<'a> {
 /// What is stored about a subscription.
 #[derive(Debug, Default)]
 struct Known {
+    /// Id of the process that works on it, or did; empty = none.
+    owner: String,
     cursor: u64,
     unsettled: Vec<Saved>,
     /// Keys that failed events hold back; read only if an event may be blocked by one.
@@ -231,6 +192,12 @@ impl<'a> Standings<'a> {
         found
     }
 
+    /// Id of the process that works on a subscription, or did until it ended; empty = none.
+    pub(crate) fn owner(&self, subscription_id: &str) -> &str {
+        let known = self.subscriptions.get(subscription_id);
+        known.map_or("", |known| &known.owner)
+    }
+
     /// Up to where a subscription has looked at events; none if it never did.
     pub(crate) fn cursor(&self, subscription_id: &str) -> Option<u64> {
         let known = self.subscriptions.get(subscription_id)?;
@@ -241,7 +208,12 @@ impl<'a> Standings<'a> {
 impl Known {
     fn add(&mut self, row: Row) -> Result<()> {
         match row {
-            Row::Position { cursor, unsettled } => {
+            Row::Position {
+                owner,
+                cursor,
+                unsettled,
+            } => {
+                self.owner = owner;
                 self.cursor = cursor;
                 self.unsettled = leasing::unpack(&unsettled).map_err(Error::internal)?;
             }

@@ -217,8 +217,8 @@ impl Delivered<'_> {
             .needs(&[SUBSCRIBER_EXISTS]);
         let now = self.way.question.now;
         let pause = self.row.and_then(|row| row.pause.as_ref());
-        let doing = self.landed.doing.as_ref();
-        let members = doing.map_or(&[][..], |doing| &doing.members);
+        let live = self.landed.live.as_ref();
+        let members = live.map_or(&[][..], |live| &live.members);
         let (result, finding, fix) = if self.is_hub() {
             let detail = "The hub settles what goes to it at once.";
             (CheckResult::Pass, finding.detail(detail), None)
@@ -240,6 +240,9 @@ impl Delivered<'_> {
                 finding.saw_text("member", member.as_str())
             });
             (CheckResult::Pass, finding, None)
+        } else if live.is_none() && self.landed.is_elsewhere {
+            let detail = "It is consumed at another server of this hub.";
+            (CheckResult::Pass, finding.detail(detail), None)
         } else {
             let detail = match self.is_unused() {
                 true => format!(
@@ -276,9 +279,9 @@ impl Delivered<'_> {
             .way
             .current(CURSOR_PASSED, title)
             .needs(&[SUBSCRIBER_EXISTS]);
-        let doing = self.landed.doing.as_ref();
+        let live = self.landed.live.as_ref();
         let stored = self.landed.cursor.unwrap_or(0);
-        let cursor = doing.map_or(stored, |doing| doing.cursor);
+        let cursor = live.map_or(stored, |live| live.cursor);
         let reached = cursor >= self.stored.seq || self.is_hub() || self.landed.was_taken();
         let finding = finding.saw_number("sequence", self.stored.seq);
         if reached {
@@ -289,23 +292,23 @@ impl Delivered<'_> {
         let finding = finding
             .saw_number("cursor", cursor)
             .saw_number("events_ahead", ahead);
-        let Some(doing) = doing.filter(|doing| doing.window_full) else {
+        let Some(live) = live.filter(|live| live.window_full) else {
             let detail = format!("It has looked at the log up to {cursor}, {ahead} events before.");
             let finding = self.judged(finding, CheckResult::Unknown);
             branch.look(finding.detail(detail), vec![]);
             return;
         };
-        let oldest = doing.oldest_unsettled.unwrap_or(cursor);
+        let oldest = live.oldest_unsettled.unwrap_or(cursor);
         let oldest_id = id::event(self.way.question.log.tenant().key(oldest));
         let detail = format!(
             "{} events are not settled, {oldest_id} since the longest: no more are looked at.",
-            doing.unsettled
+            live.unsettled
         );
-        let finding = finding.saw_number("unsettled", doing.unsettled);
+        let finding = finding.saw_number("unsettled", live.unsettled);
         let finding = finding.saw_resource("oldest_unsettled", oldest_id);
         let fix = self
             .fixes(branch)
-            .skip_to(self.id(), self.name(), cursor, doing.unsettled);
+            .skip_to(self.id(), self.name(), cursor, live.unsettled);
         let finding = self.judged(finding, CheckResult::Fail);
         branch.look(finding.detail(detail), vec![fix]);
     }

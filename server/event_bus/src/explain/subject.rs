@@ -18,9 +18,10 @@ use super::Question;
 use super::nearby::{Near, Nearby, nearest};
 use crate::log_entry::{self, Named};
 use crate::log_list::{self, Asking};
+use crate::owners::Live;
 use crate::refusals::{Refusal, Why};
 use crate::routing::Configuration;
-use crate::standing::{Doing, Standing, Standings};
+use crate::standing::{Standing, Standings};
 use crate::{event, log};
 
 /// How far around the time that it should have happened an event is looked for: 1 h.
@@ -65,8 +66,10 @@ pub(super) struct Landed {
     pub(super) standing: Standing,
     /// Up to where the subscription has looked at events; none if it never did.
     pub(super) cursor: Option<u64>,
-    /// How the subscription is doing; none if nobody is at work on it.
-    pub(super) doing: Option<Doing>,
+    /// How the subscription is doing; none if nobody who can be asked is at work on it.
+    pub(super) live: Option<Live>,
+    /// Another process is at work on it.
+    pub(super) is_elsewhere: bool,
 }
 
 impl Landed {
@@ -166,11 +169,15 @@ async fn landed(
         .iter()
         .map(|named| named.subscription_id.as_str())
         .collect();
-    let mut doing = at_work.doing(tenant, &ids).await;
+    let mut live = at_work.live(tenant, &ids).await;
     let landed = named.iter().map(|named| Landed {
         standing: standings.of(named, seq, recorded),
         cursor: standings.cursor(&named.subscription_id),
-        doing: doing.remove(&named.subscription_id),
+        live: live.remove(&named.subscription_id),
+        is_elsewhere: {
+            let owner = standings.owner(&named.subscription_id);
+            core.processes.peer(owner).is_some()
+        },
         named: named.clone(),
     });
     Ok(landed.collect())

@@ -2,27 +2,13 @@ use EventDeliveryState::{
     Delivered, Expired, Failed, InFlight, KeyBlocked, NotRouted, Queued, RetryWait, Skipped,
 };
 
+use futures_util::future::{self, BoxFuture};
+
 use super::*;
+use crate::owners::Live;
 
 const RECORDED: Micros = 100;
 const LATER: Micros = 200;
-
-/// Nobody is at work.
-struct Nobody;
-
-impl AtWork for Nobody {
-    fn state_of(&self, _: &str, _: u64) -> Option<UnsettledState> {
-        None
-    }
-
-    fn doing<'a>(
-        &'a self,
-        _: &'a TenantRef,
-        _: &'a [&'a str],
-    ) -> BoxFuture<'a, HashMap<String, Doing>> {
-        Box::pin(future::ready(HashMap::new()))
-    }
-}
 
 /// A group that has one event.
 struct Group(u64, Phase);
@@ -37,15 +23,26 @@ impl AtWork for Group {
         };
         (subscription_id == "sub_1" && seq == self.0).then_some(state)
     }
+}
 
-    fn doing<'a>(
+impl Owners for Group {
+    fn close<'a>(&'a self, _: &'a TenantRef, _: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(future::ready(Ok(())))
+    }
+
+    fn changed(&self, _: &TenantRef, _: &str) {}
+
+    fn live<'a>(
         &'a self,
-        tenant: &'a TenantRef,
-        ids: &'a [&'a str],
-    ) -> BoxFuture<'a, HashMap<String, Doing>> {
-        Nobody.doing(tenant, ids)
+        _: &'a TenantRef,
+        _: &'a [&'a str],
+    ) -> BoxFuture<'a, HashMap<String, Live>> {
+        Box::pin(future::ready(HashMap::new()))
     }
 }
+
+/// Nobody is at work on an event that there is.
+const NOBODY: Group = Group(0, Phase::Queued);
 
 fn saved(seq: u64, key: u64) -> Saved {
     Saved {
@@ -64,6 +61,7 @@ fn saved(seq: u64, key: u64) -> Saved {
 
 fn position(cursor: u64, unsettled: &[Saved]) -> Row {
     Row::Position {
+        owner: "prc_1".to_owned(),
         cursor,
         unsettled: leasing::pack(unsettled),
     }
@@ -125,7 +123,7 @@ fn what_was_passed_is_delivered_and_what_is_ahead_is_queued() {
         range(7, 8, Skipped),
         range(9, 9, Expired),
     ];
-    let standings = standings(&Nobody, rows);
+    let standings = standings(&NOBODY, rows);
     let expected = [
         Failed, Delivered, Queued, Delivered, Queued, Queued, Skipped, Skipped, Expired, Queued,
     ];
@@ -178,7 +176,7 @@ fn an_unsettled_event_waits_for_its_ack_its_retry_or_its_key() {
         saved(8, 10),
     ];
     let unsettled = [vec![leased, retried], rest.to_vec()].concat();
-    let mut standings = standings(&Nobody, vec![position(8, &unsettled)]);
+    let mut standings = standings(&NOBODY, vec![position(8, &unsettled)]);
     let known = standings.subscriptions.get_mut("sub_1").unwrap();
     assert!(known.may_be_held(&[4]) && !known.may_be_held(&[1, 2, 3, 7]));
     known.held = [(Key(10), 1), (Key(9), 20)].into();
@@ -214,7 +212,7 @@ fn a_group_at_work_knows_better_than_what_is_stored() {
 #[test]
 fn an_event_that_was_not_routed_stays_so_until_it_is_delivered_again() {
     let rows = || vec![position(3, &[saved(2, 0)]), exception(3, Delivered, "")];
-    let standings = standings(&Nobody, rows());
+    let standings = standings(&NOBODY, rows());
     let reason = NotRoutedReason::IntegrationOff;
     let off = named("portal", Outcome::NotRouted(reason));
     let of = |seq| standings.of(&off, seq, RECORDED);
@@ -226,7 +224,7 @@ fn an_event_that_was_not_routed_stays_so_until_it_is_delivered_again() {
 
 #[test]
 fn the_hubs_own_default_subscription_is_settled_at_once() {
-    let none = standings(&Nobody, Vec::new());
+    let none = standings(&NOBODY, Vec::new());
     assert_eq!(
         none.of(&named("hub", Outcome::Flows), 9, RECORDED).state,
         Delivered

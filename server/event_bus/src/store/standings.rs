@@ -13,7 +13,7 @@ macro_rules! standings {
         concat!(
             "select cast(0 as bigint) as kind, p.subscription_id, p.floor as first,
                 p.cursor as last, cast(0 as bigint) as state,
-                cast(0 as bigint) as attempts, '' as error, p.update_time, p.unsettled
+                cast(0 as bigint) as attempts, p.owner as error, p.update_time, p.unsettled
              from subscription_positions p
              where p.tenant_no = $1 and ($2 = '' or p.subscription_id = $2)
              union all
@@ -67,6 +67,8 @@ pub const STATEMENTS: &[Sql] = &[STANDINGS, HELD, EXCEPTIONS_BEFORE, RANGES_BEFO
 pub enum Row {
     /// How far it is.
     Position {
+        /// Id of the process that works on it; empty = none.
+        owner: String,
         /// Everything up to here was looked at.
         cursor: u64,
         /// What of that is not settled, packed.
@@ -116,6 +118,7 @@ impl Stored {
         let (first, last) = (self.first.unsigned_abs(), self.last.unsigned_abs());
         let row = match self.kind {
             0 => Row::Position {
+                owner: self.error,
                 cursor: last,
                 unsettled: self.unsettled,
             },
