@@ -252,7 +252,7 @@ both_databases! {
         // With room for one event, the second shows that the first was settled.
         let builder = hub.client(&keys.portal).consume("portal").credit(1, 1 << 20);
         let consumer = builder.run(move |event| {
-            let told = (number(&event), event.attempt, event.previous_error);
+            let told = (number(&event), event.attempt, event.previous_error.clone());
             sender.send(told).unwrap();
             async move {
                 if (number(&event), event.attempt) == (0, 1) {
