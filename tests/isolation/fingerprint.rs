@@ -19,6 +19,9 @@ const OTHER_TABLES: &[(&str, &str)] = &[
     ("secrets", "1 = 0"),
     // The suite's products, which all tenants share.
     ("products", "1 = 0"),
+    // The hub's own processes.
+    ("processes", "1 = 0"),
+    ("live_processes", "1 = 0"),
     // A replay is of the key that called.
     (
         "replays",
