@@ -222,6 +222,10 @@ impl Group {
         }
         state.note_pull(&seat.name, self.now());
         state.seats.push(seat.clone());
+        // Nothing is left to read, and nothing came since that was told.
+        if state.told_caught_up && state.leasing.position().cursor >= self.log.head().seq {
+            seat.tell(self, News::CaughtUp(true));
+        }
         seat.ring(self);
         drop(state);
         self.wake.notify_one();

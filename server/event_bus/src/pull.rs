@@ -15,7 +15,7 @@ use hub_proto::wire::{LeasedEvent, PullResponse};
 use crate::acks::{self, Found};
 use crate::group::{Group, PULLING, Want};
 use crate::groups::Groups;
-use crate::seat::Seat;
+use crate::seat::{News, Seat};
 use crate::subscriptions;
 
 /// Events of a pull that does not say how many.
@@ -24,7 +24,7 @@ const EVENTS: u32 = 100;
 const BYTES_MAX: u64 = 1 << 20;
 
 /// How long a pull that does not wait gives the subscription to look at its log.
-const FIRST_LOOK: Duration = Duration::from_millis(100);
+const FIRST_LOOK: Duration = Duration::from_millis(500);
 
 /// Leases some events, waiting if there are none.
 ///
@@ -162,7 +162,19 @@ impl Visit {
         wait: Micros,
         length: Option<Micros>,
     ) -> Result<Vec<LeasedEvent>> {
-        let until = core.clock.now() + wait;
+        // Even without a wait the log is looked at once; in time of its own, for a clock that
+        // stands still must not hold the call.
+        let patience = async {
+            match wait {
+                0 => tokio::time::sleep(FIRST_LOOK).await,
+                wait => {
+                    core.clock
+                        .sleep(Duration::from_micros(wait.unsigned_abs()))
+                        .await
+                }
+            }
+        };
+        tokio::pin!(patience);
         let mut events = Vec::new();
         loop {
             while let Some((left, bytes)) = self.seat.credit_left()
@@ -176,16 +188,16 @@ impl Visit {
                 };
                 events.append(&mut group.take(&self.seat, want).await?.events);
             }
-            while self.seat.news().is_some() {}
-            let left = until - core.clock.now();
-            if !events.is_empty() || left < 0 {
+            let mut caught_up = false;
+            while let Some((_, news)) = self.seat.news() {
+                caught_up |= news == News::CaughtUp(true);
+            }
+            if !events.is_empty() || (caught_up && wait == 0) {
                 return Ok(events);
             }
-            // Even without a wait the log is looked at once.
-            let left = Duration::from_micros(left.unsigned_abs()).max(FIRST_LOOK);
             tokio::select! {
                 () = self.seat.called() => {}
-                () = core.clock.sleep(left) => return Ok(events),
+                () = &mut patience => return Ok(events),
                 () = core.draining.cancelled() => return Ok(events),
             }
         }
