@@ -10,7 +10,6 @@ use hub_client::proto::hub::event_bus::v1::{
     EventDelivery, EventDeliveryState, EventLogEntry, GetEventRequest, ListEventsRequest, StartAt,
     SubscribeRequest, start_at,
 };
-use hub_server::modules;
 
 use super::explaining::explain;
 use super::load::seen;
@@ -35,9 +34,7 @@ pub async fn dump(hub: &Hub, folder: &Folder, tenant: usize, random: &mut Random
         let entry = answer.unwrap().into_inner().entry.unwrap_or_default();
         deliveries(entry).for_each(|row| recorder.note(Line::Got(row)));
     }
-    if modules::is_built("hub.event_bus.v1.EventBus/ExplainEvent") {
-        explain(hub, &mut recorder, &ids, random).await;
-    }
+    explain(hub, &mut recorder, &ids, random).await;
     recorder.finish()
 }
 

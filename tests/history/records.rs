@@ -288,8 +288,8 @@ pub enum Happening {
     },
     /// No fault any more, and nothing is published; what is left is worked off.
     Calm,
-    /// All that is consumed is settled.
-    Drained,
+    /// All clients have ended.
+    Over,
 }
 
 /// State of an event for a subscription.

@@ -9,7 +9,6 @@ use hub_client::proto::hub::event_bus::v1::subscribe_response::Frame;
 use hub_client::proto::hub::event_bus::v1::{
     EventDeliveryState, EventLogFilter, ListEventsRequest, SubscribeRequest,
 };
-use hub_server::modules;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -17,14 +16,14 @@ use super::dump::dump;
 use super::hubs::{Hubs, some};
 use super::load::{HEARTBEAT, Phase, Site};
 use super::records::{About, Durable, Happening};
-use super::tracks::{Consumer, Folder, History, Publisher, Recorder, Subscriber};
+use super::tracks::{At, Consumer, Folder, History, Publisher, Recorder, Subscriber};
 use super::world::{Party, switch};
 use crate::journal::random::Random;
 use crate::support::Backend;
 
 const TENANTS: usize = 2;
 /// What is done once nothing is broken any more takes no longer.
-const CALM_MAX: Duration = Duration::from_secs(90);
+const CALM_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at what is left.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Deadline of calls that are not part of the load.
@@ -44,7 +43,7 @@ pub struct Plan {
 /// What happens around the clients is told by several tasks, and written by one.
 struct Journal {
     recorder: Recorder<About, Happening>,
-    told: mpsc::UnboundedReceiver<Happening>,
+    told: mpsc::UnboundedReceiver<At<Happening>>,
 }
 
 impl Journal {
@@ -54,8 +53,8 @@ impl Journal {
     }
 
     fn take(&mut self) {
-        while let Ok(happening) = self.told.try_recv() {
-            self.recorder.note(happening);
+        while let Ok(At { at, record }) = self.told.try_recv() {
+            self.recorder.note_at(at, record);
         }
     }
 }
@@ -93,11 +92,12 @@ pub async fn run(plan: &Plan) -> History {
     faults(plan, &mut hubs, &mut journal).await;
     site.phase.send_replace(Phase::Calm);
     journal.note(Happening::Calm);
+    let late = tokio::spawn(end_late(site.clone()));
     let ended = calm(&hubs, &site, &parties, &durables, clients);
-    let ended = tokio::time::timeout(CALM_MAX, Box::pin(ended)).await;
-    let (publishers, subscribers, consumers) = ended.expect("clients end when all is calm");
+    let (publishers, subscribers, consumers) = Box::pin(ended).await;
+    late.abort();
     switches.join_all().await;
-    journal.note(Happening::Drained);
+    journal.note(Happening::Over);
     let mut dumps = Vec::new();
     let mut random = Random::new(plan.seed, u64::MAX);
     for party in &parties {
@@ -160,10 +160,7 @@ async fn faults(plan: &Plan, hubs: &mut Hubs, journal: &mut Journal) {
 async fn subscribe(hubs: &Hubs, parties: &[Party], journal: &mut Journal) -> Vec<Vec<Durable>> {
     let mut all = Vec::new();
     for party in parties {
-        let durables = match modules::is_built("hub.event_bus.v1.EventBus/CreateSubscription") {
-            true => party.subscribe(|key| connect(hubs, key)).await,
-            false => Vec::new(),
-        };
+        let durables = party.subscribe(|key| connect(hubs, key)).await;
         for durable in durables.clone() {
             let tenant = party.number;
             journal.note(Happening::Subscribed { tenant, durable });
@@ -171,6 +168,12 @@ async fn subscribe(hubs: &Hubs, parties: &[Party], journal: &mut Journal) -> Vec
         all.push(durables);
     }
     all
+}
+
+/// The clients end by then; what they did not get done is told by the checks.
+async fn end_late(site: Arc<Site>) {
+    tokio::time::sleep(CALM_MAX).await;
+    site.phase.send_replace(Phase::Over);
 }
 
 /// What was under way ends, and what there is to read and to work off is read and worked off.
@@ -190,7 +193,7 @@ async fn calm(
     for (party, durables) in parties.iter().zip(durables) {
         let hub = connect(hubs, &party.auditor);
         for durable in durables.iter().filter(|durable| durable.consumed) {
-            drained(&hub, durable).await;
+            drained(&hub, site, durable).await;
         }
     }
     site.phase.send_replace(Phase::Over);
@@ -208,7 +211,7 @@ async fn head(hub: &Hub) -> u64 {
 }
 
 /// Waits until nothing is left of a subscription but what a blocked key holds back.
-async fn drained(hub: &Hub, durable: &Durable) {
+async fn drained(hub: &Hub, site: &Site, durable: &Durable) {
     let mut states = vec![
         EventDeliveryState::Queued.into(),
         EventDeliveryState::InFlight.into(),
@@ -218,7 +221,7 @@ async fn drained(hub: &Hub, durable: &Durable) {
         states.push(EventDeliveryState::KeyBlocked.into());
     }
     let mut page_token = String::new();
-    loop {
+    while site.phase() < Phase::Over {
         let filter = EventLogFilter {
             subscription_id: durable.subscription_id.clone(),
             states: states.clone(),

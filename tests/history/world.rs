@@ -13,8 +13,8 @@ use super::filter::{ALERT, TICKET, Wanted};
 use super::load::{
     Habit, Identity, Phase, RETRY_PAUSE, Site, consume, publish, publish_stream, pull, subscribe,
 };
-use super::records::{Durable, Happening, Subscribing};
-use super::tracks::{Consumer, Publisher, Subscriber};
+use super::records::{Durable, Happening, Subscribing, now};
+use super::tracks::{At, Consumer, Publisher, Subscriber};
 use crate::support::Tenant;
 
 const PUBLISH: &[&str] = &["hub:events.publish"];
@@ -166,14 +166,19 @@ pub async fn switch(
     site: Arc<Site>,
     tenant: usize,
     admin_key: String,
-    happenings: mpsc::UnboundedSender<Happening>,
+    happenings: mpsc::UnboundedSender<At<Happening>>,
 ) {
+    let tell = |record| {
+        let at = now();
+        // The run may be over.
+        let _ = happenings.send(At { at, record });
+    };
     let mut random = site.random(&format!("switch-{tenant}"));
     let mut enabled = true;
     while site.phase() == Phase::Load || !enabled {
         enabled = !enabled;
         let (source, destination) = (SOURCE.to_owned(), DESTINATION.to_owned());
-        let _ = happenings.send(Happening::Switching {
+        tell(Happening::Switching {
             tenant,
             source: source.clone(),
             destination: destination.clone(),
@@ -193,7 +198,7 @@ pub async fn switch(
                 .await
                 .is_ok()
             {
-                let _ = happenings.send(Happening::Switched {
+                tell(Happening::Switched {
                     tenant,
                     source,
                     destination,

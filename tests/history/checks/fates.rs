@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::Tenant;
 use super::keys::routed;
-use super::stories::{Step, Story, may_be_late};
+use super::stories::{Step, Story};
 use crate::history::records::{Delivery, Durable, How, Micros, State};
 
 pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
@@ -135,10 +135,7 @@ impl Fate<'_> {
                     self.failure(story, step)
                         .map(|text| format!("{text}, but {said}")),
                 );
-                found.extend(
-                    self.again(story, told)
-                        .map(|text| format!("{text}, but {said}")),
-                );
+                found.extend(self.again(told).map(|text| format!("{text}, but {said}")));
             }
         }
         found
@@ -168,12 +165,8 @@ impl Fate<'_> {
     }
 
     /// A lease that began after all was over.
-    fn again(&self, confirmed: &Story<'_>, told: Micros) -> Option<String> {
-        let troubles = &self.tenant.troubles;
-        let again = self.stories.iter().find(|story| {
-            let late = story.epoch() < confirmed.epoch() && may_be_late(troubles, story.began);
-            story.began > told && !late
-        })?;
+    fn again(&self, told: Micros) -> Option<String> {
+        let again = self.stories.iter().find(|story| story.began > told)?;
         Some(format!(
             "{} and was leased again to {} at {} ({})",
             self.name(),

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::Tenant;
+use super::routes::HUB;
 use crate::history::records::State;
 
 pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
@@ -50,7 +51,9 @@ fn dense(tenant: &Tenant<'_>) -> Vec<String> {
 /// Every event of the log is one that somebody sent, as it was sent.
 fn content(tenant: &Tenant<'_>) -> Vec<String> {
     let mut found = Vec::new();
-    for event in &tenant.log {
+    // The hub tells of changes by events of its own.
+    let told = tenant.log.iter().filter(|event| event.seen.product != HUB);
+    for event in told {
         let seen = event.seen;
         let at = format!("{} at {}", seen.id, seen.sequence);
         let Some(sent) = tenant.sent.get(seen.id.as_str()) else {

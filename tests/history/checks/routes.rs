@@ -8,8 +8,8 @@ use super::index::Logged;
 use crate::history::filter::catalogue;
 use crate::history::records::{Delivery, Durable, Micros, State};
 
-/// What the hub itself gets is settled at once.
-const HUB: &str = "hub";
+/// The hub itself as a product: what it gets is settled at once.
+pub const HUB: &str = "hub";
 
 pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
     let mut found = Vec::new();

@@ -9,10 +9,10 @@ use crate::history::records::{
 use crate::history::tracks::{Consumer, History};
 
 /// After a fault is over, a subscription may still be on its way to another owner for so long.
-pub const TAKEOVER: Micros = 20_000_000;
+const TAKEOVER: Micros = 10_000_000;
 
-/// How long an owner that was away may work on before it notices that it is none any more.
-const LATE: Micros = 2_000_000;
+/// After a connection was cut, its end may take so long to be known everywhere.
+const CLOSED: Micros = 2_000_000;
 
 /// A lease as its consumer knows it.
 #[derive(Debug)]
@@ -229,7 +229,7 @@ impl Story<'_> {
             }
             Fault::Database | Fault::Delay(_) => false,
         });
-        let later = own.filter(|trouble| trouble.ended.saturating_add(TAKEOVER / 10) > self.began);
+        let later = own.filter(|trouble| trouble.ended.saturating_add(CLOSED) > self.began);
         later
             .map(|trouble| trouble.began)
             .min()
@@ -246,12 +246,4 @@ pub fn may_have_moved(troubles: &[Trouble<'_>], from: Micros, to: Micros) -> boo
         )
     });
     moving.any(|trouble| trouble.began < to && trouble.ended.saturating_add(TAKEOVER) > from)
-}
-
-/// Whether a process that was away may not know yet that it is the owner no more.
-pub fn may_be_late(troubles: &[Trouble<'_>], at: Micros) -> bool {
-    let mut away = troubles
-        .iter()
-        .filter(|trouble| matches!(trouble.fault, Fault::Stop(_) | Fault::Database));
-    away.any(|trouble| trouble.began < at && at < trouble.ended.saturating_add(LATE))
 }

@@ -33,6 +33,9 @@ pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
             for record in &rest[..end] {
                 session.read(record);
             }
+            if end == rest.len() {
+                session.end();
+            }
             found.append(&mut session.found);
             records = &rest[end..];
         }
@@ -231,7 +234,7 @@ impl Session<'_> {
             return;
         };
         let batch = self.batches.get(&last);
-        if batch.is_some() && batch == self.batches.get(&first.sequence) {
+        if last < first.sequence && batch.is_some() && batch == self.batches.get(&first.sequence) {
             let next = first.sequence;
             self.tell(at, &format!("a batch was split between {last} and {next}"));
         }
@@ -283,6 +286,19 @@ impl Session<'_> {
             );
         }
         self.at = Some(to);
+    }
+
+    /// The last stream of a reader that goes on where it was sees the end of the log.
+    fn end(&mut self) {
+        let Reading::Asked { start, .. } = self.asked.record else {
+            return;
+        };
+        let steady = matches!(start, Start::Earliest | Start::Cursor(_));
+        let (seen, head) = (self.at.unwrap_or(0), self.tenant.head());
+        if steady && seen < head {
+            let text = format!("it ended at {seen}, but the log ends at {head}");
+            self.tell(self.asked.at, &text);
+        }
     }
 
     fn closing(&mut self, at: Micros, reason: &str) {

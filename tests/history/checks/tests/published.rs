@@ -2,7 +2,7 @@
 
 use super::sample::{Sample, at, delivery, event, seen, stored};
 use super::{expect, found};
-use crate::history::records::{Happening, Line, Publication, State};
+use crate::history::records::{Happening, Line, Publication, Reading, State};
 
 /// Changes what was acknowledged of a batch.
 fn acked(sample: &mut Sample, wanted: u64, change: impl Fn(&mut crate::history::records::Stored)) {
@@ -201,6 +201,8 @@ fn a_torn_batch_is_found() {
     sample.lose(6);
     sample.lose(7);
     sample.subscriber.records.truncate(9);
+    let read = Reading::Events(vec![seen(4), seen(5)]);
+    sample.subscriber.records.push(at(3.5, read));
     let found = found(&sample.history(), "batches");
     assert!(
         found[0].contains("is stored in part: [4, 5], but not e6"),

@@ -187,7 +187,7 @@ fn a_reader_that_starts_now_sees_what_is_sent_later_and_nothing_older() {
         frames.remove(2);
     });
     assert!(
-        text.contains("4 is missing, which was sent after it was open"),
+        text.contains("6 is missing, which was sent after it was open"),
         "{text}"
     );
 }
@@ -202,4 +202,13 @@ fn a_stream_that_is_done_too_early_is_found() {
         frames[12].record = Reading::Closing("Done".to_owned());
     });
     assert!(text.contains("it is done after 4 events, not 5"), "{text}");
+}
+
+#[test]
+fn a_reader_that_never_saw_the_end_is_found() {
+    let text = spoiled(|frames| frames.truncate(10));
+    assert!(
+        text.contains("it ended at 6, but the log ends at 7"),
+        "{text}"
+    );
 }
