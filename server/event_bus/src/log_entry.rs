@@ -32,7 +32,8 @@ pub(crate) struct Named {
     pub(crate) product: String,
     /// It is the default subscription of the product.
     pub(crate) is_default: bool,
-    /// Whether the event was routed there when it was recorded.
+    /// Whether the event was routed there when it was recorded. Without a reason why not, nothing
+    /// named the destination then: a call gave it the event later.
     pub(crate) outcome: Outcome,
 }
 
@@ -73,7 +74,8 @@ impl<'a> Entries<'a> {
         Ok(destinations(self.tenant, &configuration, event))
     }
 
-    /// Where the event at `seq` of this segment stands at each of its destinations.
+    /// Where the event at `seq` of this segment stands at each of its destinations, and wherever it
+    /// was given to later.
     pub(crate) fn deliveries(
         &self,
         standings: &Standings<'_>,
@@ -83,7 +85,8 @@ impl<'a> Entries<'a> {
     ) -> Vec<EventDelivery> {
         let event_id = id::event(self.tenant.key(seq));
         let recorded = segment.record_time();
-        let deliveries = destinations.iter();
+        let given = standings.given(seq, destinations);
+        let deliveries = destinations.iter().chain(&given);
         let deliveries = deliveries.map(|named| {
             standings
                 .of(named, seq, recorded)

@@ -257,8 +257,9 @@ impl Walk<'_> {
         if self.examined_left == 0 {
             return self.end().await;
         }
-        // Without states all of them fit; with states most are looked at for nothing.
-        let enough = match self.wanted.states.is_empty() {
+        // Otherwise most of them may be looked at for nothing.
+        let all_fit = self.wanted.states.is_empty() && self.wanted.subscription_id.is_empty();
+        let enough = match all_fit {
             true => self.size - self.found.len(),
             false => CANDIDATES_MAX,
         };
@@ -313,9 +314,7 @@ impl Walk<'_> {
             return Ok(None);
         }
         let named = self.entries.destinations(segment, event).await?;
-        let asked = &self.wanted.subscription_id;
-        let is_asked = |named: &Named| asked.is_empty() || named.subscription_id == *asked;
-        Ok((asked.is_empty() || named.iter().any(is_asked)).then_some(named))
+        Ok(Some(named))
     }
 
     /// The entry of a candidate that is asked for and that the viewer sees.
@@ -340,6 +339,9 @@ impl Walk<'_> {
         if !self.wanted.subscription_id.is_empty() {
             let asked = &self.wanted.subscription_id;
             deliveries.retain(|delivery| delivery.subscription_id == *asked);
+            if deliveries.is_empty() {
+                return Ok(None);
+            }
         }
         let asked = |delivery: &EventDelivery| self.wanted.states.contains(&delivery.state);
         if !self.wanted.states.is_empty() && !deliveries.iter().any(asked) {

@@ -24,9 +24,10 @@ use prost::Message;
 
 use crate::group::{Group, key_of, ordering_key};
 use crate::groups::{Groups, Place};
-use crate::log_entry::HUB;
+use crate::log_entry::{self, HUB};
 use crate::log_list::{self, Asking};
 use crate::routing::{self, Configuration, Event, Outcome};
+use crate::standing::Standings;
 use crate::visibility::Viewer;
 use crate::{default_subscriptions, error, log, subscriptions};
 use parameters::{Parameters, Progress};
@@ -244,17 +245,34 @@ impl Redelivery {
                 && (states.is_empty()
                     || delivery.is_some_and(|delivery| states.contains(&delivery.state)))
         });
-        for target in &mut targets {
-            let mut deliveries = entry.deliveries.iter();
-            let state = deliveries
-                .find(|one| one.subscription_id == target.subscription_id)
-                .map(EventDelivery::state);
-            target.derived_delivered = matches!(
-                state,
-                Some(EventDeliveryState::Delivered | EventDeliveryState::Failed)
-            );
+        if !targets.is_empty() {
+            let seq = entry.record.as_ref().map_or(0, |record| record.sequence);
+            let derived = self.derived(tenant, seq).await?;
+            for target in &mut targets {
+                target.derived_delivered = derived.contains(&target.subscription_id);
+            }
         }
         Ok(targets)
+    }
+
+    /// The subscriptions for which an event counts as delivered if nothing is stored of it. Those
+    /// that it was not routed to are not among them, though they got it before by a call like this.
+    async fn derived(&self, tenant: &TenantRef, seq: u64) -> Result<Vec<String>> {
+        let parts = self.groups.parts();
+        let (core, configurations) = (&parts.core, &parts.configurations);
+        let log = core.journal.log(tenant).await?;
+        let Some(segment) = log::find(core, &log, seq).await? else {
+            return Ok(Vec::new());
+        };
+        let Some(stored) = segment.event_at(seq).map_err(Error::internal)? else {
+            return Ok(Vec::new());
+        };
+        let then = configurations.at(tenant, segment.routing_epoch()).await?;
+        let named = log_entry::destinations(tenant, &then, &stored);
+        let standings = Standings::load(core, tenant, &*self.groups, None, &[seq]).await?;
+        let derived = named.into_iter();
+        let derived = derived.filter(|named| standings.derives_delivered(named, seq));
+        Ok(derived.map(|named| named.subscription_id).collect())
     }
 
     /// Delivers again what a page names; at most `left` deliveries.

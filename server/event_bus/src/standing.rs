@@ -12,7 +12,7 @@
 //! 7. The subscription has passed it: it was acknowledged.
 //! 8. The subscription has not reached it. What retention passes before is no longer in the log.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use hub_core::clock::{Micros, timestamp};
 use hub_core::error::{Error, Result};
@@ -96,11 +96,16 @@ impl Standing {
 pub(crate) struct Standings<'a> {
     at_work: &'a dyn AtWork,
     subscriptions: HashMap<String, Known>,
+    /// By event, the subscriptions of which it is stored what became of it.
+    told: HashMap<u64, BTreeSet<String>>,
 }
 
 /// What is stored about a subscription.
 #[derive(Debug, Default)]
 struct Known {
+    /// Slug of the product that owns it; empty if its row is not there.
+    product: String,
+    is_default: bool,
     /// Id of the process that works on it, or did; empty = none.
     owner: String,
     cursor: u64,
@@ -124,6 +129,7 @@ impl<'a> Standings<'a> {
         let mut standings = Standings {
             at_work,
             subscriptions: HashMap::new(),
+            told: HashMap::new(),
         };
         if seqs.is_empty() {
             return Ok(standings);
@@ -132,6 +138,7 @@ impl<'a> Standings<'a> {
             let known = standings.subscriptions.entry(id).or_default();
             known.add(row)?;
         }
+        standings.tell(seqs);
         for (id, known) in &mut standings.subscriptions {
             if known.may_be_held(seqs) {
                 let failed = EventDeliveryState::Failed as i64;
@@ -140,6 +147,41 @@ impl<'a> Standings<'a> {
             }
         }
         Ok(standings)
+    }
+
+    fn tell(&mut self, seqs: &[u64]) {
+        let asked: HashSet<u64> = seqs.iter().copied().collect();
+        for (id, known) in &self.subscriptions {
+            let unsettled = known.unsettled.iter().map(|saved| &saved.seq);
+            let told = known.exceptions.keys().chain(unsettled);
+            for seq in told.filter(|seq| asked.contains(seq)) {
+                self.told.entry(*seq).or_default().insert(id.clone());
+            }
+        }
+    }
+
+    /// The subscriptions that an event was given to later, by a call, though nothing named them for
+    /// it when it was recorded.
+    pub(crate) fn given(&self, seq: u64, named: &[Named]) -> Vec<Named> {
+        let told = self.told.get(&seq).into_iter().flatten();
+        let is_named = |id: &String| named.iter().any(|named| named.subscription_id == *id);
+        let given = told.filter(|id| !is_named(id)).filter_map(|id| {
+            let known = self.subscriptions.get(id)?;
+            (!known.product.is_empty()).then(|| Named {
+                subscription_id: id.clone(),
+                product: known.product.clone(),
+                is_default: known.is_default,
+                outcome: Outcome::NotRouted(NotRoutedReason::Unspecified),
+            })
+        });
+        given.collect()
+    }
+
+    /// Whether an event counts as delivered if nothing is stored of it.
+    pub(crate) fn derives_delivered(&self, named: &Named, seq: u64) -> bool {
+        let known = self.subscriptions.get(&named.subscription_id);
+        named.outcome == Outcome::Flows
+            && known.is_some_and(|known| seq <= known.cursor && known.range(seq).is_none())
     }
 
     /// Where one of the events stands at a destination that is named for it.
@@ -209,10 +251,14 @@ impl Known {
     fn add(&mut self, row: Row) -> Result<()> {
         match row {
             Row::Position {
+                product,
+                is_default,
                 owner,
                 cursor,
                 unsettled,
             } => {
+                self.product = product;
+                self.is_default = is_default;
                 self.owner = owner;
                 self.cursor = cursor;
                 self.unsettled = leasing::unpack(&unsettled).map_err(Error::internal)?;

@@ -14,6 +14,7 @@ use super::fixes::Fixes;
 use super::nearby::nearest;
 use super::subject::{Landed, Stored, Subject};
 use super::{Question, delivery};
+use crate::default_subscriptions;
 use crate::filter::Mismatch;
 use crate::log_entry::HUB;
 use crate::routing::{self, Configuration, Event};
@@ -66,6 +67,9 @@ pub(super) async fn look(
     if let Some(cause) = branch.checks.primary_cause()
         && let Some(stored) = way.stored
     {
+        let id = default_subscriptions::id(question.log.tenant(), product);
+        let replay = way.fixes(&branch).redeliver(&stored.event_id, product, &id);
+        branch.replay = Some(replay).filter(|_| !product.is_empty());
         branch.sentence = format!("{product} never got {}: {}", stored.event_id, cause.detail);
     }
     delivery::look(&way, branch).await
@@ -185,7 +189,8 @@ impl Way<'_> {
         let named_then = match self.stored {
             Some(stored) => {
                 let mut landed = stored.landed.iter();
-                landed.any(|landed| landed.named.product == self.product) || self.later().is_some()
+                landed.any(|landed| landed.named.product == self.product && landed.was_named())
+                    || self.later().is_some()
             }
             None => self.is_named_by(self.present()),
         };
@@ -363,10 +368,14 @@ impl Way<'_> {
                 CheckResult::Pass,
                 format!("A key of {product} has {TAKES}."),
             ),
-            Some(false) => (
-                CheckResult::Fail,
-                format!("No key of {product} that works has {TAKES}."),
-            ),
+            Some(false) => {
+                let result = match self.is_expected() {
+                    true => CheckResult::Fail,
+                    false => CheckResult::Unknown,
+                };
+                let detail = format!("No key of {product} that works has {TAKES}.");
+                (result, detail)
+            }
             None => (
                 CheckResult::Unknown,
                 "This hub does not know its keys.".to_owned(),
@@ -376,6 +385,14 @@ impl Way<'_> {
         let fix = self.fixes(branch).key(product, TAKES);
         branch.look(finding.detail(detail).saw_text("scope", TAKES), vec![fix]);
         Ok(())
+    }
+
+    /// Somebody says that something should have happened at the destination, or its subscriptions
+    /// were used.
+    fn is_expected(&self) -> bool {
+        let mut rows = self.question.rows.iter();
+        self.question.destination.is_some()
+            || rows.any(|row| row.product == self.product && row.used_time.is_some())
     }
 
     /// A check of what is now. For an event that did not come so far it says nothing.

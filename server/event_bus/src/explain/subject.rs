@@ -11,6 +11,7 @@ use hub_proto::hub::event_bus::v1::cloud_event::cloud_event_attribute_value::Att
 use hub_proto::hub::event_bus::v1::explain_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{
     CloudEvent, EventDeliveryState, EventFilter, EventLogEntry, EventLogFilter, EventSearch,
+    NotRoutedReason,
 };
 use prost::Message;
 
@@ -20,7 +21,7 @@ use crate::log_entry::{self, Named};
 use crate::log_list::{self, Asking};
 use crate::owners::Live;
 use crate::refusals::{Refusal, Why};
-use crate::routing::Configuration;
+use crate::routing::{Configuration, Outcome};
 use crate::standing::{Standing, Standings};
 use crate::{event, log};
 
@@ -73,6 +74,11 @@ pub(super) struct Landed {
 }
 
 impl Landed {
+    /// The catalogue or a filter named the destination when the event was recorded.
+    pub(super) fn was_named(&self) -> bool {
+        self.named.outcome != Outcome::NotRouted(NotRoutedReason::Unspecified)
+    }
+
     /// A consumer has, or had, the event.
     pub(super) fn was_taken(&self) -> bool {
         self.standing.attempts > 0 || self.standing.state == EventDeliveryState::Delivered
@@ -165,6 +171,8 @@ async fn landed(
     let (core, at_work) = (question.sources.core, question.sources.at_work);
     let tenant = question.log.tenant();
     let standings = Standings::load(core, tenant, at_work, None, &[seq]).await?;
+    let given = standings.given(seq, &named);
+    let named = [named, given].concat();
     let ids: Vec<&str> = named
         .iter()
         .map(|named| named.subscription_id.as_str())

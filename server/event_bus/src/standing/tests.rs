@@ -61,6 +61,8 @@ fn saved(seq: u64, key: u64) -> Saved {
 
 fn position(cursor: u64, unsettled: &[Saved]) -> Row {
     Row::Position {
+        product: "portal".to_owned(),
+        is_default: true,
         owner: "prc_1".to_owned(),
         cursor,
         unsettled: leasing::pack(unsettled),
@@ -91,10 +93,13 @@ fn standings(at_work: &dyn AtWork, rows: Vec<Row>) -> Standings<'_> {
     for row in rows {
         known.add(row).unwrap();
     }
-    Standings {
+    let mut standings = Standings {
         at_work,
         subscriptions: [("sub_1".to_owned(), known)].into(),
-    }
+        told: HashMap::new(),
+    };
+    standings.tell(&(1..=10).collect::<Vec<_>>());
+    standings
 }
 
 fn named(product: &str, outcome: Outcome) -> Named {
@@ -220,6 +225,41 @@ fn an_event_that_was_not_routed_stays_so_until_it_is_delivered_again() {
     assert_eq!((of(2).state, of(3).state), (Queued, Delivered));
     assert_eq!(of(2).reason, NotRoutedReason::Unspecified);
     assert!(of(2).is_unsettled() && !of(1).is_unsettled());
+}
+
+#[test]
+fn an_event_that_nothing_named_the_subscription_for_is_told_once_it_was_given_to_it() {
+    let rows = vec![
+        position(5, &[saved(2, 0)]),
+        exception(3, Delivered, ""),
+        range(4, 4, Skipped),
+    ];
+    let standings = standings(&NOBODY, rows);
+    let portal = named("portal", Outcome::Flows);
+    for (seq, state) in [
+        (1, None),
+        (2, Some(Queued)),
+        (3, Some(Delivered)),
+        (4, None),
+    ] {
+        let given = standings.given(seq, &[]);
+        let found = given
+            .first()
+            .map(|given| standings.of(given, seq, RECORDED).state);
+        assert_eq!(found, state, "{seq}");
+        assert!(
+            standings
+                .given(seq, std::slice::from_ref(&portal))
+                .is_empty()
+        );
+    }
+    let off = named(
+        "portal",
+        Outcome::NotRouted(NotRoutedReason::IntegrationOff),
+    );
+    let derives = |named: &Named| [1, 4, 6].map(|seq| standings.derives_delivered(named, seq));
+    assert_eq!(derives(&portal), [true, false, false]);
+    assert_eq!(derives(&off), [false; 3]);
 }
 
 #[test]

@@ -12,22 +12,24 @@ macro_rules! standings {
     ($seqs:literal, $nothing:literal) => {
         concat!(
             "select cast(0 as bigint) as kind, p.subscription_id, p.floor as first,
-                p.cursor as last, cast(0 as bigint) as state,
-                cast(0 as bigint) as attempts, p.owner as error, p.update_time, p.unsettled
+                p.cursor as last, coalesce(s.is_default, 0) as state,
+                cast(0 as bigint) as attempts, p.owner as error, p.update_time, p.unsettled,
+                coalesce(s.product, '') as product
              from subscription_positions p
+                left join subscriptions s on s.subscription_id = p.subscription_id
              where p.tenant_no = $1 and ($2 = '' or p.subscription_id = $2)
              union all
              select 1, e.subscription_id, e.seq, e.seq, e.state, e.attempts, e.error,
                 e.update_time, ",
             $nothing,
-            " from subscription_positions p
+            ", '' from subscription_positions p
                 join subscription_exceptions e on e.subscription_id = p.subscription_id
              where p.tenant_no = $1 and ($2 = '' or p.subscription_id = $2) and e.seq in (",
             $seqs,
             ") union all
              select 2, r.subscription_id, r.from_seq, r.to_seq, r.state, 0, '', r.update_time, ",
             $nothing,
-            " from subscription_positions p
+            ", '' from subscription_positions p
                 join subscription_ranges r on r.subscription_id = p.subscription_id
              where p.tenant_no = $1 and ($2 = '' or p.subscription_id = $2)
                 and r.from_seq <= $5 and r.to_seq >= $4"
@@ -67,6 +69,10 @@ pub const STATEMENTS: &[Sql] = &[STANDINGS, HELD, EXCEPTIONS_BEFORE, RANGES_BEFO
 pub enum Row {
     /// How far it is.
     Position {
+        /// Slug of the product that owns the subscription; empty if its row is not there.
+        product: String,
+        /// It is the default subscription of the product.
+        is_default: bool,
         /// Id of the process that works on it; empty = none.
         owner: String,
         /// Everything up to here was looked at.
@@ -111,6 +117,7 @@ struct Stored {
     error: String,
     update_time: Micros,
     unsettled: Vec<u8>,
+    product: String,
 }
 
 impl Stored {
@@ -118,6 +125,8 @@ impl Stored {
         let (first, last) = (self.first.unsigned_abs(), self.last.unsigned_abs());
         let row = match self.kind {
             0 => Row::Position {
+                product: self.product,
+                is_default: self.state != 0,
                 owner: self.error,
                 cursor: last,
                 unsettled: self.unsettled,
