@@ -37,7 +37,7 @@ pub(crate) struct Hall {
 /// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct Halls {
-    by_name: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Hall>>>,
+    by_name: Mutex<ByName>,
 }
 
 type ByName = HashMap<(Arc<str>, Arc<str>), Arc<Hall>>;

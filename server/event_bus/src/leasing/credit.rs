@@ -32,7 +32,7 @@ impl Leasing {
         let (count, bytes) = sizes.fold((0, 0), |(count, bytes), event| {
             (count + 1, bytes + u64::from(event.bytes))
         });
-        let each = if count == 0 { 0 } else { bytes / count };
+        let each = u64::checked_div(bytes, count).unwrap_or(0);
         (events, each * events as u64)
     }
 }
