@@ -34,7 +34,6 @@ async fn ended(hub: &TestHub, job: Option<Job>) -> Job {
         loop {
             let request = GetJobRequest {
                 job_id: job_id.clone(),
-                ..GetJobRequest::default()
             };
             let found = platform.clone().get_job(request).await.unwrap();
             let job = found.into_inner().job.unwrap();

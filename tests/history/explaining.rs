@@ -65,13 +65,14 @@ fn choose(recorder: &Recorder<(), Line>, random: &mut Random) -> Vec<Pair> {
                 let pair = (row.sequence, row.product.clone());
                 states.entry(pair).or_default().push(row.state);
             }
-            Line::Event { seen, .. } if seen.sequence % BYSTANDER_EVERY == 0 => {
-                // Outside the catalogue a product may have what it likes.
-                if catalogue(&seen.kind).is_some() {
-                    states
-                        .entry((seen.sequence, BYSTANDER.to_owned()))
-                        .or_default();
-                }
+            // Outside the catalogue a product may have what it likes.
+            Line::Event { seen, .. }
+                if seen.sequence.is_multiple_of(BYSTANDER_EVERY)
+                    && catalogue(&seen.kind).is_some() =>
+            {
+                states
+                    .entry((seen.sequence, BYSTANDER.to_owned()))
+                    .or_default();
             }
             _ => {}
         }

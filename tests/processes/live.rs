@@ -59,7 +59,7 @@ both_databases! {
         for _ in 0..2 {
             let own = (hub.core.processes.id().to_string(), hub.url());
             assert!(own.0.starts_with("prc_") && hub.core.processes.is_live());
-            assert_eq!(rows(&hub.core.db, LIVE).await, [own.clone()]);
+            assert_eq!(rows(&hub.core.db, LIVE).await, std::slice::from_ref(&own));
             let left = hub.core.processes.clone();
             hub.restart().await;
             assert!(!left.is_live());

@@ -58,7 +58,12 @@ pub fn event(sequence: u64) -> Event {
 
 /// Odd and even ones share a key.
 pub fn key(sequence: u64) -> String {
-    if sequence % 2 == 0 { "even" } else { "odd" }.to_owned()
+    if sequence.is_multiple_of(2) {
+        "even"
+    } else {
+        "odd"
+    }
+    .to_owned()
 }
 
 pub fn seen(sequence: u64) -> Seen {
