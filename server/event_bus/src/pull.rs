@@ -14,7 +14,7 @@ use hub_proto::wire::{LeasedEvent, PullResponse};
 
 use crate::acks::{self, Found};
 use crate::group::{Group, PULLING, Want};
-use crate::groups::Groups;
+use crate::groups::{Groups, Place};
 use crate::seat::{News, Seat};
 use crate::subscriptions;
 
@@ -81,11 +81,14 @@ pub(crate) async fn acknowledge(
             let parts = groups.parts();
             let (core, configurations) = (&parts.core, &parts.configurations);
             let found = subscriptions::resolve(core, configurations, tenant, product, name);
-            let id = found.await?.id;
-            acks::settle(asked, |number| match groups.find(&id) {
-                _ if number != tenant.number() => Found::Foreign,
-                Some(group) => Found::Here(group),
-                None => Found::Gone,
+            // Who has the leases answers: that another process has them does not end them.
+            let Place::Here(group) = groups.open(tenant, found.await?).await? else {
+                let what = "The subscription is at work on another server";
+                return Err(Error::store_busy(what, "moved"));
+            };
+            acks::settle(asked, |number| match number == tenant.number() {
+                true => Found::Here(group.clone()),
+                false => Found::Foreign,
             })
         }
         None => {
