@@ -26,7 +26,7 @@ use crate::journal::random::Seed;
 use crate::support::{Backend, request};
 
 /// Calls until an RPC that changes something has to have changed something.
-const TRIES_MAX: usize = 80;
+const TRIES_MAX: usize = 600;
 /// Attacks until an RPC that shows something has to have shown it.
 const ATTACKS_MAX: usize = 6;
 

@@ -2,7 +2,7 @@
 //!
 //! Some work has an owner: one process does it, whichever took it. A process says twice a second
 //! that it lives, by one statement that also reads whatever it has to look at all the time
-//! ([`Processes::beat`]), and is believed to live for [`LIVE_FOR`] after that. A store takes work
+//! (`Processes::beat`), and is believed to live for [`LIVE_FOR`] after that. A store takes work
 //! over in one statement, from whoever has it no longer. For that the view `live_processes` has the
 //! ids of those that live, on both databases:
 //!
