@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use axum::http::Uri;
-use hub_core::storage::sqlite_path;
 
 use crate::config::Config;
 
@@ -27,7 +26,7 @@ pub fn check_address(
     database: &str,
     address: SocketAddr,
 ) -> Result<(), String> {
-    let is_shared = sqlite_path(database).is_none();
+    let is_shared = database.starts_with("postgres");
     if advertise.is_some() || !is_shared || !address.ip().is_unspecified() {
         return Ok(());
     }

@@ -117,8 +117,8 @@ impl Nats {
         run
     }
 
-    /// As [`publish`](Nats::publish), with one durable consumer that acks each message, until it has
-    /// everything.
+    /// As [`publish`](Nats::publish), with one durable consumer that acks each message, until it
+    /// has everything.
     ///
     /// # Errors
     /// NATS fails.
