@@ -21,7 +21,7 @@ async fn tenant(hub: &TestHub) -> TenantRef {
 }
 
 /// What retention does: the events before a sequence are gone.
-async fn remove_before(hub: &mut TestHub, seq: u64) {
+pub(super) async fn remove_before(hub: &mut TestHub, seq: u64) {
     let tenant = tenant(hub).await;
     let mut tx = hub.core.db.begin().await.unwrap();
     let delete = tx

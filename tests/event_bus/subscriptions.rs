@@ -138,7 +138,7 @@ both_databases! {
         let first = crm.create(named("a", EventFilter::default())).await;
         let error = crm.try_create(named("a", of_types(&["x"]))).await.unwrap_err();
         assert_eq!(error.code(), Code::AlreadyExists);
-            assert_eq!(error.reason(), Some("SUBSCRIPTION_EXISTS"));
+        assert_eq!(error.reason(), Some("SUBSCRIPTION_EXISTS"));
         assert_eq!(error.metadata()["subscriptionId"], first.subscription_id);
         // Another product, and another tenant, have names of their own.
         Owner::new(&hub, "portal").await.create(named("a", EventFilter::default())).await;
@@ -361,5 +361,23 @@ both_databases! {
         assert_eq!(error.metadata()["limit"], "2");
         crm.delete(&first.subscription_id, "").await.unwrap();
         crm.create(named("c", EventFilter::default())).await;
+    }
+
+    async fn of_calls_at_once_one_gets_the_name_and_the_room(backend: Backend) {
+        let options = TestHub::options(backend);
+        let hub = options.limits(|limits| limits.subscriptions_max = 3).start().await;
+        let crm = Owner::new(&hub, "crm").await;
+        let made = |names: [&'static str; 8]| {
+            let calls = names.map(|name| crm.try_create(named(name, EventFilter::default())));
+            futures_util::future::join_all(calls)
+        };
+        let same = made(["a"; 8]).await;
+        assert_eq!(same.iter().filter(|one| one.is_ok()).count(), 1);
+        let reasons = same.iter().filter_map(|one| one.as_ref().err()?.reason());
+        assert!(reasons.eq(["SUBSCRIPTION_EXISTS"; 7]));
+        let others = made(["b", "c", "d", "e", "f", "g", "h", "i"]).await;
+        assert_eq!(others.iter().filter(|one| one.is_ok()).count(), 2);
+        let reasons = others.iter().filter_map(|one| one.as_ref().err()?.reason());
+        assert!(reasons.eq(["QUOTA_EXCEEDED"; 6]));
     }
 }

@@ -1,18 +1,23 @@
 //! Where events go that subscriptions of products' own take: told when they are published, and for
 //! ever in the log.
 
+use std::time::{Duration, Instant};
+
 use hub_client::start_at::At;
+use hub_core::clock::Clock;
 use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{
     EventDelivery, EventDeliveryState, EventFilter, EventLogFilter, ListEventsRequest,
-    NotRoutedReason, PublishWarning, Subscription,
+    NotRoutedReason, PublishRequest, PublishWarning, Subscription,
 };
 use hub_proto::hub::platform::v1::SetIntegrationRequest;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::owner::{Owner, named, starting, status};
 use super::subscriptions_seek::reach;
-use super::{Product, earliest, event, numbered, of_types, text, ticket, with_attributes};
-use crate::support::TestHub;
+use super::{Product, batch, earliest, event, numbered, of_types, text, ticket, with_attributes};
+use crate::support::{Backend, TestHub, config};
 
 /// Publishes an event, and says to how many subscriptions it went.
 async fn destinations(product: &Product, kind: &str, id: &str) -> u32 {
@@ -188,4 +193,38 @@ both_databases! {
         crm.create(starting("all", of_types(&["deal.*"]), earliest())).await;
         assert_eq!(psa.publish(deal()).await.results[0].destinations, 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_known_at_another_server_within_a_second() {
+    let hub = TestHub::start(Backend::Postgres).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = config(hub.database_url());
+    let shutdown = CancellationToken::new();
+    let second = hub_server::start(config, listener, Clock::system(), shutdown).await;
+    let second = second.unwrap();
+    let key = hub.key("psa", &["hub:events.publish"]).await;
+    let there = hub_client::Hub::builder(format!("http://{}", second.addr)).api_key(&key);
+    let psa = Product {
+        bus: there.connect_lazy().unwrap().event_bus(),
+        key,
+    };
+    assert_eq!(destinations(&psa, "deal.won", "1").await, 0);
+    let crm = Owner::new(&hub, "crm").await;
+    let deals = of_types(&["deal.*"]);
+    let made = crm.create(named("deals", deals)).await;
+    let asked = PublishRequest {
+        validate_only: true,
+        ..batch(vec![event("deal.won", "2")])
+    };
+    let known = async |count: u32| {
+        let since = Instant::now();
+        while psa.send(asked.clone()).await.unwrap().results[0].destinations != count {
+            assert!(since.elapsed() < Duration::from_secs(1));
+        }
+    };
+    known(1).await;
+    crm.delete(&made.subscription_id, "").await.unwrap();
+    known(0).await;
+    second.drain().await;
 }

@@ -9,6 +9,7 @@ use hub_proto::hub::event_bus::v1::{
 };
 
 use super::owner::{Owner, named, seeking, starting, status};
+use super::positions::remove_before;
 use super::{Product, earliest, event, numbered, of_types, ticket};
 use crate::support::TestHub;
 
@@ -36,6 +37,7 @@ const RANGES: Sql = Sql::same(
 
 const FAILED: i64 = EventDeliveryState::Failed as i64;
 const SKIPPED: i64 = EventDeliveryState::Skipped as i64;
+const EXPIRED: i64 = EventDeliveryState::Expired as i64;
 
 async fn tenant(hub: &TestHub) -> TenantRef {
     hub.core.tenancy.find(&hub.first_tenant().id).await.unwrap()
@@ -285,5 +287,35 @@ both_databases! {
         assert_eq!(rows(&hub, &id).await.epoch, before);
         crm.update(change(of_types(&["quote.*"])), &["filter"]).await.unwrap();
         assert_eq!(rows(&hub, &id).await.epoch, before + 1);
+    }
+
+    async fn what_retention_has_removed_cannot_be_begun_or_sought(hub: TestHub) {
+        let mut hub = hub;
+        let psa = Product::new(&hub, "psa").await;
+        for id in numbered("t", 6) {
+            psa.publish(vec![ticket(&id)]).await;
+        }
+        let key = hub.key("portal", &["hub:subscriptions.read", "hub:subscriptions.write"]).await;
+        remove_before(&mut hub, 4).await;
+        let portal = Owner { hub: hub.client(&key) };
+        let tickets = of_types(&["ticket.*"]);
+        let found = portal.list(Default::default()).await.unwrap().0.remove(0);
+        let id = &found.subscription_id;
+        let begun = starting("a", tickets.clone(), At::AfterSequence(0));
+        let sought = seeking(id, At::AfterSequence(2));
+        for error in [
+            portal.try_create(begun).await.unwrap_err(),
+            portal.seek(dry(sought.clone())).await.unwrap_err(),
+            portal.seek(sought).await.unwrap_err(),
+        ] {
+            assert_eq!(error.reason(), Some("CURSOR_EXPIRED"));
+            assert_eq!(error.metadata()["missedTo"], "3");
+        }
+        let made = portal.create(starting("a", tickets, earliest())).await;
+        assert_eq!((status(&made).settled_sequence, status(&made).backlog), (3, 3));
+        // What it never looked at was lost before it was skipped.
+        let sought = portal.seek(seeking(id, At::AfterSequence(5))).await.unwrap();
+        assert_eq!(sought.skipped, 2);
+        assert_eq!(rows(&hub, id).await.ranges, [(1, 3, EXPIRED), (4, 5, SKIPPED)]);
     }
 }
