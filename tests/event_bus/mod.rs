@@ -26,6 +26,7 @@ mod standings;
 mod stream_ends;
 mod subscribe;
 mod subscriptions;
+mod subscriptions_consumed;
 mod subscriptions_routing;
 mod subscriptions_seek;
 mod subscriptions_status;

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::group::{Change, Group, Prepared, Unsaved};
 use crate::store::positions::{self, Exception};
+use crate::subscriptions;
 
 /// Shortest time between two checkpoints that nobody waits for.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -120,6 +121,9 @@ impl Checkpoints {
                         true => group.is_saved(prepared),
                         false => group.lose(),
                     }
+                    if owned {
+                        self.tell(group, &prepared.changes);
+                    }
                 }
                 metrics::histogram!("hub_event_bus_checkpoint_seconds").record(started.elapsed());
                 metrics::counter!("hub_event_bus_checkpoints_total").increment(1);
@@ -130,6 +134,21 @@ impl Checkpoints {
                 Err(error)
             }
         }
+    }
+
+    /// What the log of the tenant tells of changes that are stored.
+    fn tell(&self, group: &Group, changes: &[Change]) {
+        if !changes
+            .iter()
+            .any(|change| matches!(change, Change::Pause(_)))
+        {
+            return;
+        }
+        let (core, tenant, id) = (self.core.clone(), group.tenant.clone(), group.id.clone());
+        tokio::spawn(async move {
+            let told = subscriptions::tell_exhausted(&core, &tenant, &id).await;
+            told.unwrap_or_else(|error| tracing::warn!("the pause of {id} is not told: {error}"));
+        });
     }
 
     /// One transaction; for each group, whether this process still owns it.

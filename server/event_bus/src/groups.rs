@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{self, BoxFuture};
 use hub_core::clock::micros;
@@ -38,7 +38,6 @@ pub(crate) enum Place {
 
 /// All groups of this process.
 pub(crate) struct Groups {
-    me: Weak<Groups>,
     parts: Parts,
     /// Id of this process, as owner.
     process: String,
@@ -58,8 +57,7 @@ struct Open {
 impl Groups {
     /// None yet. `process` names this process among those of the database.
     pub(crate) fn new(parts: Parts, process: String) -> Arc<Groups> {
-        Arc::new_cyclic(|me| Groups {
-            me: me.clone(),
+        Arc::new(Groups {
             parts,
             process,
             open: Mutex::default(),
@@ -345,15 +343,12 @@ impl Owners for Groups {
         Box::pin(Groups::close(self, id))
     }
 
-    fn changed(&self, _: &TenantRef, id: &str) {
-        let (groups, id) = (self.me.clone(), id.to_owned());
-        tokio::spawn(async move {
-            if let Some(groups) = groups.upgrade()
-                && let Err(error) = groups.settings_changed(&id).await
-            {
+    fn changed<'a>(&'a self, _: &'a TenantRef, id: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.settings_changed(id).await {
                 tracing::debug!("the settings of a subscription could not be read: {error}");
             }
-        });
+        })
     }
 
     fn live<'a>(

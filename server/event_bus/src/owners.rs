@@ -19,14 +19,14 @@ const BLOCKED_MAX: usize = 20;
 /// The subscriptions at work, of this process and, as far as it can ask them, of others.
 pub trait Owners: Send + Sync {
     /// Stores what is known of a subscription and ends its leases; whoever takes events of it next
-    /// begins with what is stored then. A change that fences follows.
+    /// begins with what is stored then. Called before a change that fences, and again after it.
     ///
     /// Errors: `STORE_BUSY`; the change is not made then.
     fn close<'a>(&'a self, tenant: &'a TenantRef, id: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// The settings, the pause or the position of a subscription changed, or it was deleted. Called
-    /// after the commit.
-    fn changed(&self, tenant: &TenantRef, id: &str);
+    /// The settings or the pause of a subscription changed. Called after the commit; in this process
+    /// they hold once this is over.
+    fn changed<'a>(&'a self, tenant: &'a TenantRef, id: &'a str) -> BoxFuture<'a, ()>;
 
     /// How subscriptions that are at work are doing now. One that is missing is not at work: what
     /// is stored of it is all there is.

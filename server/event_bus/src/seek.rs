@@ -83,7 +83,7 @@ impl Subscriptions {
         };
         let id = seek.found.id.clone();
         let answer = self.commit_seek(caller, &log, seek, retry.as_ref()).await?;
-        self.owners.changed(tenant, &id);
+        self.close_again(tenant, &id).await;
         Ok(answer)
     }
 

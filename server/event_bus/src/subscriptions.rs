@@ -24,7 +24,7 @@ use hub_proto::hub::event_bus::v1::{Subscription, SubscriptionStatus};
 
 pub(crate) use self::creation::CREATE;
 pub(crate) use self::deletion::{SWEEP_INTERVAL, sweep};
-pub use self::pause::pause_exhausted;
+pub(crate) use self::pause::tell_exhausted;
 pub use self::settings::Settings;
 pub(crate) use self::told::{Told, commit};
 use crate::owners::Owners;
@@ -81,6 +81,14 @@ impl Subscriptions {
         let status = statuses.of_all(&stored).await?.into_iter().next();
         let [stored] = stored;
         Ok(show(stored, status))
+    }
+
+    /// After a change that fences: whoever began to work on the subscription since it was closed
+    /// began with what was stored before, and would notice at its next checkpoint only.
+    pub(crate) async fn close_again(&self, tenant: &TenantRef, id: &str) {
+        if let Err(error) = self.owners.close(tenant, id).await {
+            tracing::debug!("what was known of {id} is not stored: {error}");
+        }
     }
 
     /// A subscription that the caller may change: a product's key changes the product's own, an

@@ -99,7 +99,6 @@ impl Subscriptions {
             more: serde_json::json!({ "settledSequence": place }),
         };
         commit(&self.core, tx, told).await?;
-        self.owners.changed(tenant, &new.id);
         Ok(answer)
     }
 

@@ -65,7 +65,7 @@ impl Subscriptions {
             more: serde_json::json!({}),
         };
         commit(&self.core, tx, told).await?;
-        self.owners.changed(tenant, id);
+        self.close_again(tenant, id).await;
         if more {
             // The subscription is gone whatever comes of this: the sweep deletes what is left.
             let left = delete_outcomes(&self.core, id).await;

@@ -8,6 +8,7 @@ use hub_core::journal::{TenantRef, lock_head};
 use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{PauseSubscriptionRequest, Subscription};
 
+use super::told::tell;
 use super::{Pause, Stored, Subscriptions, Told, commit, find_in};
 use crate::store::subscriptions as store;
 
@@ -97,46 +98,32 @@ impl Subscriptions {
             more: more(after.pause.as_ref()),
         };
         commit(&self.core, tx, told).await?;
-        self.owners.changed(tenant, id);
+        self.owners.changed(tenant, id).await;
         self.shown(tenant, after).await
     }
 }
 
-/// Pauses a subscription whose retry policy says so, after an event failed for good. It does
-/// nothing if the subscription is paused or gone. Errors: `STORE_BUSY`.
-pub async fn pause_exhausted(
-    core: &Core,
-    tenant: &TenantRef,
-    id: &str,
-    reason: &str,
-) -> Result<()> {
+/// Tells in the tenant's log that a subscription was paused by its retry policy. Its owner stores
+/// such a pause with what else it knows of many tenants, where it must not wait for their logs.
+///
+/// Errors: `STORE_BUSY`.
+pub(crate) async fn tell_exhausted(core: &Core, tenant: &TenantRef, id: &str) -> Result<()> {
+    let found = store::find(&core.db, tenant, id).await?;
+    let pause = found.as_ref().and_then(|found| found.pause.as_ref());
+    let (Some(stored), Some(pause)) = (&found, pause.filter(|pause| pause.by == HUB)) else {
+        return Ok(());
+    };
     let log = core.journal.log(tenant).await?;
-    let now = core.clock.now();
-    let mut tx = core.db.begin().await?;
-    lock_head(&mut tx, tenant).await?;
-    let Some(before) = store::find_in(&mut tx, tenant, id).await? else {
-        return Ok(());
-    };
-    if before.pause.as_ref().is_some_and(|pause| pause.holds(now)) {
-        return Ok(());
-    }
-    let pause = Pause {
-        since: now,
-        until: None,
-        by: HUB.to_owned(),
-        reason: reason.to_owned(),
-    };
-    store::set_pause(&mut tx, tenant, id, Some(&pause), HUB).await?;
     let told = Told {
         log: &log,
         kind: "subscription.paused",
-        change: (before.version + 1).to_string(),
-        stored: &before,
+        change: format!("exhausted.{}", pause.since),
+        stored,
         actor: HUB,
-        time: now,
-        more: more(Some(&pause)),
+        time: pause.since,
+        more: more(Some(pause)),
     };
-    commit(core, tx, told).await
+    tell(core, told).await
 }
 
 /// Whether nothing changes. Who pauses again with other words is not the one who paused.

@@ -32,37 +32,49 @@ pub(crate) struct Told<'a> {
     pub(crate) more: serde_json::Value,
 }
 
+impl Told<'_> {
+    /// As the journal stores it.
+    fn append(self) -> Append {
+        let tenant = self.log.tenant();
+        let mut json = serde_json::json!({
+            "subscriptionId": self.stored.id,
+            "product": self.stored.product,
+            "name": self.stored.name,
+        });
+        if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), self.more) {
+            json.extend(more);
+        }
+        let event = HubEvent {
+            log: tenant,
+            source: SOURCE,
+            kind: self.kind,
+            id: format!("{}.{}", self.stored.id, self.change),
+            subject: &self.stored.id,
+            tenant_id: tenant.id(),
+            actor: self.actor,
+            time: self.time,
+            json: json.to_string(),
+        };
+        Append {
+            events: vec![event.encode()],
+            log: self.log.clone(),
+            independent: false,
+        }
+    }
+}
+
 /// Ends `tx` with the event that tells of it. Errors: `STORE_BUSY`.
 pub(crate) async fn commit(core: &Core, tx: Tx, told: Told<'_>) -> Result<()> {
-    let tenant = told.log.tenant();
-    let mut json = serde_json::json!({
-        "subscriptionId": told.stored.id,
-        "product": told.stored.product,
-        "name": told.stored.name,
-    });
-    if let (Some(json), serde_json::Value::Object(more)) = (json.as_object_mut(), told.more) {
-        json.extend(more);
-    }
-    let event = HubEvent {
-        log: tenant,
-        source: SOURCE,
-        kind: told.kind,
-        id: format!("{}.{}", told.stored.id, told.change),
-        subject: &told.stored.id,
-        tenant_id: tenant.id(),
-        actor: told.actor,
-        time: told.time,
-        json: json.to_string(),
-    };
-    let append = Append {
-        events: vec![event.encode()],
-        log: told.log.clone(),
-        independent: false,
-    };
-    let appended = core.journal.commit(tx, vec![append]).await?;
+    let appended = core.journal.commit(tx, vec![told.append()]).await?;
     let mut outcomes = appended.iter().flat_map(|one| &one.outcomes);
     match outcomes.all(|outcome| matches!(outcome, Outcome::Stored { .. })) {
         true => Ok(()),
         false => Err(Error::internal("the event of a change was not new")),
     }
+}
+
+/// Tells of what was committed before; once, however often it is called. Errors: `STORE_BUSY`.
+pub(super) async fn tell(core: &Core, told: Told<'_>) -> Result<()> {
+    core.journal.append(told.append()).await?;
+    Ok(())
 }

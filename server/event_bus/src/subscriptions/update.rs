@@ -76,7 +76,10 @@ impl Subscriptions {
             more: serde_json::json!({ "filterChanged": after.filter != before.filter }),
         };
         commit(&self.core, tx, told).await?;
-        self.owners.changed(tenant, &after.id);
+        match after.filter == before.filter {
+            true => self.owners.changed(tenant, &after.id).await,
+            false => self.close_again(tenant, &after.id).await,
+        }
         self.shown(tenant, after).await
     }
 
