@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
 use super::proxy::Proxy;
-use super::records::Fault;
+use super::records::{Fault, Micros};
 use crate::durability::postgres::Server;
 use crate::journal::random::Random;
 use crate::support::{Backend, Command, Database, TestProcess};
@@ -20,6 +20,8 @@ pub struct Hubs {
     pub proxies: Vec<Proxy>,
     /// The PostgreSQL, which may be killed.
     server: Option<Server>,
+    /// What was logged of panics by processes that were killed.
+    panics: Vec<String>,
 }
 
 impl Hubs {
@@ -30,6 +32,7 @@ impl Hubs {
             processes: Vec::new(),
             proxies: Vec::new(),
             server,
+            panics: Vec::new(),
         };
         for _ in 0..count {
             let process = match &hubs.server {
@@ -90,8 +93,31 @@ impl Hubs {
         }
     }
 
+    /// What was logged of panics.
+    pub fn panics(&self) -> Vec<String> {
+        let alive = self.processes.iter().flat_map(panics);
+        self.panics.iter().cloned().chain(alive).collect()
+    }
+
+    /// Sets the retention of a tenant to less than the API allows.
+    pub async fn keep(&self, tenant_id: &str, length: Micros) {
+        let statement =
+            format!("update tenants set retention = {length} where tenant_id = '{tenant_id}'");
+        let statement = sqlx::raw_sql(AssertSqlSafe(statement));
+        let url = self.processes[0].database_url();
+        if self.server.is_some() {
+            let mut outsider = PgConnection::connect(url).await.unwrap();
+            statement.execute(&mut outsider).await.unwrap();
+        } else {
+            let mut outsider = SqliteConnection::connect(url).await.unwrap();
+            statement.execute(&mut outsider).await.unwrap();
+        }
+    }
+
     async fn kill(&mut self, process: usize, away: Duration) {
         self.processes[process].kill().await;
+        // It logs to a new file when it starts again.
+        self.panics.extend(panics(&self.processes[process]));
         tokio::time::sleep(away).await;
         self.processes[process].start_again().await;
         self.proxies[process].lead_to(self.processes[process].addr());
@@ -118,6 +144,12 @@ impl Hubs {
                 .unwrap();
         }
     }
+}
+
+fn panics(process: &TestProcess) -> Vec<String> {
+    let log = process.log();
+    let told = log.lines().filter(|line| line.contains("panicked"));
+    told.map(str::to_owned).collect()
 }
 
 /// A time between two, in milliseconds.

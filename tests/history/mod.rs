@@ -5,7 +5,7 @@
 //! `records.rs` and `tracks.rs` are what is written, `checks/mod.rs` what has to hold of it,
 //! whoever wrote it; `run.rs` makes a run with `load/mod.rs`, `hubs.rs` and `proxy.rs`.
 //!
-//! - `HUB_HISTORY_SECONDS`: how long there are load and faults, 15 s unless given.
+//! - `HUB_HISTORY_SECONDS`: how long there are load and faults, 10 s unless given.
 //! - `HUB_HISTORY_FOLDER`: where the files of a run go; otherwise they are kept only if it failed.
 //! - `HUB_HISTORY_CHECK`: a folder of an earlier run, which is checked again.
 //! - `HUB_TEST_SEED`: the choices of an earlier run.
@@ -34,7 +34,7 @@ use run::Plan;
 use tracks::History;
 
 /// Load of a run that is one test among others.
-const LOAD: Duration = Duration::from_secs(15);
+const LOAD: Duration = Duration::from_secs(10);
 
 fn load() -> Duration {
     let given = env::var("HUB_HISTORY_SECONDS").ok();

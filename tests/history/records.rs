@@ -286,6 +286,13 @@ pub enum Happening {
         tenant: usize,
         durable: Durable,
     },
+    /// What a process logged of a panic.
+    Panicked(String),
+    /// Older events are removed from now on.
+    Retention {
+        tenant: usize,
+        length: Micros,
+    },
     /// No fault any more, and nothing is published; what is left is worked off.
     Calm,
     /// All clients have ended.

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::dump::dump;
 use super::hubs::{Hubs, some};
 use super::load::{HEARTBEAT, Phase, Site};
-use super::records::{About, Durable, Happening};
+use super::records::{About, Durable, Happening, Micros};
 use super::tracks::{At, Consumer, Folder, History, Publisher, Recorder, Subscriber};
 use super::world::{Party, switch};
 use crate::journal::random::Random;
@@ -26,6 +26,10 @@ const TENANTS: usize = 2;
 const CALM_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at what is left.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// In longer runs the events of one tenant pass retention meanwhile, which is looked at once a
+/// minute.
+const RETENTION_FROM: Duration = Duration::from_secs(150);
+const RETENTION: Micros = 40_000_000;
 /// Deadline of calls that are not part of the load.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -89,6 +93,12 @@ pub async fn run(plan: &Plan) -> History {
         let (key, tell) = (party.admin_key.clone(), tell.clone());
         switches.spawn(switch(site.clone(), party.number, key, tell));
     }
+    if plan.load >= RETENTION_FROM {
+        let (length, party) = (RETENTION, &parties[TENANTS - 1]);
+        hubs.keep(&party.tenant_id, length).await;
+        let tenant = party.number;
+        journal.note(Happening::Retention { tenant, length });
+    }
     faults(plan, &mut hubs, &mut journal).await;
     site.phase.send_replace(Phase::Calm);
     journal.note(Happening::Calm);
@@ -101,10 +111,14 @@ pub async fn run(plan: &Plan) -> History {
     let mut dumps = Vec::new();
     let mut random = Random::new(plan.seed, u64::MAX);
     for party in &parties {
-        let hub = connect(&hubs, &party.auditor);
+        // Each log by another process than the one before.
+        let hub = connect_to(&hubs, party.number, &party.auditor);
         dumps.push(dump(&hub, &folder, party.number, &mut random).await);
     }
     journal.take();
+    for text in hubs.panics() {
+        journal.note(Happening::Panicked(text));
+    }
     let mut history = History {
         world: journal.recorder.finish(),
         publishers,
@@ -124,7 +138,12 @@ struct Clients {
 }
 
 fn connect(hubs: &Hubs, key: &str) -> Hub {
-    let url = format!("http://{}", hubs.processes[0].addr());
+    connect_to(hubs, 0, key)
+}
+
+fn connect_to(hubs: &Hubs, process: usize, key: &str) -> Hub {
+    let process = &hubs.processes[process % hubs.processes.len()];
+    let url = format!("http://{}", process.addr());
     let hub = Hub::builder(url).api_key(key).timeout(CALL_TIMEOUT);
     hub.connect_lazy().unwrap()
 }

@@ -1,9 +1,9 @@
 //! What a history has in it, to be read and pasted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Write};
 
-use super::checks::{CHECKS, Violation};
+use super::checks::{CHECKS, Tenant, Violation};
 use super::records::{Consumption, Happening, How, Line, Publication, Reading, State};
 use super::tracks::History;
 
@@ -131,6 +131,7 @@ fn subscribed(history: &History) -> Counts {
 
 fn consumed(history: &History) -> Counts {
     let mut counts = Counts::default();
+    counts.add("owners", owners(history));
     for consumer in &history.consumers {
         let name = if consumer.header.about.pulls {
             "calls"
@@ -154,6 +155,20 @@ fn consumed(history: &History) -> Counts {
         }
     }
     counts
+}
+
+/// Owners that subscriptions had, one after the other, as the leases tell.
+fn owners(history: &History) -> usize {
+    let tenants = 0..history.dumps.len();
+    let tenants = tenants.map(|number| Tenant::index(history, number));
+    let owners = tenants.map(|tenant| {
+        let stories = tenant.stories.iter();
+        let owners: HashSet<_> = stories
+            .flat_map(|(id, stories)| stories.iter().map(move |story| (*id, story.epoch())))
+            .collect();
+        owners.len()
+    });
+    owners.sum()
 }
 
 fn settled(how: &How) -> &'static str {

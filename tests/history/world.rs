@@ -37,6 +37,7 @@ const DESTINATION: &str = "portal";
 /// A tenant of the run, with its keys.
 pub struct Party {
     pub number: usize,
+    pub tenant_id: String,
     pub admin_key: String,
     psa: String,
     rmm: String,
@@ -60,6 +61,7 @@ impl Party {
             oncall: key("oncall", CONSUME).await,
             auditor: key("cmdb", AUDIT).await,
             admin_key: tenant.admin_key,
+            tenant_id: tenant.id,
         }
     }
 

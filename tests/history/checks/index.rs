@@ -24,6 +24,9 @@ pub struct Tenant<'a> {
     pub sent: HashMap<&'a str, Sent<'a>>,
     pub publishers: Vec<&'a Publisher>,
     pub subscribers: Vec<&'a Subscriber>,
+    pub consumers: Vec<&'a Consumer>,
+    /// What processes logged of panics.
+    pub panics: Vec<&'a str>,
     /// Leases, by the id of the subscription.
     pub stories: Stories<'a>,
     /// What was done to the hub.
@@ -104,6 +107,8 @@ impl<'a> Tenant<'a> {
             publishers: of(&history.publishers, number, |track| track.header.tenant),
             subscribers: of(&history.subscribers, number, |track| track.header.tenant),
             stories: stories(&consumers),
+            consumers,
+            panics: Vec::new(),
             troubles: troubles(history),
             durables: Vec::new(),
             listed: HashMap::new(),
@@ -126,6 +131,7 @@ impl<'a> Tenant<'a> {
                 Happening::Subscribed { tenant, durable } if *tenant == self.number => {
                     self.durables.push(durable);
                 }
+                Happening::Panicked(text) => self.panics.push(text),
                 Happening::Switching {
                     tenant,
                     source,

@@ -3,10 +3,10 @@
 
 use super::Tenant;
 use super::stories::{Step, Story};
-use crate::history::records::{Durable, How, Micros, Outcome, State};
+use crate::history::records::{Consumption, Durable, How, Micros, Outcome, State};
 
 pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found = gaps(tenant);
     for durable in &tenant.durables {
         let Some(stories) = tenant.stories.get(durable.subscription_id.as_str()) else {
             continue;
@@ -22,6 +22,26 @@ pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
                 stories: of_one,
             };
             leases.check(&mut found);
+        }
+    }
+    found
+}
+
+/// Nothing is said to be lost that is there.
+fn gaps(tenant: &Tenant<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    for consumer in &tenant.consumers {
+        for record in &consumer.records {
+            if let Consumption::Gap { from, to, .. } = record.record
+                && to >= tenant.earliest()
+            {
+                found.push(format!(
+                    "{}: at {} a gap from {from} to {to}, but the log begins at {}",
+                    consumer.header.name,
+                    tenant.when(record.at),
+                    tenant.earliest()
+                ));
+            }
         }
     }
     found
@@ -78,6 +98,7 @@ impl Leases<'_> {
             .tenant
             .row(event.sequence, &self.durable.subscription_id);
         match row {
+            None if event.sequence < self.tenant.earliest() => {}
             None => found.push(format!("{name} is none of the subscription's")),
             Some(row) if row.state == State::NotRouted => {
                 found.push(format!("{name} was not routed"));

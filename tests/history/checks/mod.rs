@@ -49,7 +49,14 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("leases", leases::check),
     ("fates", fates::check),
     ("explained", explained::check),
+    ("panics", panics),
 ];
+
+/// No process panicked; told once, with the first tenant.
+fn panics(tenant: &Tenant<'_>) -> Vec<String> {
+    let told = tenant.panics.iter().filter(|_| tenant.number == 0);
+    told.map(|text| (*text).to_owned()).collect()
+}
 
 /// Holds a history against all checks.
 pub fn all(history: &History) -> Vec<Violation> {

@@ -7,6 +7,7 @@ mod sample;
 mod subscriptions;
 
 use super::{CHECKS, all};
+use crate::history::records::Happening;
 use crate::history::tracks::History;
 use sample::Sample;
 
@@ -34,6 +35,14 @@ fn a_good_history_passes() {
         let found = all(&sample.history());
         assert!(found.is_empty(), "{found:#?}");
     }
+}
+
+#[test]
+fn a_panic_is_found() {
+    let mut sample = Sample::new();
+    let panicked = Happening::Panicked("thread panicked at".to_owned());
+    sample.world.records.push(sample::at(5.0, panicked));
+    assert_eq!(found(&sample.history(), "panics"), ["thread panicked at"]);
 }
 
 #[test]

@@ -290,3 +290,12 @@ fn what_get_event_tells_otherwise_than_list_events_is_found() {
     sample.dump.records.push(at(9.9, Line::Got(other)));
     expect(&sample.history(), "fates", "GetEvent tells");
 }
+
+#[test]
+fn a_gap_that_a_consumer_is_told_of_where_nothing_was_removed_is_found() {
+    let (from, to, reason) = (1, 3, "Retention".to_owned());
+    let sample = with([at(5.0, Consumption::Gap { from, to, reason })]);
+    let found = found(&sample.history(), "leases");
+    let text = "consumer-1: at 5.000 s a gap from 1 to 3, but the log begins at 1";
+    assert_eq!(found, [text]);
+}
