@@ -30,6 +30,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// minute.
 const RETENTION_FROM: Duration = Duration::from_secs(150);
 const RETENTION: Micros = 40_000_000;
+const LONG_RETENTION: Micros = 86_400_000_000;
 /// Deadline of calls that are not part of the load.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -100,6 +101,11 @@ pub async fn run(plan: &Plan) -> History {
         journal.note(Happening::Retention { tenant, length });
     }
     faults(plan, &mut hubs, &mut journal).await;
+    if plan.load >= RETENTION_FROM {
+        // What is there at the end stays while it is read.
+        hubs.keep(&parties[TENANTS - 1].tenant_id, LONG_RETENTION)
+            .await;
+    }
     site.phase.send_replace(Phase::Calm);
     journal.note(Happening::Calm);
     let late = tokio::spawn(end_late(site.clone()));

@@ -198,7 +198,7 @@ impl Session<'_> {
             }
             if self.expected.allows(sequence) {
                 self.same(at, event);
-            } else {
+            } else if sequence >= self.tenant.earliest() {
                 self.tell(
                     at,
                     &format!("{sequence} came, which it did not ask for: {event:?}"),
