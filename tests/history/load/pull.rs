@@ -16,7 +16,7 @@ const WAIT: Micros = 200_000;
 /// Leases of a consumer that pulls.
 const HELD_MAX: usize = 50;
 /// Calls of one Acknowledge before it is given up.
-const ATTEMPTS_MAX: usize = 3;
+const ATTEMPTS_MAX: usize = 6;
 
 struct Puller {
     site: Arc<Site>,
