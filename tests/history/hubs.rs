@@ -72,7 +72,7 @@ impl Hubs {
             Fault::Kill(process) => self.kill(process, some(random, 0, 800)).await,
             Fault::Stop(process) => {
                 self.processes[process].signal("STOP");
-                tokio::time::sleep(some(random, 300, 4000)).await;
+                tokio::time::sleep(some(random, 300, 3500)).await;
                 self.processes[process].signal("CONT");
             }
             Fault::Database => self.database(random).await,
@@ -80,7 +80,7 @@ impl Hubs {
             Fault::HalfOpen(process) => {
                 let proxy = &self.proxies[process];
                 proxy.silence();
-                tokio::time::sleep(some(random, 500, 4000)).await;
+                tokio::time::sleep(some(random, 500, 3500)).await;
                 proxy.cut();
                 proxy.open();
             }

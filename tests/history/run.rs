@@ -23,7 +23,7 @@ use crate::support::Backend;
 
 const TENANTS: usize = 2;
 /// What is done once nothing is broken any more takes no longer.
-const CALM_MAX: Duration = Duration::from_secs(60);
+const CALM_MAX: Duration = Duration::from_secs(120);
 /// Between two looks at what is left.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// In longer runs the events of one tenant pass retention meanwhile, which is looked at once a
@@ -164,14 +164,18 @@ async fn parties(hubs: &Hubs) -> Vec<Party> {
     parties
 }
 
-/// One fault after the other with pauses between them, each kind before one comes again.
+/// One fault after the other with pauses between them, each kind before one comes again, and each at
+/// least once.
 async fn faults(plan: &Plan, hubs: &mut Hubs, journal: &mut Journal) {
     let mut random = Random::new(plan.seed, 0);
     let began = Instant::now();
-    let mut next = Vec::new();
-    while began.elapsed() < plan.load {
-        tokio::time::sleep(some(&mut random, 500, 2000)).await;
+    let mut next = hubs.faults(&mut random);
+    loop {
+        tokio::time::sleep(some(&mut random, 300, 1500)).await;
         if next.is_empty() {
+            if began.elapsed() > plan.load {
+                return;
+            }
             next = hubs.faults(&mut random);
         }
         let Some(fault) = next.pop() else { return };

@@ -33,7 +33,7 @@ pub const SILENCE: Duration = Duration::from_millis(2500);
 /// A call that takes longer is given up, and its outcome unknown.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two attempts.
-pub const RETRY_PAUSE: Duration = Duration::from_millis(30);
+pub const RETRY_PAUSE: Duration = Duration::from_millis(80);
 
 /// What clients are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
