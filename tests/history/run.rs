@@ -164,24 +164,20 @@ async fn parties(hubs: &Hubs) -> Vec<Party> {
     parties
 }
 
-/// One fault after the other with pauses between them, each kind before one comes again, and each at
-/// least once.
+/// Rounds of faults of all kinds, one after the other with pauses between them.
 async fn faults(plan: &Plan, hubs: &mut Hubs, journal: &mut Journal) {
     let mut random = Random::new(plan.seed, 0);
     let began = Instant::now();
-    let mut next = hubs.faults(&mut random);
     loop {
-        tokio::time::sleep(some(&mut random, 300, 1500)).await;
-        if next.is_empty() {
-            if began.elapsed() > plan.load {
-                return;
-            }
-            next = hubs.faults(&mut random);
+        for fault in hubs.faults(&mut random) {
+            tokio::time::sleep(some(&mut random, 300, 1500)).await;
+            journal.note(Happening::Began(fault.clone()));
+            hubs.inject(&fault, &mut random).await;
+            journal.note(Happening::Ended(fault));
         }
-        let Some(fault) = next.pop() else { return };
-        journal.note(Happening::Began(fault.clone()));
-        hubs.inject(&fault, &mut random).await;
-        journal.note(Happening::Ended(fault));
+        if began.elapsed() >= plan.load {
+            return;
+        }
     }
 }
 
