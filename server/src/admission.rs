@@ -10,6 +10,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use hub_core::auth::{self, Authenticator, Caller, Credential, Origin};
 use hub_core::error::{Error, Result};
+use hub_core::internal::Internal;
+use hub_core::processes::Processes;
 use hub_core::tenancy::Tenancy;
 use hub_proto::policy::{MethodPolicy, method_policy};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,10 @@ pub struct Gate {
     pub authenticator: Arc<dyn Authenticator>,
     /// Knows the tenants.
     pub tenancy: Tenancy,
+    /// Knows the calls that other processes pass on.
+    pub internal: Internal,
+    /// The process, and its time.
+    pub processes: Arc<Processes>,
     /// Set once the server is being stopped.
     pub draining: CancellationToken,
     /// Callers need a certificate beside their key.
@@ -47,6 +53,10 @@ pub struct Peer(pub SocketAddr);
 pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let shown = request.extensions().get::<Verified>().is_some();
+    let now = gate.processes.time();
+    let forwarded = gate.internal.caller(request.headers(), path, now);
+    // Another process has shown what is worth more than a certificate.
+    let shown = shown || matches!(forwarded, Ok(Some(_)));
     if gate.certificates && !shown && !path.starts_with(HEALTH) {
         return refuse(unexplained::no_certificate());
     }
@@ -63,17 +73,27 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
         return next.run(request).await;
     }
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-    let decided = gate.decide(policy, request.headers(), peer).await;
+    let decided = match forwarded {
+        Ok(forwarded) => {
+            gate.decide(policy, request.headers(), peer, forwarded)
+                .await
+        }
+        Err(error) => Err(error),
+    };
     let outcome = decided.as_ref().map_or_else(Error::reason, |_| "OK");
     metrics::counter!("hub_key_verifications_total", "outcome" => outcome).increment(1);
     let mut caller = match decided {
         Ok(caller) => caller,
         Err(error) => return refuse(error),
     };
-    caller.origin = Origin {
-        call_id: Call::of(&request).id,
-        client_ip: peer,
-    };
+    // What was passed on keeps the id and the address that it came with.
+    if !caller.origin.forwarded {
+        caller.origin = Origin {
+            call_id: Call::of(&request).id,
+            client_ip: peer,
+            forwarded: false,
+        };
+    }
     // Strangers do not learn what is built.
     let mut response = if modules::is_built(policy.method) {
         request.extensions_mut().insert(caller.clone());
@@ -91,9 +111,13 @@ impl Gate {
         policy: &MethodPolicy,
         headers: &HeaderMap,
         peer: Option<IpAddr>,
+        forwarded: Option<Caller>,
     ) -> Result<Caller> {
         if self.draining.is_cancelled() {
             return Err(Error::draining());
+        }
+        if let Some(caller) = forwarded {
+            return auth::admit_caller(policy, caller, headers, &self.tenancy).await;
         }
         let credential = Credential { headers, peer };
         auth::admit(policy, credential, &*self.authenticator, &self.tenancy).await

@@ -30,6 +30,8 @@ pub struct Config {
     pub migrate: bool,
     /// Certificates; none = without TLS.
     pub tls: Option<Files>,
+    /// Certificates of the authorities of other processes, PEM; none = those in the own chain.
+    pub peer_authorities: Option<PathBuf>,
     /// Seals what is stored of secrets: base64 of 32 bytes. PostgreSQL needs it, or the file.
     pub sealing_key: Option<KeyText>,
     /// File with the sealing key; none = with SQLite `sealing.key` beside the database.
@@ -56,6 +58,7 @@ impl Config {
             operator_key_file: None,
             migrate: true,
             tls: None,
+            peer_authorities: None,
             sealing_key: None,
             sealing_key_file: None,
             limits: Limits::default(),

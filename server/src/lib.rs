@@ -27,6 +27,7 @@ pub mod modules;
 mod offline;
 mod pace;
 mod pages;
+mod peers;
 mod private_file;
 mod rpc_log;
 pub mod sealing_key;
@@ -46,6 +47,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use hub_core::clock::Clock;
 use hub_core::cursor::Cursors;
+use hub_core::internal::Internal;
 use hub_core::jobs::Jobs;
 use hub_core::journal::Journal;
 use hub_core::module::Core;
@@ -67,6 +69,7 @@ use explain::Explainer;
 use listen::Parts;
 use modules::Keys;
 use pages::Pages;
+use peers::Pool;
 use tls::Tls;
 
 /// How long the database may take to close once all calls have ended or were cut off.
@@ -114,6 +117,9 @@ pub async fn start(
         .local_addr()
         .map_err(|error| format!("cannot listen: {error}"))?;
     let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
+    if let Some(file) = &config.peer_authorities {
+        tls::authorities(file)?;
+    }
     let public_url = config.public_url.clone().unwrap_or_else(|| match &tls {
         Some(_) => format!("https://{addr}"),
         None => format!("http://{addr}"),
@@ -134,6 +140,8 @@ pub async fn start(
         gate: Gate {
             authenticator,
             tenancy: core.tenancy.clone(),
+            internal: core.internal.clone(),
+            processes: core.processes.clone(),
             draining: core.draining.clone(),
             certificates: config
                 .tls
@@ -203,6 +211,11 @@ async fn open(
     let journal = Journal::open_as(&processes, &db, clock.clone(), limits.clone()).await?;
     let key = hub_core::secrets::load(&db, "cursor_key").await;
     let key = key.map_err(|error| format!("cannot load the key of the cursors: {error}"))?;
+    let internal = Internal::load(&db, &sealer, processes.id()).await;
+    let internal = internal.map_err(|error| format!("cannot load the internal key: {error}"))?;
+    let own_chain = config.tls.as_ref().map(|tls| tls.certificate.clone());
+    let authorities = config.peer_authorities.clone().or(own_chain);
+    let peers = Pool::new(processes.clone(), internal.clone(), authorities);
     Ok(Core {
         sealer: Arc::new(sealer),
         tenancy: Tenancy::new(db.clone(), journal.clone()),
@@ -210,6 +223,8 @@ async fn open(
         public_url: public_url.into(),
         cursors: Arc::new(Cursors::new(key)),
         processes,
+        internal,
+        peers: Arc::new(peers),
         db,
         journal,
         clock,

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use hub_client::CloudEvent;
+use hub_client::proto::hub::event_bus::v1::PublishRequest;
 use sqlx::{Connection, PgConnection};
 
 use crate::durability::load::{self, SCOPES};
@@ -56,7 +58,20 @@ async fn an_idle_process_runs_at_most_two_statements_a_second() {
     let operator_key = process.ready["operatorKey"].as_str().unwrap();
     let tenant = Tenant::create(&load::client(process.addr(), operator_key)).await;
     let admin = load::client(process.addr(), &tenant.admin_key);
-    tenant.key(&admin, "psa", &SCOPES).await;
+    let key = tenant.key(&admin, "psa", &SCOPES).await;
+    let event = CloudEvent {
+        id: "1".into(),
+        source: "/psa".into(),
+        spec_version: "1.0".into(),
+        r#type: "ticket.created".into(),
+        ..CloudEvent::default()
+    };
+    let request = PublishRequest {
+        events: vec![event],
+        ..PublishRequest::default()
+    };
+    let psa = load::client(process.addr(), &key);
+    psa.event_bus().publish(request).await.unwrap();
     // What is left to do behind that is done when the log of the tenant is listed.
     let settled = async {
         while !server.log().contains("update listing_covered") {

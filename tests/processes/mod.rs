@@ -1,5 +1,6 @@
 //! Several processes on one PostgreSQL are one hub.
 
+mod forwarded;
 mod hints;
 mod idle;
 mod kills;

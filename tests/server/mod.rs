@@ -17,4 +17,4 @@ mod sealing;
 mod secrecy;
 mod status_table;
 mod telemetry;
-mod tls;
+pub mod tls;

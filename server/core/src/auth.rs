@@ -107,6 +107,8 @@ pub struct Origin {
     pub call_id: Arc<str>,
     /// Address of the caller, if known.
     pub client_ip: Option<IpAddr>,
+    /// Another process was called, and passed the call on to this one: it goes no further.
+    pub forwarded: bool,
 }
 
 impl Caller {
@@ -201,8 +203,18 @@ pub async fn admit(
     authenticator: &dyn Authenticator,
     tenancy: &Tenancy,
 ) -> Result<Caller> {
-    let mut caller = authenticator.authenticate(credential).await?;
-    name_tenant(&mut caller, credential.headers, tenancy).await?;
+    let caller = authenticator.authenticate(credential).await?;
+    admit_caller(policy, caller, credential.headers, tenancy).await
+}
+
+/// The same for a caller whose key another process has looked at.
+pub async fn admit_caller(
+    policy: &MethodPolicy,
+    mut caller: Caller,
+    headers: &HeaderMap,
+    tenancy: &Tenancy,
+) -> Result<Caller> {
+    name_tenant(&mut caller, headers, tenancy).await?;
     check_subscription(&caller, tenancy).await?;
     if policy.operator_only && !caller.is_operator() {
         return Err(operator_only(policy.method));

@@ -246,7 +246,7 @@ impl Jobs {
         Ok(job)
     }
 
-    /// Lets this process look for work at once; others do within two seconds.
+    /// Lets this process look for work at once; others do within 20 seconds.
     pub fn wake(&self) {
         self.inner.woken.notify_one();
     }

@@ -7,7 +7,8 @@
 //! - [`error`]: the one error type that leaves a domain.
 //! - [`cursor`], [`clock`], [`id`], [`limits`], [`tenancy`], [`secrets`]: what these share.
 //! - [`page`], [`products`], [`replay`]: lists in pages, the suite's products, safe retry.
-//! - [`processes`]: which hub processes of one database live.
+//! - [`processes`]: which hub processes of one database live; [`peers`], [`internal`]: how one of
+//!   them passes a call on to another.
 //! - [`worker`], [`sealing`]: supervised work in the background, secrets that are stored.
 //! - [`jobs`]: work that outlives the call that started it.
 //! - [`audit`]: who changed what.
@@ -25,11 +26,13 @@ pub mod explain;
 pub mod field_mask;
 pub mod hub_event;
 pub mod id;
+pub mod internal;
 pub mod jobs;
 pub mod journal;
 pub mod limits;
 pub mod module;
 pub mod page;
+pub mod peers;
 pub mod processes;
 pub mod products;
 pub mod replay;

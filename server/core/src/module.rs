@@ -6,9 +6,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::cursor::Cursors;
+use crate::internal::Internal;
 use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::limits::Limits;
+use crate::peers::Peers;
 use crate::processes::Processes;
 use crate::sealing::Sealer;
 use crate::storage::Db;
@@ -38,6 +40,10 @@ pub struct Core {
     pub public_url: Arc<str>,
     /// This process among those on the database.
     pub processes: Arc<Processes>,
+    /// Makes and checks the credential by which they call each other.
+    pub internal: Internal,
+    /// Passes calls on to the others.
+    pub peers: Arc<dyn Peers>,
     /// Set once the server is being stopped: streams say Closing and end.
     pub draining: CancellationToken,
 }

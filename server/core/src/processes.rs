@@ -60,7 +60,8 @@ pub const STATEMENTS: &[Sql] = &[ENTER, FORGET_OTHERS, LEAVE, FIND];
 
 /// Statement that only PostgreSQL runs: says that process $1 at address $2 lives, unless that is
 /// empty, and reads all that a process looks at all the time. Who was silent for $3 microseconds
-/// goes; nobody waits for the row of another. $4 are numbers of tenants, $5 is the most processes.
+/// goes; nobody waits for the row of another. $4 are numbers of tenants, $5 is the most processes,
+/// and $6 asks for the heads of all tenants too.
 pub(crate) const BEAT: &str = "with beat as (
     insert into processes (process_id, address, beat_time)
     select $1, $2, cast(extract(epoch from clock_timestamp()) * 1000000 as bigint) where $2 <> ''
@@ -79,7 +80,9 @@ union all
 union all
 select 2, '', '', tenant_no, head, routing_epoch from journal_heads where tenant_no = any($4)
 union all
-select 3, '', '', tenant_no, erasures, 0 from journal_floors where erasures > 0";
+select 3, '', '', tenant_no, erasures, 0 from journal_floors where erasures > 0
+union all
+select 4, '', '', tenant_no, head, 0 from journal_heads where $6 and tenant_no > 0";
 
 /// Another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +99,8 @@ pub type Peers = Arc<BTreeMap<Arc<str>, Peer>>;
 pub(crate) struct Told {
     /// Number, head and routing epoch of the tenants that were asked for.
     pub heads: Vec<(i64, u64, u64)>,
+    /// Number and head of all tenants, if that was asked for.
+    pub all_heads: Vec<(i64, u64)>,
     /// Number, and how often something was erased, of all tenants where something was.
     pub erasures: Vec<(i64, i64)>,
 }
@@ -120,7 +125,7 @@ impl Processes {
     pub async fn enter(db: &Db, clock: Clock, address: &str) -> Result<Arc<Self>> {
         let this = Self::new(db, clock, address);
         if db.is_postgres() {
-            this.beat_within(ENTER_TIMEOUT, &[]).await?;
+            this.beat_within(ENTER_TIMEOUT, &[], false).await?;
         } else {
             let mut tx = db.begin().await?;
             let others = tx.query(FORGET_OTHERS).bind(this.id.to_string());
@@ -198,15 +203,21 @@ impl Processes {
         }
     }
 
-    /// Says that this process lives, and reads what is needed of these tenants (PostgreSQL).
-    pub(crate) async fn beat(&self, tenants: &[i64]) -> Result<Told, Failure> {
+    /// Says that this process lives, and reads what is needed of these tenants, and the heads of
+    /// all if that is asked for (PostgreSQL).
+    pub(crate) async fn beat(&self, tenants: &[i64], all_heads: bool) -> Result<Told, Failure> {
         // An answer that comes later is of no use.
-        self.beat_within(LIVE_FOR, tenants).await
+        self.beat_within(LIVE_FOR, tenants, all_heads).await
     }
 
-    async fn beat_within(&self, timeout: Duration, tenants: &[i64]) -> Result<Told, Failure> {
+    async fn beat_within(
+        &self,
+        timeout: Duration,
+        tenants: &[i64],
+        all_heads: bool,
+    ) -> Result<Told, Failure> {
         let sent_at = Instant::now();
-        let beaten = tokio::time::timeout(timeout, self.ask(tenants)).await;
+        let beaten = tokio::time::timeout(timeout, self.ask(tenants, all_heads)).await;
         let late = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
         let beaten = beaten.unwrap_or_else(|_| Err(late().into()));
         match &beaten {
@@ -227,7 +238,7 @@ impl Processes {
         beaten
     }
 
-    async fn ask(&self, tenants: &[i64]) -> Result<Told, Failure> {
+    async fn ask(&self, tenants: &[i64], all_heads: bool) -> Result<Told, Failure> {
         let mut kept = self.connection.lock().await;
         // It goes with whatever fails, or takes too long.
         let mut connection = match kept.take() {
@@ -240,6 +251,7 @@ impl Processes {
             .bind(micros(FORGOTTEN_AFTER))
             .bind(tenants)
             .bind(PROCESSES_MAX)
+            .bind(all_heads)
             .fetch_all(&mut connection)
             .await?;
         *kept = Some(connection);
@@ -267,7 +279,8 @@ impl Processes {
                     let (head, epoch) = (first.unsigned_abs(), second.unsigned_abs());
                     told.heads.push((number, head, epoch));
                 }
-                _ => told.erasures.push((number, first)),
+                3 => told.erasures.push((number, first)),
+                _ => told.all_heads.push((number, first.unsigned_abs())),
             }
         }
         let is_news = self.peers.send_if_modified(|known| {

@@ -30,7 +30,7 @@ pub const SECRET_KEPT: Micros = 10 * 60 * 1_000_000;
 const CLOCK_DIFFERENCE: Micros = 60 * 1_000_000;
 
 /// How often old answers and secrets are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Rows that one statement of a sweep touches.
 const SWEPT_MAX: i64 = 500;

@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -68,20 +69,37 @@ pub struct Sealer {
     cipher: XChaCha20Poly1305,
     /// Tells which key sealed; of its hash, so that it tells nothing else.
     mark: [u8; MARK_BYTES],
+    /// What keys for other purposes are derived from.
+    root: [u8; 32],
 }
 
 impl Sealer {
     /// With this key.
     pub fn new(key: &SealingKey) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(b"hub sealing key ");
-        hash.update(key.0);
-        let hash: [u8; 32] = hash.finalize().into();
-        let [a, b, c, d, ..] = hash;
+        let hash = |purpose: &[u8]| -> [u8; 32] {
+            let mut hash = Sha256::new();
+            hash.update(purpose);
+            hash.update(key.0);
+            hash.finalize().into()
+        };
+        let [a, b, c, d, ..] = hash(b"hub sealing key ");
         Sealer {
             cipher: XChaCha20Poly1305::new(&key.0.into()),
             mark: [a, b, c, d],
+            root: hash(b"hub derivation key "),
         }
+    }
+
+    /// A key for another purpose: who has this key and `salt` has it too, and nobody else.
+    pub fn derive(&self, purpose: &[u8], salt: &[u8]) -> [u8; 32] {
+        // An HMAC takes a key of any length, so this cannot fail.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.root) else {
+            return [0; 32];
+        };
+        mac.update(&(purpose.len() as u64).to_be_bytes());
+        mac.update(purpose);
+        mac.update(salt);
+        mac.finalize().into_bytes().into()
     }
 
     /// Seals `plaintext` for this context; 45 bytes longer.
@@ -144,6 +162,20 @@ mod tests {
             changed[at] ^= 1;
             assert_eq!(sealer(1).open(b"here", &changed), None, "{at}");
             assert_eq!(sealer(1).open(b"here", &sealed[..at]), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_derived_key_follows_from_key_purpose_and_salt() {
+        let key = sealer(1).derive(b"purpose", b"salt");
+        assert_eq!(sealer(1).derive(b"purpose", b"salt"), key);
+        for other in [
+            sealer(2).derive(b"purpose", b"salt"),
+            sealer(1).derive(b"another", b"salt"),
+            sealer(1).derive(b"purpose", b"other"),
+            sealer(1).derive(b"purposes", b"alt"),
+        ] {
+            assert_ne!(other, key);
         }
     }
 

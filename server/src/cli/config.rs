@@ -7,8 +7,8 @@ use super::file::{self, Problem};
 use super::layers::{Layers, innermost};
 use super::settings::Settings;
 use super::{parse, reference};
-use crate::advertise;
 use crate::tls::Tls;
+use crate::{advertise, tls};
 
 /// Commands about settings.
 #[derive(Debug, clap::Subcommand)]
@@ -154,6 +154,11 @@ fn contradictions(settings: &Settings) -> Vec<(Vec<&'static str>, String)> {
             let others = files.iter().filter(|other| *other != key).copied();
             found.push(([*key].into_iter().chain(others).collect(), text.clone()));
         }
+    }
+    if let Some(file) = &settings.tls.tls_peer_ca_file
+        && let Err(error) = tls::authorities(file)
+    {
+        found.push((vec!["tls_peer_ca_file"], error));
     }
     let url = settings.database.url();
     match settings.listening.address(!matches!(tls, Ok(None))) {

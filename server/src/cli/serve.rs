@@ -29,6 +29,7 @@ impl Serve {
         let address = server.listening.address(tls.is_some())?;
         let config = Config {
             tls,
+            peer_authorities: self.tls.tls_peer_ca_file.clone(),
             ..server.config(self.database.config())
         };
         run::run(server, config, address, async |started: &Started| {

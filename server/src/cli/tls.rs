@@ -19,6 +19,11 @@ pub struct TlsArgs {
     /// are refused. Health checks, `/livez`, `/readyz` and `/metrics` need none.
     #[arg(long)]
     pub tls_client_ca_file: Option<PathBuf>,
+    /// Certificates of the authorities, PEM, by which this server knows the others on the same
+    /// PostgreSQL, if they advertise `https://`; else those in the certificate chain of the server.
+    /// The file is read for each connection.
+    #[arg(long)]
+    pub tls_peer_ca_file: Option<PathBuf>,
 }
 
 impl TlsArgs {

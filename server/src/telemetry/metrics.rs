@@ -69,6 +69,12 @@ pub const METRICS: &[Metric] = &[
         "Always 1; which version runs.",
     ),
     metric(
+        "hub_calls_forwarded_total",
+        Kind::Counter,
+        &[],
+        "Calls passed on to the process that owns their work.",
+    ),
+    metric(
         "hub_calls_open",
         Kind::Gauge,
         METHOD,

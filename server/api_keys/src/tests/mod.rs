@@ -13,10 +13,12 @@ use hub_core::auth::{Authenticator, Caller, Credential, Scopes};
 use hub_core::clock::Clock;
 use hub_core::cursor::Cursors;
 use hub_core::error::Result;
+use hub_core::internal::Internal;
 use hub_core::jobs::Jobs;
 use hub_core::journal::{Journal, TenantRef};
 use hub_core::limits::Limits;
 use hub_core::module::Core;
+use hub_core::peers::NoPeers;
 use hub_core::processes::Processes;
 use hub_core::sealing::{Sealer, SealingKey};
 use hub_core::storage::{Db, Options};
@@ -162,6 +164,8 @@ async fn core(url: &str, clock: Clock) -> Core {
         jobs: Jobs::new(&db, &clock),
         public_url: "http://hub.example".into(),
         processes: Processes::aside(&db, clock.clone()),
+        internal: Internal::new([7; 32], "prc_test"),
+        peers: Arc::new(NoPeers),
         journal,
         cursors: Arc::new(Cursors::new([7; 32])),
         sealer: Arc::new(Sealer::new(&SealingKey::new([7; 32]))),

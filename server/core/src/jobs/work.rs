@@ -15,8 +15,9 @@ use crate::worker::Turn;
 
 /// Chunks at once in a process.
 const CHUNKS_MAX: usize = 4;
-/// How often an idle process looks for jobs that others made, or that a process left behind.
-pub(super) const POLL: Duration = Duration::from_secs(2);
+/// How often an idle process looks for jobs that others made, or that a process left behind. Who
+/// makes one begins at once, so this is not hurried.
+pub(super) const POLL: Duration = Duration::from_secs(20);
 /// How long the owner of a chunk is believed without a sign. Clocks of processes may differ by
 /// what is left of it between two signs.
 pub(super) const LEASE: Duration = Duration::from_secs(30);

@@ -29,10 +29,6 @@ pub(super) async fn beat(journal: Weak<Journal>, turn: Turn) -> Result<()> {
         let pause = match journal.beat(&mut erasures).await {
             Ok(()) => {
                 turn.passed_for(BEAT_INTERVAL);
-                // By a statement of its own: only streams of all tenants need it.
-                if let Err(error) = journal.look_for_growth().await {
-                    tracing::debug!("the heads of all logs could not be read: {error}");
-                }
                 BEAT_INTERVAL
             }
             Err(error) => {
@@ -108,7 +104,8 @@ impl Journal {
         asked.extend(watched.iter().map(|log| log.tenant().number()));
         let asked: Vec<i64> = asked.into_iter().collect();
         let asked_at = self.clock.now();
-        let told = self.processes.beat(&asked).await?;
+        let all = self.growths.is_wanted();
+        let told = self.processes.beat(&asked, all).await?;
         let mut heads = HashMap::new();
         for (number, head, epoch) in told.heads {
             self.epochs.learn(number, epoch, asked_at);
@@ -120,6 +117,9 @@ impl Journal {
             }
         }
         self.tell_behind(watched, &heads);
+        if all {
+            self.growths.learn(told.all_heads.into_iter());
+        }
         Ok(())
     }
 

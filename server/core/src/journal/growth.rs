@@ -78,7 +78,20 @@ impl Growths {
         self.lock().tell(tenant_no);
     }
 
-    fn is_wanted(&self) -> bool {
+    /// These are the heads of all logs.
+    pub(super) fn learn(&self, heads: impl Iterator<Item = (i64, u64)>) {
+        let mut told = self.lock();
+        // Who begins to listen has looked at all logs itself.
+        let first = told.heads.is_empty();
+        for (tenant_no, head) in heads {
+            if told.heads.insert(tenant_no, head) != Some(head) && head > 0 && !first {
+                told.tell(tenant_no);
+            }
+        }
+    }
+
+    /// Whether anybody is to be told of all logs.
+    pub(super) fn is_wanted(&self) -> bool {
         if !self.any.load(Ordering::Acquire) {
             return false;
         }
@@ -111,18 +124,11 @@ impl Journal {
 
     /// Looks at the heads of all logs by one statement, if anybody wants to know (PostgreSQL).
     pub(super) async fn look_for_growth(&self) -> Result<()> {
-        if !self.growths.is_wanted() {
-            return Ok(());
-        }
-        let rows: Vec<(i64, i64)> = self.db.query(HEADS).all().await?;
-        let mut told = self.growths.lock();
-        // Who begins to listen has looked at all logs itself.
-        let first = told.heads.is_empty();
-        for (tenant_no, head) in rows {
-            let head = head.unsigned_abs();
-            if told.heads.insert(tenant_no, head) != Some(head) && head > 0 && !first {
-                told.tell(tenant_no);
-            }
+        if self.growths.is_wanted() {
+            let heads: Vec<(i64, i64)> = self.db.query(HEADS).all().await?;
+            let heads = heads.into_iter();
+            let heads = heads.map(|(tenant_no, head)| (tenant_no, head.unsigned_abs()));
+            self.growths.learn(heads);
         }
         Ok(())
     }
