@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use hub_core::auth::{self, Authenticator, Caller, Credential, Origin};
 use hub_core::error::{Error, Result};
-use hub_core::internal::Internal;
+use hub_core::internal::{self, Internal};
 use hub_core::processes::Processes;
 use hub_core::tenancy::Tenancy;
 use hub_proto::policy::{MethodPolicy, method_policy};
@@ -20,8 +20,8 @@ use tonic::Status;
 use crate::call::Call;
 use crate::modules;
 use crate::tls::Verified;
-use crate::unexplained;
 use crate::until_drained::UntilDrained;
+use crate::{unexplained, unknown};
 
 /// Services that anyone may ask.
 const PUBLIC: [&str; 2] = [HEALTH, "/grpc.reflection."];
@@ -65,6 +65,14 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
         let response = next.run(request).await;
         return response.map(|body| Body::new(UntilDrained::new(body, gate.draining)));
     }
+    if path.starts_with(internal::SERVICES) {
+        return match forwarded {
+            Ok(Some(caller)) => gate.admit_process(caller, request, next).await,
+            // Strangers do not learn that it is there.
+            Ok(None) => refuse(unknown::error(path)),
+            Err(error) => refuse(error),
+        };
+    }
     let Some(policy) = method_policy(path) else {
         // Not of the contract: the router answers.
         return next.run(request).await;
@@ -106,6 +114,17 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
 }
 
 impl Gate {
+    /// Another process calls for this caller.
+    async fn admit_process(self, caller: Caller, mut request: Request, next: Next) -> Response {
+        if self.draining.is_cancelled() {
+            return refuse(Error::draining());
+        }
+        request.extensions_mut().insert(caller.clone());
+        let mut response = next.run(request).await;
+        response.extensions_mut().insert(caller);
+        response
+    }
+
     async fn decide(
         &self,
         policy: &MethodPolicy,

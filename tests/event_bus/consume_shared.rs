@@ -18,7 +18,7 @@ async fn pair(hub: &TestHub) -> (Product, Product) {
 }
 
 /// Portal's backend, which serves all tenants.
-async fn backend_of_all(hub: &TestHub) -> Product {
+pub(super) async fn backend_of_all(hub: &TestHub) -> Product {
     let api_key = ApiKey {
         name: "portal backend".to_owned(),
         product: "portal".to_owned(),
@@ -39,7 +39,7 @@ async fn backend_of_all(hub: &TestHub) -> Product {
     }
 }
 
-async fn psa_of(hub: &TestHub, tenant: &Tenant) -> Product {
+pub(super) async fn psa_of(hub: &TestHub, tenant: &Tenant) -> Product {
     let admin = hub.client(&tenant.admin_key);
     let key = tenant
         .key(&admin, "psa", &["hub:events.publish", "hub:events.read"])
@@ -50,7 +50,7 @@ async fn psa_of(hub: &TestHub, tenant: &Tenant) -> Product {
     }
 }
 
-fn pull_of(max_events: u32, seconds: i64) -> PullRequest {
+pub(super) fn pull_of(max_events: u32, seconds: i64) -> PullRequest {
     PullRequest {
         subscription: "portal".to_owned(),
         max_events,
@@ -60,7 +60,7 @@ fn pull_of(max_events: u32, seconds: i64) -> PullRequest {
     }
 }
 
-fn acks_of(events: &[hub_proto::hub::event_bus::v1::LeasedEvent]) -> AckBatch {
+pub(super) fn acks_of(events: &[hub_proto::hub::event_bus::v1::LeasedEvent]) -> AckBatch {
     AckBatch {
         ack: events.iter().map(|event| event.lease_id.clone()).collect(),
         ..AckBatch::default()

@@ -87,9 +87,6 @@ async fn one_process_on_sqlite_keeps_its_word_under_faults() {
     Box::pin(behaves(Backend::Sqlite, 1)).await;
 }
 
-// Acks that reach a process which does not own the subscription are refused, not passed on; what
-// the histories show of that is not told apart from a broken word yet.
-#[ignore = "calls are not passed on to the process that owns a subscription yet"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_processes_on_postgres_keep_their_word_under_faults() {
     Box::pin(behaves(Backend::Postgres, 3)).await;

@@ -118,6 +118,13 @@ both_databases! {
             }
         }
         assert_eq!(call(&[with_key]).await.code(), Code::Ok);
+        // What processes have of their own is for them only, and there for nobody else.
+        let own = "hub.internal.v1.Branches/Serve";
+        let stranger = post_grpc(hub.addr, own, &[with_key], body.clone()).await.grpc_status();
+        assert_eq!(reason(&stranger), "NOT_IMPLEMENTED");
+        let replayed = [(FORWARDED_HEADER, good.as_str())];
+        let replayed = post_grpc(hub.addr, own, &replayed, body.clone()).await.grpc_status();
+        assert_eq!(reason(&replayed), "KEY_NOT_RECOGNIZED");
     }
 }
 

@@ -30,6 +30,9 @@ use crate::storage::Db;
 /// Header of a call that another process passed on, in place of a key.
 pub const FORWARDED_HEADER: &str = "x-hub-forwarded";
 
+/// Paths of calls that only processes of this hub make to each other begin so.
+pub const SERVICES: &str = "/hub.internal.";
+
 /// How long a credential is good, in microseconds: 60 s.
 pub const VALID: Micros = 60_000_000;
 /// By how much two processes may differ in what they take for the time of the database, in

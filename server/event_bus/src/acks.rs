@@ -1,5 +1,6 @@
 //! Acks as they come in: to which lease of which subscription, and what became of them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hub_core::clock::Micros;
@@ -52,12 +53,64 @@ pub(crate) fn length(duration: &prost_types::Duration) -> Micros {
     seconds.saturating_add(i64::from(duration.nanos) / 1000)
 }
 
-/// The entries of a batch in their order. Errors: `FIELD_INVALID`.
-pub(crate) fn read(batch: AckBatch) -> Result<Vec<Asked>> {
+/// Errors with `FIELD_INVALID` if a batch is too large.
+pub(crate) fn check(batch: &AckBatch) -> Result<()> {
     let AckBatch { ack, nack, extend } = batch;
     if ack.len() + nack.len() + extend.len() > BATCH_MAX {
         return Err(Error::field("acks", "are more than 1000 together"));
     }
+    Ok(())
+}
+
+/// The leases of a batch in its order: ack, nack, extend.
+pub(crate) fn leases(batch: &AckBatch) -> Vec<String> {
+    let acks = batch.ack.iter().cloned();
+    let nacks = batch.nack.iter().map(|nack| nack.lease_id.clone());
+    let extends = batch.extend.iter().map(|extend| extend.lease_id.clone());
+    acks.chain(nacks).chain(extends).collect()
+}
+
+/// Numbers of the tenants whose leases are in a batch, each once.
+pub(crate) fn tenants(batch: &AckBatch) -> Vec<i64> {
+    let leases = leases(batch);
+    let tenants = leases
+        .iter()
+        .filter_map(|lease| Some(lease_id::read(lease)?.0));
+    let tenants: BTreeSet<i64> = tenants.collect();
+    tenants.into_iter().collect()
+}
+
+/// The parts of a batch by where their leases are; the order within each stays.
+pub(crate) fn split<P: Ord>(
+    batch: AckBatch,
+    mut place: impl FnMut(i64) -> Option<P>,
+) -> BTreeMap<Option<P>, AckBatch> {
+    let mut parts: BTreeMap<Option<P>, AckBatch> = BTreeMap::new();
+    let mut place = |lease: &str| place(lease_id::read(lease)?.0);
+    for lease in batch.ack {
+        parts.entry(place(&lease)).or_default().ack.push(lease);
+    }
+    for nack in batch.nack {
+        let part = parts.entry(place(&nack.lease_id)).or_default();
+        part.nack.push(nack);
+    }
+    for extend in batch.extend {
+        let part = parts.entry(place(&extend.lease_id)).or_default();
+        part.extend.push(extend);
+    }
+    parts
+}
+
+/// The same outcome for all.
+pub(crate) fn all(leases: Vec<String>, outcome: AckOutcome) -> Vec<AckResult> {
+    let leases = leases.into_iter();
+    leases.map(|lease| result(lease, outcome)).collect()
+}
+
+/// The entries of a batch in their order. Errors: `FIELD_INVALID`.
+pub(crate) fn read(batch: AckBatch) -> Result<Vec<Asked>> {
+    check(&batch)?;
+    let AckBatch { ack, nack, extend } = batch;
     let acks = ack.into_iter().map(|lease| (lease, Settling::Ack));
     let nacks = nack.into_iter().map(|nack| {
         let settling = Settling::Nack {

@@ -3,7 +3,10 @@
 //! The stream asks the subscriptions for what it may be given, one after the other; nothing is
 //! pushed to it. Its leases are its own until it acks them or goes.
 
-use std::collections::{HashSet, VecDeque};
+mod place;
+mod relay;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,22 +31,24 @@ use hub_proto::wire::consume_response::Frame;
 use hub_proto::wire::{ConsumeResponse, LeasedEvent, LeasedEvents};
 use tonic::{Status, Streaming};
 
-use crate::acks::{self, Found};
+use crate::acks;
+use crate::branch::{Event, said};
 use crate::group::{Group, Want};
 use crate::groups::Groups;
-use crate::pull;
 use crate::seat::{News, Seat};
+use place::{All, At, Taken};
+use relay::Relay;
 
 /// Bytes of events of a frame, unless a single event is larger.
 const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Events of a frame.
 const FRAME_EVENTS_MAX: usize = 1000;
 /// Events that one tenant gets before it is another's turn.
-const TURN_EVENTS_MAX: usize = 64;
+pub(crate) const TURN_EVENTS_MAX: usize = 64;
 /// How long a client waits before it connects again to a server that was stopped.
 const DRAINED_PAUSE: Duration = Duration::from_millis(500);
 /// Batches of acks that may wait to be on disk.
-const CONFIRMING_MAX: usize = 64;
+pub(crate) const CONFIRMING_MAX: usize = 64;
 
 /// An open stream.
 pub(crate) struct Session {
@@ -56,46 +61,14 @@ pub(crate) struct Session {
     /// The client sends nothing more.
     silent: bool,
     place: Option<Taken>,
+    /// The subscription is at work in another process.
+    relay: Option<Relay>,
     confirming: FuturesOrdered<BoxFuture<'static, Vec<AckResult>>>,
     ready: VecDeque<ConsumeResponse>,
     spoke_at: Micros,
     checked_at: Micros,
     ends_at: Micros,
     over: bool,
-}
-
-/// The place of an opened stream; it is given up when this is dropped.
-struct Taken {
-    seat: Arc<Seat>,
-    at: At,
-    credit: (i64, i64),
-    confirm_acks: bool,
-}
-
-enum At {
-    One(Arc<Group>),
-    All {
-        groups: Arc<Groups>,
-        product: Arc<str>,
-        name: String,
-        /// Groups that gave events since they were last caught up.
-        behind: HashSet<u64>,
-        told: bool,
-    },
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        match &self.at {
-            At::One(group) => group.leave(&self.seat),
-            At::All {
-                groups,
-                product,
-                name,
-                ..
-            } => groups.go(product, name, &self.seat),
-        }
-    }
 }
 
 impl Session {
@@ -119,6 +92,7 @@ impl Session {
             inbound,
             silent: false,
             place: None,
+            relay: None,
             confirming: FuturesOrdered::new(),
             ready: VecDeque::new(),
             spoke_at: now,
@@ -135,10 +109,13 @@ impl Session {
                 return Ok(Some(frame));
             }
             if self.over {
-                self.place = None;
+                (self.place, self.relay) = (None, None);
                 return Ok(None);
             }
-            self.step().await?;
+            match self.relay {
+                Some(_) => self.pass_on().await?,
+                None => self.step().await?,
+            }
         }
     }
 
@@ -156,6 +133,9 @@ impl Session {
         while let Some((group, news)) = self.place.as_ref().and_then(|place| place.seat.news()) {
             self.tell(&group, news);
         }
+        if let Some(place) = &mut self.place {
+            place.give_turns();
+        }
         if !self.ready.is_empty() || self.over {
             return Ok(());
         }
@@ -170,7 +150,21 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
-        let takes = !self.silent && self.confirming.len() < CONFIRMING_MAX;
+        let mut takes = !self.silent && self.confirming.len() < CONFIRMING_MAX;
+        let mut branches = None;
+        if let Some(Taken {
+            at: At::All(all), ..
+        }) = &mut self.place
+        {
+            takes &= !all.branches.are_blocked();
+            branches = Some(&mut all.branches);
+        }
+        let heard = async {
+            match branches {
+                Some(branches) => branches.next().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             Some(results) = self.confirming.next() => self.answer(results),
@@ -181,6 +175,11 @@ impl Session {
                 Some(ConsumeRequest { frame }) => self.take(frame).await?,
                 None => self.silent = true,
             },
+            event = heard => {
+                if let Some(event) = event {
+                    self.hear(event);
+                }
+            }
             () = called => self.deliver().await?,
             () = clock.sleep(beat) => self.beat(),
             () = clock.sleep(age) => {}
@@ -189,15 +188,14 @@ impl Session {
     }
 
     /// A frame of the client.
-    async fn take(&mut self, frame: Option<Asked>) -> Result<()> {
+    async fn take(&mut self, frame: Option<Asked>) -> Result<(), Status> {
         match (frame, &mut self.place) {
             (Some(Asked::Open(open)), None) => self.open(open).await,
-            (Some(Asked::Open(_)), Some(_)) => Err(Error::field(
-                "open",
-                "was sent before; it is the first frame only",
-            )),
-            (_, None) => Err(Error::field("open", "is required in the first frame")),
-            (Some(Asked::Acks(acks)), Some(_)) => self.settle(acks),
+            (Some(Asked::Open(_)), Some(_)) => {
+                Err(Error::field("open", "was sent before; it is the first frame only").into())
+            }
+            (_, None) => Err(Error::field("open", "is required in the first frame").into()),
+            (Some(Asked::Acks(acks)), Some(_)) => Ok(self.settle(acks)?),
             (Some(Asked::Credit(credit)), Some(place)) => {
                 place.credit = place
                     .seat
@@ -209,20 +207,21 @@ impl Session {
     }
 
     /// Errors: `SUBSCRIPTION_NOT_FOUND`, `FIELD_INVALID`, `STORE_BUSY`.
-    async fn open(&mut self, open: ConsumeOpen) -> Result<()> {
+    async fn open(&mut self, open: ConsumeOpen) -> Result<(), Status> {
         let seat = Seat::new(&open.member, self.caller.tenant.is_none());
         let mut credit = Seat::default_credit();
         if let Some(Credit { events, bytes }) = open.credit {
             credit = seat.set_credit(credit, events, bytes);
         }
         let at = match self.caller.tenant.clone() {
-            Some(tenant) => {
-                let (groups, product) = (self.groups.clone(), self.product.clone());
-                let joins = |group: &Arc<Group>| group.join(&seat);
-                let group = groups.reach(&tenant, &product, &open.subscription, joins);
-                At::One(group.await?)
+            Some(tenant) => match self.reach(&tenant, &open, &seat).await? {
+                Some(group) => At::One(group),
+                None => return Ok(()),
+            },
+            None => {
+                let all = All::enter(&self.core, &self.groups, &self.caller, &open, &seat)?;
+                At::All(Box::new(all))
             }
-            None => self.enter_all(&open.subscription, &seat)?,
         };
         let place = Taken {
             seat,
@@ -246,21 +245,13 @@ impl Session {
         Ok(())
     }
 
-    fn enter_all(&self, name: &str, seat: &Arc<Seat>) -> Result<At> {
-        pull::is_name(name)?;
-        self.groups.enter(&self.product, name, seat);
-        Ok(At::All {
-            groups: self.groups.clone(),
-            product: self.product.clone(),
-            name: name.to_owned(),
-            behind: HashSet::new(),
-            told: false,
-        })
-    }
-
     fn settle(&mut self, batch: AckBatch) -> Result<()> {
-        let Some(place) = &self.place else {
+        let Some(place) = &mut self.place else {
             return Ok(());
+        };
+        let batch = match &mut place.at {
+            At::One(_) => batch,
+            At::All(all) => all.pass_on(batch)?,
         };
         let settled = acks::settle(acks::read(batch)?, |tenant| place.find(tenant));
         if place.confirm_acks {
@@ -290,9 +281,12 @@ impl Session {
         let Some(group) = place.seat.next() else {
             return Ok(());
         };
-        let turn = match place.at {
+        let turn = match &mut place.at {
             At::One(_) => FRAME_EVENTS_MAX,
-            At::All { .. } => TURN_EVENTS_MAX,
+            At::All(all) => {
+                all.had_turn();
+                TURN_EVENTS_MAX
+            }
         };
         let want = Want {
             member: place.seat.member,
@@ -306,15 +300,41 @@ impl Session {
         }
         // There may be more; the others in line come first.
         place.seat.ring(&group);
-        if let At::All { behind, .. } = &mut place.at {
-            behind.insert(group.number);
+        if let At::All(all) = &mut place.at {
+            all.gave(&group);
         }
-        let cursor = self.log_cursor(&group, taken.newest);
+        let cursor = log_cursor(&self.core, &group, taken.newest);
         for events in cut(taken.events) {
             let cursor = cursor.clone();
             self.say(Frame::Events(LeasedEvents { events, cursor }));
         }
         Ok(())
+    }
+
+    /// What comes of another process.
+    fn hear(&mut self, event: Event) {
+        let Some(Taken {
+            at: At::All(all), ..
+        }) = &mut self.place
+        else {
+            return;
+        };
+        match event {
+            Event::Said(said::Frame::Events(events)) => self.say(Frame::Events(events)),
+            Event::Said(said::Frame::Told(told)) => self.ready.push_back(told),
+            Event::Said(said::Frame::AckResults(answer)) => self.answer(answer.results),
+            Event::Said(said::Frame::CaughtUp(false)) => all.fell_behind(),
+            Event::Said(said::Frame::CaughtUp(true)) => {
+                if all.caught_up() {
+                    self.say(Frame::CaughtUp(CaughtUp::default()));
+                }
+            }
+            Event::Said(said::Frame::Left(left)) => {
+                all.was_left(left.tenant, &left.subscription_id);
+            }
+            Event::Said(said::Frame::Standing(_)) => {}
+            Event::Ended(process_id) => all.has_lost(&process_id),
+        }
     }
 
     /// What a subscription has to say.
@@ -324,29 +344,27 @@ impl Session {
         };
         let tenant_id = match &place.at {
             At::One(_) => String::new(),
-            At::All { .. } => group.tenant.id().to_owned(),
+            At::All(_) => group.tenant.id().to_owned(),
         };
         let frame = match (news, &mut place.at) {
             (News::Gap { from, to }, _) => Some(Frame::Gap(Gap {
                 from_sequence: from,
                 to_sequence: to,
                 reason: GapReason::Retention.into(),
-                cursor: self.log_cursor(group, to),
+                cursor: log_cursor(&self.core, group, to),
             })),
             (News::State, _) => Some(Frame::State(group.state().into())),
             (News::CaughtUp(true), At::One(_)) => Some(Frame::CaughtUp(CaughtUp {
-                cursor: self.log_cursor(group, group.progress().1),
+                cursor: log_cursor(&self.core, group, group.progress().1),
                 sequence: group.progress().1,
             })),
             (News::CaughtUp(false), At::One(_)) => None,
-            (News::CaughtUp(false), At::All { told, .. }) => {
-                *told = false;
+            (News::CaughtUp(false), At::All(all)) => {
+                all.fell_behind();
                 None
             }
-            (News::Closed | News::CaughtUp(true), At::All { behind, told, .. }) => {
-                behind.remove(&group.number);
-                let caught_up = behind.is_empty() && !*told;
-                *told |= caught_up;
+            (News::Closed | News::CaughtUp(true), At::All(all)) => {
+                let caught_up = all.is_settled(group);
                 caught_up.then(|| Frame::CaughtUp(CaughtUp::default()))
             }
             (News::Closed, At::One(_)) => {
@@ -428,51 +446,23 @@ impl Session {
     /// A place for logs, where the stream is of one log.
     fn cursor(&self, place: &Taken, seq: u64) -> String {
         match &place.at {
-            At::One(group) => self.log_cursor(group, seq),
-            At::All { .. } => String::new(),
+            At::One(group) => log_cursor(&self.core, group, seq),
+            At::All(_) => String::new(),
         }
-    }
-
-    fn log_cursor(&self, group: &Group, seq: u64) -> String {
-        let position = Position {
-            seq,
-            fingerprint: 0,
-        };
-        let cursor = Cursor {
-            position,
-            filter: 0,
-        };
-        self.core
-            .cursors
-            .write(&group.tenant, Stream::Events, cursor)
     }
 }
 
-impl Taken {
-    /// Newest position, and the settled one; both 0 for all tenants, who have no common one.
-    fn progress(&self) -> (u64, u64) {
-        match &self.at {
-            At::One(group) => group.progress(),
-            At::All { .. } => (0, 0),
-        }
-    }
-
-    /// Where the leases of a tenant are.
-    fn find(&self, tenant: i64) -> Found {
-        match &self.at {
-            At::One(group) if group.tenant.number() == tenant => Found::Here(group.clone()),
-            At::One(_) => Found::Foreign,
-            At::All {
-                groups,
-                product,
-                name,
-                ..
-            } => match groups.find_named(tenant, product, name) {
-                Some(group) => Found::Here(group),
-                None => Found::Gone,
-            },
-        }
-    }
+/// A place in the log of a subscription.
+pub(crate) fn log_cursor(core: &Core, group: &Group, seq: u64) -> String {
+    let position = Position {
+        seq,
+        fingerprint: 0,
+    };
+    let cursor = Cursor {
+        position,
+        filter: 0,
+    };
+    core.cursors.write(&group.tenant, Stream::Events, cursor)
 }
 
 /// Cuts events into frames.

@@ -4,23 +4,25 @@
 //! where the owner before was, and is closed again when nobody needs it. Streams that serve all
 //! tenants are called when a log grows (`hall.rs`).
 
+mod opening;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{self, BoxFuture};
 use hub_core::clock::micros;
-use hub_core::error::{Error, Result};
+use hub_core::error::Result;
 use hub_core::journal::TenantRef;
-use hub_proto::hub::event_bus::v1::EventDeliveryState;
+use tokio_util::sync::CancellationToken;
 
-use crate::group::{self, Group, Parts};
+use crate::group::{Group, Parts};
 use crate::hall::{Hall, Halls};
-use crate::leasing::{self, Key, Leasing, Position};
 use crate::owners::{Live, Owners};
 use crate::seat::Seat;
 use crate::store::positions;
-use crate::subscriptions::{self, Settings};
+use crate::subscriptions;
+use crate::whereabouts::Whereabouts;
 
 /// Groups that are opened or closed at the same time.
 const TURNS: usize = 64;
@@ -33,7 +35,7 @@ pub(crate) enum Place {
     /// In this process.
     Here(Arc<Group>),
     /// In another process, which lives.
-    Elsewhere,
+    Elsewhere(Arc<str>),
 }
 
 /// All groups of this process.
@@ -46,6 +48,8 @@ pub(crate) struct Groups {
     turns: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
     halls: Halls,
+    whereabouts: Whereabouts,
+    let_go: CancellationToken,
 }
 
 #[derive(Default)]
@@ -64,11 +68,18 @@ impl Groups {
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             halls: Halls::default(),
+            whereabouts: Whereabouts::default(),
+            let_go: CancellationToken::new(),
         })
     }
 
     pub(crate) fn parts(&self) -> &Parts {
         &self.parts
+    }
+
+    /// What other processes have at work.
+    pub(crate) fn whereabouts(&self) -> &Whereabouts {
+        &self.whereabouts
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -100,83 +111,6 @@ impl Groups {
 
     fn turn(&self, id: &str) -> &tokio::sync::Mutex<()> {
         &self.turns[self.hasher.hash_one(id) as usize % TURNS]
-    }
-
-    /// Puts a subscription to work, here unless another process has it.
-    ///
-    /// Errors: `STORE_BUSY`.
-    pub(crate) async fn open(
-        self: &Arc<Self>,
-        tenant: &TenantRef,
-        settings: Settings,
-    ) -> Result<Place> {
-        if let Some(group) = self.find(&settings.id) {
-            return Ok(Place::Here(group));
-        }
-        let _turn = self.turn(&settings.id).lock().await;
-        if let Some(group) = self.find(&settings.id) {
-            return Ok(Place::Here(group));
-        }
-        if self.is_full() {
-            return Err(Error::store_busy(
-                "Too many subscriptions are at work",
-                "groups_full",
-            ));
-        }
-        let core = &self.parts.core;
-        let log = core.journal.log(tenant).await?;
-        core.journal.refresh(&log).await?;
-        let now = core.clock.now();
-        let mut tx = core.db.begin().await?;
-        let acquired =
-            positions::acquire(&mut tx, tenant, &settings.id, &self.process, now).await?;
-        let Some(acquired) = acquired else {
-            return Ok(Place::Elsewhere);
-        };
-        positions::used(&mut tx, &settings.id, now).await?;
-        tx.commit().await?;
-        let failed = EventDeliveryState::Failed.into();
-        let held = positions::held(&core.db, &settings.id, failed).await?;
-        let held: Vec<_> = held.into_iter().map(|(key, seq)| (Key(key), seq)).collect();
-        let unsettled = leasing::unpack(&acquired.unsettled).map_err(Error::internal)?;
-        let position = Position {
-            floor: acquired.floor,
-            cursor: acquired.cursor,
-            replay_until: acquired.replay_until,
-        };
-        let rules = group::rules(&settings, core);
-        let leasing = Leasing::new(rules, acquired.epoch, position, &unsettled, &held);
-        let group = Group::new(self.parts.clone(), log, settings, leasing, acquired.epoch);
-        self.add(&group);
-        tokio::spawn(group.clone().drive(Arc::downgrade(self)));
-        Ok(Place::Here(group))
-    }
-
-    /// Puts the subscription of this id or name to work and takes a place at it.
-    ///
-    /// Errors: `SUBSCRIPTION_NOT_FOUND`, `STORE_BUSY`.
-    pub(crate) async fn reach(
-        self: &Arc<Self>,
-        tenant: &TenantRef,
-        product: &str,
-        subscription: &str,
-        takes_place: impl Fn(&Arc<Group>) -> bool + Send,
-    ) -> Result<Arc<Group>> {
-        let (core, configurations) = (&self.parts.core, &self.parts.configurations);
-        let found =
-            subscriptions::resolve(core, configurations, tenant, Some(product), subscription);
-        let settings = found.await?;
-        loop {
-            match self.open(tenant, settings.clone()).await? {
-                // One that ends at this moment is opened again.
-                Place::Here(group) if !takes_place(&group) => tokio::task::yield_now().await,
-                Place::Here(group) => return Ok(group),
-                Place::Elsewhere => {
-                    let what = "The subscription is at work on another server";
-                    return Err(Error::store_busy(what, "moved"));
-                }
-            }
-        }
     }
 
     fn add(&self, group: &Arc<Group>) {
@@ -292,27 +226,92 @@ impl Groups {
         Ok(())
     }
 
-    /// The server stops: leases return, and what is known is stored by the last checkpoint.
-    pub(crate) fn release(&self) {
+    /// The server stops: leases return, what is known is stored, and the others may take it up.
+    pub(crate) async fn release(&self) {
         let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
         for group in open {
             group.release();
             group.end();
         }
+        if let Err(error) = self.let_go().await {
+            // The last checkpoint stores, and who is gone owns nothing.
+            tracing::debug!("the subscriptions could not be left to the others: {error}");
+        }
+        self.let_go.cancel();
+    }
+
+    /// Waits until the server stops and others may have all subscriptions.
+    pub(crate) async fn has_let_go(&self) {
+        self.let_go.cancelled().await;
+    }
+
+    async fn let_go(&self) -> Result<()> {
+        self.parts.checkpoints.store().await?;
+        let mut tx = self.parts.core.db.begin().await?;
+        positions::release_all(&mut tx, &self.process).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     /// Takes a place at the subscriptions of one name of all tenants, those that are at work and
     /// those that will be.
     pub(crate) fn enter(self: &Arc<Self>, product: &str, name: &str, seat: &Arc<Seat>) {
-        let (hall, first) = self.halls.enter(product, name, seat);
+        let (hall, first) = self.join_all(product, name, seat, false);
+        if first {
+            tokio::spawn(Hall::work(hall, Arc::downgrade(self)));
+        }
+    }
+
+    /// The same for a consumer that is connected to another process: that one puts subscriptions to
+    /// work.
+    pub(crate) fn visit(self: &Arc<Self>, product: &str, name: &str, seat: &Arc<Seat>) {
+        self.join_all(product, name, seat, true);
+    }
+
+    fn join_all(
+        &self,
+        product: &str,
+        name: &str,
+        seat: &Arc<Seat>,
+        visiting: bool,
+    ) -> (Arc<Hall>, bool) {
+        let entered = self.halls.enter(product, name, seat, visiting);
         let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
         for group in open {
             if &*group.product == product && &*group.name == name {
                 group.join(seat);
             }
         }
-        if first {
-            tokio::spawn(Hall::work(hall, Arc::downgrade(self)));
+        entered
+    }
+
+    /// Another process let a subscription go: it is put to work here if something is left to do.
+    pub(crate) fn was_left(
+        self: &Arc<Self>,
+        product: &str,
+        name: &str,
+        tenant: i64,
+        subscription_id: &str,
+    ) {
+        self.whereabouts.forget(subscription_id);
+        let Some(hall) = self.halls.find(product, name) else {
+            return;
+        };
+        let (groups, id) = (self.clone(), subscription_id.to_owned());
+        tokio::spawn(async move {
+            match positions::is_behind(&groups.parts.core.db, tenant, &id).await {
+                Ok(true) => hall.has_grown(&groups, tenant).await,
+                Ok(false) => {}
+                Err(error) => tracing::debug!("a position could not be read: {error}"),
+            }
+        });
+    }
+
+    /// What a process had may be free.
+    pub(crate) fn look_again(&self, product: &str, name: &str, process_id: &str) {
+        self.whereabouts.forget_owner(process_id);
+        if let Some(hall) = self.halls.find(product, name) {
+            hall.look_again();
         }
     }
 

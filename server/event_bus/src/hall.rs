@@ -30,8 +30,17 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(crate) struct Hall {
     product: Arc<str>,
     name: Arc<str>,
-    seats: Mutex<Vec<Arc<Seat>>>,
+    seats: Mutex<Vec<Placed>>,
     left: Notify,
+    again: Notify,
+}
+
+/// A stream in a hall.
+#[derive(Debug)]
+struct Placed {
+    seat: Arc<Seat>,
+    /// Its consumer is connected to another process, which puts subscriptions to work.
+    visiting: bool,
 }
 
 /// All of them.
@@ -47,8 +56,15 @@ impl Halls {
         self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a stream; true if it is the first, so that [`Hall::work`] has to begin.
-    pub(crate) fn enter(&self, product: &str, name: &str, seat: &Arc<Seat>) -> (Arc<Hall>, bool) {
+    /// Adds a stream; true if it is the first of a consumer here, so that [`Hall::work`] has to
+    /// begin.
+    pub(crate) fn enter(
+        &self,
+        product: &str,
+        name: &str,
+        seat: &Arc<Seat>,
+        visiting: bool,
+    ) -> (Arc<Hall>, bool) {
         let (product, name): (Arc<str>, Arc<str>) = (product.into(), name.into());
         let mut halls = self.lock();
         let hall = halls
@@ -59,11 +75,15 @@ impl Halls {
                     name,
                     seats: Mutex::default(),
                     left: Notify::new(),
+                    again: Notify::new(),
                 })
             });
         let mut seats = hall.lock();
-        seats.push(seat.clone());
-        let first = seats.len() == 1;
+        let first = !visiting && seats.iter().all(|placed| placed.visiting);
+        seats.push(Placed {
+            seat: seat.clone(),
+            visiting,
+        });
         drop(seats);
         (hall.clone(), first)
     }
@@ -76,23 +96,36 @@ impl Halls {
             return;
         };
         let mut seats = hall.lock();
-        seats.retain(|other| other.member != seat.member);
-        if seats.is_empty() {
-            halls.remove(&key);
+        let worked = seats.iter().any(|placed| !placed.visiting);
+        seats.retain(|placed| placed.seat.member != seat.member);
+        if worked && seats.iter().all(|placed| placed.visiting) {
             hall.left.notify_one();
         }
+        if seats.is_empty() {
+            halls.remove(&key);
+        }
+    }
+
+    /// Those of a product and name.
+    pub(crate) fn find(&self, product: &str, name: &str) -> Option<Arc<Hall>> {
+        let key = (Arc::from(product), Arc::from(name));
+        self.lock().get(&key).cloned()
     }
 
     /// Who serves this product and name of all tenants.
     pub(crate) fn seats(&self, product: &Arc<str>, name: &Arc<str>) -> Vec<Arc<Seat>> {
         let halls = self.lock();
         let hall = halls.get(&(product.clone(), name.clone()));
-        hall.map_or_else(Vec::new, |hall| hall.lock().clone())
+        let seats = hall.map(|hall| {
+            let seats = hall.lock();
+            seats.iter().map(|placed| placed.seat.clone()).collect()
+        });
+        seats.unwrap_or_default()
     }
 }
 
 impl Hall {
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Seat>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Placed>> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -104,6 +137,7 @@ impl Hall {
         // From before the first look: what grows in between is not missed.
         let growth = found.parts().core.journal.growth();
         let draining = found.parts().core.draining.clone();
+        let mut peers = found.parts().core.processes.watch();
         drop(found);
         loop {
             let Some(found) = groups.upgrade() else {
@@ -119,6 +153,12 @@ impl Hall {
                 let grown = tokio::select! {
                     grown = growth.next() => grown,
                     () = &mut next_look => break,
+                    () = hall.again.notified() => break,
+                    // What a process had that is gone is free.
+                    changed = peers.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
                     () = hall.left.notified() => return,
                     () = draining.cancelled() => return,
                 };
@@ -148,7 +188,13 @@ impl Hall {
         }
     }
 
-    async fn has_grown(&self, groups: &Arc<Groups>, number: i64) {
+    /// Looks at all tenants soon: subscriptions may be free that were not.
+    pub(crate) fn look_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Puts the subscription of a tenant to work, whose log has grown.
+    pub(crate) async fn has_grown(&self, groups: &Arc<Groups>, number: i64) {
         if groups
             .find_named(number, &self.product, &self.name)
             .is_some()
@@ -163,7 +209,7 @@ impl Hall {
     }
 
     async fn put_to_work(&self, groups: &Arc<Groups>, tenant: &TenantRef) {
-        while groups.is_full() && !self.lock().is_empty() {
+        while groups.is_full() && self.lock().iter().any(|placed| !placed.visiting) {
             tokio::time::sleep(PAUSE).await;
         }
         if let Err(error) = self.open(groups, tenant).await {

@@ -9,6 +9,7 @@
 
 mod acks;
 mod batch;
+mod branch;
 mod catalogue;
 mod checkpoint;
 mod consume;
@@ -19,6 +20,7 @@ pub mod event;
 pub mod event_types;
 mod explain;
 pub mod filter;
+mod forward;
 mod group;
 mod groups;
 mod grpc;
@@ -51,6 +53,7 @@ mod subscribe;
 mod subscription_status;
 pub mod subscriptions;
 mod visibility;
+mod whereabouts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,6 +79,14 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
     let redelivery = redelivery::Redelivery::new(&groups);
     core.jobs
         .register(redelivery::KIND, Arc::new(redelivery.clone()));
+    let branches = branch::Service {
+        core: core.clone(),
+        authenticator: authenticator.clone(),
+        groups: groups.clone(),
+    };
+    let passing = redelivery::Service {
+        groups: groups.clone(),
+    };
     let owners: Arc<dyn Owners> = groups.clone();
     let service = grpc::Service {
         core: core.clone(),
@@ -91,6 +102,7 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
         .max_decoding_message_size(core.limits.message_bytes_max)
         .max_encoding_message_size(usize::MAX);
     let router = tonic::service::Routes::new(server).into_axum_router();
+    let router = router.merge(branches.router()).merge(passing.router());
     Module {
         name: "event_bus",
         router,
@@ -126,7 +138,7 @@ fn begin_delivery(core: &Core, configurations: &Configurations) -> Arc<Groups> {
     let (draining, releasing) = (core.draining.clone(), groups.clone());
     tokio::spawn(async move {
         draining.cancelled().await;
-        releasing.release();
+        releasing.release().await;
     });
     groups
 }

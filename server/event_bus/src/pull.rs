@@ -1,5 +1,6 @@
 //! Pull and Acknowledge: what Consume does, for those who cannot keep a stream.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,13 @@ use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{
-    AckResult, AcknowledgeRequest, PullRequest, SubscriptionState,
+    AckOutcome, AckResult, AcknowledgeRequest, PullRequest, SubscriptionState,
 };
 use hub_proto::wire::{LeasedEvent, PullResponse};
+use tonic::Status;
 
 use crate::acks::{self, Found};
+use crate::forward::{self, Failed, Search};
 use crate::group::{Group, PULLING, Want};
 use crate::groups::{Groups, Place};
 use crate::seat::{News, Seat};
@@ -22,6 +25,12 @@ use crate::subscriptions;
 const EVENTS: u32 = 100;
 /// Bytes of events of a pull; one larger event goes alone.
 const BYTES_MAX: u64 = 1 << 20;
+
+/// How long a pull that waits for all tenants waits here before it asks the other processes, in
+/// microseconds.
+const ELSEWHERE: Micros = 500_000;
+/// How long a pull that another process passed on gives the subscriptions here, in microseconds.
+const VISIT: Micros = 100_000;
 
 /// How long a pull that does not wait gives the subscription to look at its log.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
@@ -34,7 +43,7 @@ pub(crate) async fn pull(
     groups: &Arc<Groups>,
     caller: &Caller,
     request: PullRequest,
-) -> Result<PullResponse> {
+) -> Result<PullResponse, Status> {
     let product = caller.product()?;
     let seat = Seat::new(&request.member, caller.tenant.is_none());
     let events = match request.max_events {
@@ -42,15 +51,80 @@ pub(crate) async fn pull(
         events => events,
     };
     seat.set_credit(Seat::default_credit(), events, BYTES_MAX);
-    let visit = match &caller.tenant {
-        Some(tenant) => {
-            let visits = |group: &Arc<Group>| group.visit(&seat);
-            let group = groups.reach(tenant, product, &request.subscription, visits);
-            let at = At::One(group.await?);
-            Visit { seat, at }
-        }
-        None => Visit::all(groups, product, &request.subscription, seat)?,
+    let Some(tenant) = &caller.tenant else {
+        let visit = Visit::all(groups, caller, &request.subscription, seat)?;
+        return pull_all(core, visit, caller, request).await;
     };
+    let found = groups.resolve(tenant, Some(&**product), &request.subscription);
+    let (settings, forwarded) = (found.await?, caller.origin.forwarded);
+    let search = Search::begin();
+    loop {
+        let visits = |group: &Arc<Group>| group.visit(&seat);
+        let owner = match groups.reach(tenant, &settings, forwarded, visits).await? {
+            Place::Here(group) => {
+                let at = At::One(group);
+                return Ok(pull_here(core, Visit { seat, at }, &request).await?);
+            }
+            Place::Elsewhere(owner) => owner,
+        };
+        match forward::pull(core, &owner, caller, request.clone()).await {
+            Ok(pulled) => return Ok(pulled),
+            Err(failed) => search.again(groups, &settings.id, failed).await?,
+        }
+    }
+}
+
+/// Pulls from the subscriptions of all tenants: from those that are at work here, and if they have
+/// nothing, from those of the other processes in turn, until something comes or the wait is over.
+async fn pull_all(
+    core: &Core,
+    visit: Visit,
+    caller: &Caller,
+    request: PullRequest,
+) -> Result<PullResponse, Status> {
+    let length = request.lease_duration.as_ref().map(acks::length);
+    let until = core.clock.now() + request.wait.as_ref().map_or(0, acks::length);
+    let forwarded = caller.origin.forwarded;
+    let peers = core.processes.watch();
+    loop {
+        let others = match forwarded {
+            true => Vec::new(),
+            false => peers.borrow().keys().cloned().collect::<Vec<_>>(),
+        };
+        let left = (until - core.clock.now()).max(0);
+        let wait = match (forwarded, others.is_empty()) {
+            (true, _) => VISIT,
+            (false, true) => left,
+            (false, false) => left.min(ELSEWHERE),
+        };
+        let mut pulled = PullResponse {
+            events: visit.collect(core, wait, length).await?,
+            backlog: 0,
+            state: SubscriptionState::Live.into(),
+        };
+        for process_id in others {
+            if !pulled.events.is_empty() {
+                break;
+            }
+            let request = PullRequest {
+                wait: None,
+                ..request.clone()
+            };
+            match forward::pull(core, &process_id, caller, request).await {
+                Ok(there) => pulled.events = there.events,
+                Err(Failed::Answered(status)) => return Err(status),
+                // What it has will be at work here, or in another one.
+                Err(Failed::Moving(_)) => {}
+            }
+        }
+        let is_over = until <= core.clock.now() || core.draining.is_cancelled();
+        if forwarded || is_over || !pulled.events.is_empty() {
+            return Ok(pulled);
+        }
+    }
+}
+
+async fn pull_here(core: &Core, visit: Visit, request: &PullRequest) -> Result<PullResponse> {
     let length = request.lease_duration.as_ref().map(acks::length);
     let wait = request.wait.as_ref().map_or(0, acks::length);
     let events = visit.collect(core, wait, length).await?;
@@ -72,37 +146,84 @@ pub(crate) async fn acknowledge(
     groups: &Arc<Groups>,
     caller: &Caller,
     request: AcknowledgeRequest,
-) -> Result<Vec<AckResult>> {
-    let asked = acks::read(request.acks.unwrap_or_default())?;
-    let name = request.subscription.as_str();
-    let settled = match &caller.tenant {
-        Some(tenant) => {
-            let product = caller.product.as_deref();
-            let parts = groups.parts();
-            let (core, configurations) = (&parts.core, &parts.configurations);
-            let found = subscriptions::resolve(core, configurations, tenant, product, name);
-            // Who has the leases answers: that another process has them does not end them.
-            let Place::Here(group) = groups.open(tenant, found.await?).await? else {
-                let what = "The subscription is at work on another server";
-                return Err(Error::store_busy(what, "moved"));
-            };
-            acks::settle(asked, |number| match number == tenant.number() {
-                true => Found::Here(group.clone()),
-                false => Found::Foreign,
-            })
-        }
-        None => {
-            let product = caller.product()?;
-            is_name(name)?;
-            acks::settle(asked, |number| {
-                match groups.find_named(number, product, name) {
+) -> Result<Vec<AckResult>, Status> {
+    let Some(tenant) = &caller.tenant else {
+        return acknowledge_all(groups, caller, request).await;
+    };
+    let asked = acks::read(request.acks.clone().unwrap_or_default())?;
+    let product = caller.product.as_deref();
+    let found = groups.resolve(tenant, product, &request.subscription);
+    let (id, forwarded) = (found.await?.id, caller.origin.forwarded);
+    let search = Search::begin();
+    loop {
+        let here = match groups.place(&id, forwarded).await? {
+            Some(Place::Elsewhere(owner)) => {
+                let core = &groups.parts().core;
+                match forward::acknowledge(core, &owner, caller, request.clone()).await {
+                    Ok(answer) => return Ok(answer.results),
+                    Err(failed) => search.again(groups, &id, failed).await?,
+                }
+                continue;
+            }
+            Some(Place::Here(group)) => Some(group),
+            None => None,
+        };
+        let settled = acks::settle(asked, |number| match &here {
+            _ if number != tenant.number() => Found::Foreign,
+            Some(group) => Found::Here(group.clone()),
+            None => Found::Gone,
+        });
+        return Ok(settled.saved().await);
+    }
+}
+
+/// The same for the subscriptions of one name of all tenants, each where it is at work.
+async fn acknowledge_all(
+    groups: &Arc<Groups>,
+    caller: &Caller,
+    request: AcknowledgeRequest,
+) -> Result<Vec<AckResult>, Status> {
+    let (product, name) = (caller.product()?, request.subscription.as_str());
+    is_name(name)?;
+    let batch = request.acks.unwrap_or_default();
+    acks::check(&batch)?;
+    let owners = match caller.origin.forwarded {
+        true => HashMap::new(),
+        false => groups.owners(product, name, acks::tenants(&batch)).await?,
+    };
+    let order = acks::leases(&batch);
+    let parts = acks::split(batch, |tenant| owners.get(&tenant).cloned());
+    let mut outcomes = HashMap::new();
+    for (owner, part) in parts {
+        let results = match owner {
+            Some(owner) => {
+                let (core, leases) = (&groups.parts().core, acks::leases(&part));
+                let request = AcknowledgeRequest {
+                    subscription: name.to_owned(),
+                    acks: Some(part),
+                };
+                match forward::acknowledge(core, &owner, caller, request).await {
+                    Ok(answer) => answer.results,
+                    Err(Failed::Answered(status)) => return Err(status),
+                    Err(Failed::Moving(_)) => acks::all(leases, AckOutcome::Retry),
+                }
+            }
+            None => {
+                let find = |number| match groups.find_named(number, product, name) {
                     Some(group) => Found::Here(group),
                     None => Found::Gone,
-                }
-            })
-        }
+                };
+                acks::settle(acks::read(part)?, find).saved().await
+            }
+        };
+        let results = results.into_iter();
+        outcomes.extend(results.map(|result| (result.lease_id, result.outcome)));
+    }
+    let result = |lease_id: String| AckResult {
+        outcome: outcomes.get(&lease_id).copied().unwrap_or_default(),
+        lease_id,
     };
-    Ok(settled.saved().await)
+    Ok(order.into_iter().map(result).collect())
 }
 
 /// A key that serves all tenants gives a name. Errors: `FIELD_INVALID`.
@@ -145,9 +266,13 @@ impl Drop for Visit {
 }
 
 impl Visit {
-    fn all(groups: &Arc<Groups>, product: &Arc<str>, name: &str, seat: Arc<Seat>) -> Result<Visit> {
+    fn all(groups: &Arc<Groups>, caller: &Caller, name: &str, seat: Arc<Seat>) -> Result<Visit> {
+        let product = caller.product()?;
         is_name(name)?;
-        groups.enter(product, name, &seat);
+        match caller.origin.forwarded {
+            true => groups.visit(product, name, &seat),
+            false => groups.enter(product, name, &seat),
+        }
         Ok(Visit {
             seat,
             at: At::All {

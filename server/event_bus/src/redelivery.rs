@@ -4,6 +4,7 @@
 //! still to be delivered is left alone, so that a chunk that is done twice delivers nothing twice.
 
 mod parameters;
+mod passing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ use crate::standing::Standings;
 use crate::visibility::Viewer;
 use crate::{default_subscriptions, error, log, subscriptions};
 use parameters::{Parameters, Progress};
+use passing::Again;
+pub(crate) use passing::Service;
 
 /// Name of the kind of job.
 pub(crate) const KIND: &str = "event_bus.redeliver";
@@ -291,7 +294,7 @@ impl Redelivery {
                 break;
             }
             for target in self.targets(&caller, request, entry).await? {
-                let outcome = self.again(run.tenant(), entry, &target, &mut waits).await?;
+                let outcome = self.again(&caller, entry, &target, &mut waits).await?;
                 *chunk.counters.entry(outcome.to_owned()).or_default() += 1;
                 chunk.done += 1;
             }
@@ -322,32 +325,38 @@ impl Redelivery {
     /// Queues one event for one subscription.
     async fn again(
         &self,
-        tenant: &TenantRef,
+        caller: &Caller,
         entry: &EventLogEntry,
         target: &Target,
         waits: &mut BTreeMap<u64, (Arc<Group>, u64)>,
     ) -> Result<&'static str> {
-        let parts = self.groups.parts();
-        let (core, configurations) = (&parts.core, &parts.configurations);
         let (product, id) = (Some(target.product.as_str()), &target.subscription_id);
-        let settings = subscriptions::resolve(core, configurations, tenant, product, id).await?;
-        let Place::Here(group) = self.groups.open(tenant, settings).await? else {
-            // That one works off jobs too, and will come to this chunk.
-            let what = "The subscription is at work on another server";
-            return Err(Error::store_busy(what, "moved"));
-        };
+        let (groups, tenant) = (&self.groups, caller.tenant()?);
+        let settings = groups.resolve(tenant, product, id).await?;
+        let place = groups.open(tenant, settings).await?;
         let record = entry.record.as_ref();
         let (seq, bytes) = record.map_or((0, 0), |record| (record.sequence, record.encoded_len()));
         let event = record.and_then(|record| record.event.as_ref());
         let event = event.map_or_else(Bytes::new, |event| event.encode_to_vec().into());
         let key = ordering_key(event).map(|key| key_of(&key));
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let (again, generation) = group.redeliver(seq, key, bytes, target.derived_delivered);
-        if !again {
-            return Ok("unchanged");
-        }
-        waits.insert(group.number, (group, generation));
-        Ok("queued")
+        let again = Again {
+            subscription_id: id.clone(),
+            seq,
+            key: key.map(|key| key.0),
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            derived_delivered: target.derived_delivered,
+        };
+        let queued = match place {
+            Place::Here(group) => {
+                let (queued, generation) = again.at(&group);
+                if queued {
+                    waits.insert(group.number, (group, generation));
+                }
+                queued
+            }
+            Place::Elsewhere(owner) => passing::pass_on(groups, &owner, caller, again).await?,
+        };
+        Ok(if queued { "queued" } else { "unchanged" })
     }
 }
 

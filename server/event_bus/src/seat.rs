@@ -109,6 +109,13 @@ impl Seat {
         }
     }
 
+    /// Events and bytes that are outstanding of this credit.
+    pub(crate) fn outstanding(&self, credit: (i64, i64)) -> (u64, u64) {
+        let events = credit.0 - self.events.load(Ordering::Acquire);
+        let bytes = credit.1 - self.bytes.load(Ordering::Acquire);
+        (events.max(0).unsigned_abs(), bytes.max(0).unsigned_abs())
+    }
+
     /// Whether nothing is outstanding of this credit.
     pub(crate) fn holds_nothing(&self, credit: (i64, i64)) -> bool {
         self.events.load(Ordering::Acquire) == credit.0
@@ -160,12 +167,23 @@ impl Seat {
         Some(group)
     }
 
+    /// How many are in line.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// Waits until something has changed.
+    pub(crate) async fn stirred(&self) {
+        self.called.notified().await;
+    }
+
     /// The next thing to be said.
     pub(crate) fn news(&self) -> Option<(Arc<Group>, News)> {
         self.lock().news.pop_front()
     }
 
-    /// Waits until there is news, or somebody in line while there is credit.
+    /// Waits until there is news, or somebody in line while there is credit. Who serves all tenants
+    /// is woken by any change: there may be credit for those who wait in other processes.
     pub(crate) async fn called(&self) {
         loop {
             {
@@ -176,6 +194,9 @@ impl Seat {
                 }
             }
             self.called.notified().await;
+            if self.all_tenants {
+                return;
+            }
         }
     }
 

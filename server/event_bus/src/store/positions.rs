@@ -41,6 +41,8 @@ const EPOCHS: Sql = Sql::each(
 const RELEASE: Sql = Sql::same(
     "update subscription_positions set owner = '' where subscription_id = $1 and epoch = $2",
 );
+const RELEASE_ALL: Sql = Sql::same("update subscription_positions set owner = '' where owner = $1");
+const OWNER: Sql = Sql::same("select owner from subscription_positions where subscription_id = $1");
 const SAVE: Sql = Sql::same(
     "update subscription_positions set floor = $3, cursor = $4, replay_until = $5, unsettled = $6,
         update_time = $7
@@ -88,6 +90,22 @@ const BEHIND: Sql = Sql::same(
         and (p.subscription_id is null or p.cursor < h.head or length(p.unsettled) > 0)
      order by h.tenant_no limit $4",
 );
+const IS_BEHIND: Sql = Sql::same(
+    "select h.tenant_no from journal_heads h
+        left join subscription_positions p on p.subscription_id = $2
+     where h.tenant_no = $1
+        and (h.head > coalesce(p.cursor, 0) or coalesce(length(p.unsettled), 0) > 0)",
+);
+const OWNERS: Sql = Sql::each(
+    "select s.tenant_no, p.owner from subscriptions s
+        join subscription_positions p on p.subscription_id = s.subscription_id
+     where s.product = $1 and s.name = $2 and p.owner <> ''
+        and s.tenant_no in (select value from json_each($3))",
+    "select s.tenant_no, p.owner from subscriptions s
+        join subscription_positions p on p.subscription_id = s.subscription_id
+     where s.product = $1 and s.name = $2 and p.owner <> ''
+        and s.tenant_no in (select json_array_elements_text($3::json)::bigint)",
+);
 const FORGET_EXCEPTIONS: Sql = Sql::each(
     "delete from subscription_exceptions where (subscription_id, seq) in (
         select e.subscription_id, e.seq from subscription_exceptions e
@@ -114,6 +132,8 @@ pub const STATEMENTS: &[Sql] = &[
     ACQUIRE,
     EPOCHS,
     RELEASE,
+    RELEASE_ALL,
+    OWNER,
     SAVE,
     PUT_EXCEPTION,
     REMOVE_EXCEPTION,
@@ -122,6 +142,8 @@ pub const STATEMENTS: &[Sql] = &[
     PAUSE,
     USED,
     BEHIND,
+    IS_BEHIND,
+    OWNERS,
     FORGET_EXCEPTIONS,
     FORGET_RANGES,
 ];
@@ -218,6 +240,19 @@ pub async fn release(tx: &mut Tx, whose: Whose<'_>) -> Result<(), Failure> {
     let query = tx.query(RELEASE).bind(whose.id.to_owned());
     query.bind(whose.epoch as i64).execute().await?;
     Ok(())
+}
+
+/// Lets the other processes have all that `owner` has.
+pub async fn release_all(tx: &mut Tx, owner: &str) -> Result<(), Failure> {
+    let query = tx.query(RELEASE_ALL).bind(owner.to_owned());
+    query.execute().await?;
+    Ok(())
+}
+
+/// The process that has a subscription, alive or dead; `None` if nobody has. Errors: `STORE_BUSY`.
+pub async fn owner(db: &Db, id: &str) -> Result<Option<String>> {
+    let row: Option<(String,)> = db.query(OWNER).bind(id.to_owned()).optional().await?;
+    Ok(row.map(|(owner,)| owner).filter(|owner| !owner.is_empty()))
 }
 
 /// Keys that failed events hold back, and the events. `failed` is the state's number.
@@ -329,6 +364,28 @@ pub async fn behind(db: &Db, after: i64, product: &str, name: &str) -> Result<Ve
     Ok(tenants
         .map(|(number, id)| TenantRef::new(number, &id))
         .collect())
+}
+
+/// Whether a subscription of a tenant has something to do. Errors: `STORE_BUSY`.
+pub async fn is_behind(db: &Db, tenant_no: i64, id: &str) -> Result<bool> {
+    let query = db.query(IS_BEHIND).bind(tenant_no).bind(id.to_owned());
+    let row: Option<(i64,)> = query.optional().await?;
+    Ok(row.is_some())
+}
+
+/// The processes that have the subscriptions of a name, by number of the tenant.
+/// Errors: `STORE_BUSY`.
+pub async fn owners(
+    db: &Db,
+    product: &str,
+    name: &str,
+    tenants: &[i64],
+) -> Result<HashMap<i64, String>> {
+    let tenants = serde_json::to_string(tenants).map_err(Error::internal)?;
+    let query = db.query(OWNERS).bind(product.to_owned());
+    let query = query.bind(name.to_owned()).bind(tenants);
+    let rows: Vec<(i64, String)> = query.all().await?;
+    Ok(rows.into_iter().collect())
 }
 
 /// Removes what is told of events that passed retention and were settled before `before`; true if
