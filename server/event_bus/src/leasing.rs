@@ -338,23 +338,15 @@ impl Leasing {
     }
 
     /// Paused: nothing is leased, running leases may be settled. A machine also pauses by itself,
-    /// by [`Exhausted::Pause`].
+    /// by [`Exhausted::Pause`]; who does not know that yet, because it is among the changes that
+    /// were not taken, does not take it back.
     pub fn set_paused(&mut self, paused: bool) {
         self.paused = paused;
-        if !paused {
-            // Who resumes a subscription knows that it was paused.
-            self.pending.resume();
-        }
     }
 
-    /// Whether it is paused.
+    /// Whether it is paused, by whoever it was.
     pub fn is_paused(&self) -> bool {
-        self.paused
-    }
-
-    /// The caller's ownership, as given to [`Leasing::new`].
-    pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.paused || self.pending.is_paused()
     }
 
     /// How far it is.
@@ -408,14 +400,9 @@ impl Leasing {
 
     /// What is to be stored besides [`Leasing::save`]; each change is given once.
     pub fn take_changes(&mut self) -> Changes {
-        self.pending.take()
-    }
-
-    /// Gives back changes that could not be stored, though the ownership was not lost: they come
-    /// again with the newer ones.
-    pub fn put_back(&mut self, changes: Changes) {
-        self.pending.put_back(changes);
-        self.dirty = true;
+        let changes = self.pending.take();
+        self.paused |= changes.paused;
+        changes
     }
 }
 

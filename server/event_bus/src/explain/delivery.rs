@@ -267,7 +267,9 @@ impl Delivered<'_> {
         };
         let then = match self.is_with_consumer() {
             true => CheckResult::Pass,
-            false => result,
+            false if self.standing().is_unsettled() => result,
+            // Whoever was there then did not decide it.
+            false => CheckResult::Unknown,
         };
         let finding = self.judged(finding, result).then(then);
         branch.look(finding, fix.into_iter().collect());

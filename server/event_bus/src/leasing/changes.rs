@@ -102,8 +102,8 @@ impl Pending {
         self.paused = true;
     }
 
-    pub(super) fn resume(&mut self) {
-        self.paused = false;
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
     }
 
     pub(super) fn take(&mut self) -> Changes {
@@ -121,28 +121,5 @@ impl Pending {
             }
         }
         changes
-    }
-
-    /// Older changes come again, beneath those that were made since.
-    pub(super) fn put_back(&mut self, older: Changes) {
-        let newer = std::mem::take(self);
-        self.paused = older.paused | newer.paused;
-        older
-            .put
-            .into_iter()
-            .for_each(|exception| self.put(exception));
-        older.removed.into_iter().for_each(|seq| self.remove(seq));
-        older.freed.into_iter().for_each(|seq| self.free(seq));
-        for (seq, change) in newer.exceptions {
-            match change {
-                Change::Put(exception) => self.put(exception),
-                Change::Remove => self.remove(seq),
-                Change::Free => self.free(seq),
-            }
-        }
-        self.ranges = older.ranges;
-        for (first, last, state) in newer.ranges {
-            self.range(first, last, state);
-        }
     }
 }

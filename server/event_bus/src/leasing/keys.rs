@@ -1,5 +1,6 @@
 //! The order within keys: which event has its key's turn, and which wait behind it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Key;
@@ -41,7 +42,10 @@ impl Keys {
 
     /// An event is settled. Returns the one that has the turn now, if it changed.
     pub(super) fn leave(&mut self, key: Key, seq: u64) -> Option<u64> {
-        let line = self.lines.get_mut(&key)?;
+        let Entry::Occupied(mut entry) = self.lines.entry(key) else {
+            return None;
+        };
+        let line = entry.get_mut();
         if line.head != seq {
             if self.behind.remove(&(key, seq)) {
                 line.waiting -= 1;
@@ -49,18 +53,11 @@ impl Keys {
             return None;
         }
         // Most keys have one event.
-        let next = match line.waiting {
-            0 => None,
-            _ => self
-                .behind
-                .range((key, 0)..=(key, u64::MAX))
-                .next()
-                .copied(),
-        };
-        let Some((_, next)) = next else {
-            self.lines.remove(&key);
+        if line.waiting == 0 {
+            entry.remove();
             return None;
-        };
+        }
+        let (_, next) = *self.behind.range((key, 0)..=(key, u64::MAX)).next()?;
         self.behind.remove(&(key, next));
         line.head = next;
         line.waiting -= 1;

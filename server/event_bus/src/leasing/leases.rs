@@ -43,8 +43,8 @@ impl Leasing {
         }
     }
 
-    /// A member does not ask for more, but its leases go on: it pulled, and was not seen again.
-    pub fn retire(&mut self, member: MemberId) {
+    /// A member is not here any more; its leases go on.
+    fn retire(&mut self, member: MemberId) {
         self.members.leave(member);
         let alone = self.members.joined() <= 1;
         let released = self.released.iter();
@@ -73,7 +73,7 @@ impl Leasing {
     ) -> Vec<Lease> {
         self.wake(now);
         let standby = self.is_total() && self.members.first() != Some(member);
-        if self.paused || standby {
+        if standby || self.is_paused() {
             return Vec::new();
         }
         let rate_left = self.rate.left(self.rules.max_per_second, now);
@@ -112,7 +112,7 @@ impl Leasing {
         let due = self.waits.first().is_some_and(|(at, _)| *at <= now);
         let some = due || !self.ready.is_empty() || !self.released.is_empty();
         let nobody = self.is_total() && self.members.first().is_none();
-        some && !nobody && !self.paused && self.rate.left(self.rules.max_per_second, now) > 0
+        some && !nobody && !self.is_paused() && self.rate.left(self.rules.max_per_second, now) > 0
     }
 
     /// The event was processed.
@@ -224,7 +224,7 @@ impl Leasing {
         let first = [self.leases.first(), self.waits.first()];
         let first = first.into_iter().flatten().map(|(at, _)| *at);
         let some = !self.ready.is_empty() || !self.released.is_empty();
-        let limited = self.limited_until.filter(|_| some && !self.paused);
+        let limited = self.limited_until.filter(|_| some && !self.is_paused());
         first.chain(limited).min()
     }
 
@@ -281,7 +281,7 @@ impl Leasing {
             self.released.remove(&seq);
             self.waits.remove(&(event.until, seq));
         } else {
-            self.ready.remove(&seq);
+            self.ready.pop_first();
         }
         self.retrying -= usize::from(event.due != 0);
         self.number += 1;
@@ -406,7 +406,6 @@ impl Leasing {
         let error = error.unwrap_or_else(|| Arc::from(""));
         self.settle(seq, Settled::Failed, Some(error), now);
         if self.rules.on_exhausted == Exhausted::Pause {
-            self.paused = true;
             self.pending.pause();
         }
     }

@@ -84,7 +84,7 @@ impl Leasing {
     }
 
     /// A failed event does not hold its key back any more. False if it did not.
-    pub fn free(&mut self, seq: u64) -> bool {
+    fn free(&mut self, seq: u64) -> bool {
         let Some(key) = self.keys.free(seq) else {
             return false;
         };

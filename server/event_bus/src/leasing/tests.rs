@@ -126,7 +126,7 @@ impl Subject {
         let (position, saved) = self.machine.save();
         let saved = unpack(&pack(&saved)).unwrap();
         let rules = self.machine.rules.clone();
-        let epoch = self.machine.epoch() + 1;
+        let epoch = self.machine.epoch + 1;
         let mut machine = Leasing::new(rules, epoch, position, &saved, &self.held);
         machine.join(A);
         Subject {

@@ -16,7 +16,7 @@ const HISTORIES: usize = 90;
 /// Small, so that it is often full.
 const WINDOW: usize = 10;
 /// Settled events that the model keeps, so that its looks are short.
-const KNOWN_MAX: usize = 20;
+const KNOWN_MAX: usize = 8;
 /// Leases that may be acked, of all epochs.
 const LEASES_MAX: usize = 30;
 const MEMBERS: usize = 4;
@@ -53,8 +53,6 @@ struct History {
     rows: Rows,
     /// Changes wait so many steps until they are taken.
     untaken: usize,
-    /// Changes that were taken and not stored.
-    aside: Option<Changes>,
     stored: Stored,
     /// The row of the subscription says so.
     paused: bool,
@@ -95,7 +93,6 @@ impl History {
             machine: Leasing::new(rules, 1, Position::default(), &[], &[]),
             rows: Rows::default(),
             untaken: 0,
-            aside: None,
             stored: Stored::nothing(&model),
             model,
             paused: false,
@@ -372,6 +369,7 @@ impl History {
     }
 
     fn pause(&mut self) {
+        self.take_changes();
         self.paused = self.random.percent(30);
         self.note(format!("paused: {}", self.paused));
         self.machine.set_paused(self.paused);

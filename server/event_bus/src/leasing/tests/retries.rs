@@ -176,7 +176,7 @@ fn an_exhausted_event_can_pause_the_subscription() {
 }
 
 #[test]
-fn a_subscription_that_is_resumed_at_once_is_not_paused_by_what_was_before() {
+fn a_pause_that_nobody_knows_of_yet_is_not_taken_back() {
     let pausing = Rules {
         on_exhausted: Exhausted::Pause,
         ..rules()
@@ -184,8 +184,13 @@ fn a_subscription_that_is_resumed_at_once_is_not_paused_by_what_was_before() {
     let mut subject = Subject::with(pausing, &[(1, 1)]);
     let lease = subject.lease_one();
     subject.nack(&lease, Nack::Fail, "no");
+    // As the row of the subscription still says.
     subject.machine.set_paused(false);
-    assert!(!subject.changes().paused);
+    assert!(subject.machine.is_paused());
+    assert!(subject.changes().paused);
+    assert!(subject.machine.is_paused());
+    subject.machine.set_paused(false);
+    assert!(!subject.machine.is_paused());
 }
 
 #[test]

@@ -107,31 +107,28 @@ fn it_is_dirty_when_something_is_to_be_stored() {
 }
 
 #[test]
-fn changes_that_could_not_be_stored_come_again_beneath_the_newer_ones() {
+fn of_an_event_only_the_last_change_is_stored() {
     let blocking = Rules {
         on_exhausted: Exhausted::BlockKey,
         ..rules()
     };
-    let mut subject = Subject::with(blocking, &[(1, 1), (2, 2), (3, 3), (4, 4)]);
-    let leases = subject.lease(10);
-    for lease in &leases[..3] {
-        subject.nack(lease, Nack::Fail, "no");
+    let mut subject = Subject::with(blocking, &[(1, 1), (2, 2), (3, 3)]);
+    for lease in subject.lease(10) {
+        subject.nack(&lease, Nack::Fail, "no");
     }
-    subject.machine.save();
-    let changes = subject.machine.take_changes();
-    assert!(!subject.machine.is_dirty());
-    // Meanwhile 1 is redelivered, 2 does not hold its key any more, and 4 fails.
     subject.machine.redeliver(1, Some(Key(1)), 100, true);
-    subject.machine.free(2);
-    subject.nack(&leases[3], Nack::Fail, "no");
-    subject.machine.put_back(changes);
-    assert!(subject.machine.is_dirty());
-    let changes = subject.machine.take_changes();
-    assert_eq!(changes.removed, [1]);
+    subject.machine.expire_through(2, subject.now);
+    let changes = subject.changes();
+    assert_eq!(changes.removed, [] as [u64; 0]);
     assert_eq!(changes.freed, [] as [u64; 0]);
-    let put = changes.put.iter().map(|put| (put.seq, put.held_key));
-    let put: Vec<_> = put.collect();
-    assert_eq!(put, [(2, None), (3, Some(Key(3))), (4, Some(Key(4)))]);
+    let put = changes.put.iter();
+    let put: Vec<_> = put.map(|put| (put.seq, put.state, put.held_key)).collect();
+    let all = [
+        (1, Settled::Expired, None),
+        (2, Settled::Failed, None),
+        (3, Settled::Failed, Some(Key(3))),
+    ];
+    assert_eq!(put, all);
 }
 
 #[test]

@@ -14,9 +14,9 @@ impl History {
         self.check_counts();
         self.check_keys();
         self.check_time();
-        if self.untaken > 0 {
-            self.wait_with_changes();
-        } else {
+        // The changes of some steps are taken together.
+        self.untaken = self.untaken.saturating_sub(1);
+        if self.untaken == 0 {
             self.take_changes();
             self.check_dirty();
         }
@@ -94,11 +94,14 @@ impl History {
 
     /// Whether an event holds its key, or has the turn of its key and failed before.
     fn blocks(&self, seq: u64, known: &Known) -> bool {
+        if known.holds || known.due == 0 || known.ended.is_some() {
+            return known.holds;
+        }
         let same = |(_, other): &(u64, &Known)| other.key == known.key;
         let of_key: Vec<_> = self.model.unsettled().filter(same).collect();
         let leased = of_key.iter().find(|(_, other)| other.held.is_some());
         let turn = leased.or(of_key.first()).map(|(turn, _)| *turn);
-        known.holds || (turn == Some(seq) && known.due != 0)
+        turn == Some(seq)
     }
 
     fn check_time(&self) {
@@ -124,16 +127,6 @@ impl History {
         // What is due already was not looked at since.
         if due.is_none_or(|due| due > now) {
             assert_eq!(due, times.into_iter().min(), "the next time");
-        }
-    }
-
-    /// The changes of some steps are taken together, and some are given back meanwhile.
-    fn wait_with_changes(&mut self) {
-        self.untaken -= 1;
-        match self.untaken {
-            0 => self.take_changes(),
-            4 => self.aside = Some(self.machine.take_changes()),
-            _ => {}
         }
     }
 
@@ -166,8 +159,8 @@ impl History {
         }
         // As the log derives it from what is stored.
         let exception = self.rows.exceptions.get(&seq);
-        let range = self.rows.in_range(seq);
-        let derived = exception.map(|exception| exception.state).or(range);
+        let derived = exception.map(|exception| exception.state);
+        let derived = derived.or_else(|| self.rows.in_range(seq));
         assert_eq!(
             derived.unwrap_or(Settled::Delivered),
             ended,

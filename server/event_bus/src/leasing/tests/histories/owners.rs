@@ -68,13 +68,8 @@ impl Stored {
 }
 
 impl History {
-    /// Takes the changes, with those that could not be stored before.
     pub(super) fn take_changes(&mut self) {
         self.untaken = 0;
-        if let Some(aside) = self.aside.take() {
-            self.machine.put_back(aside);
-            assert!(self.machine.is_dirty());
-        }
         self.rows.apply(self.machine.take_changes());
     }
 
@@ -127,7 +122,7 @@ impl History {
         self.machine = Leasing::new(rules, epoch, stored.position, &unsettled, &held);
         self.machine.set_paused(self.paused);
         self.rows = stored.rows;
-        (self.untaken, self.aside) = (0, None);
+        self.untaken = 0;
         self.floor = stored.position.floor;
     }
 
