@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::{FutureExt, Stream};
 use hub_core::auth::Caller;
 use hub_core::error::Error;
 use hub_core::module::Core;
@@ -114,7 +114,9 @@ pub(crate) async fn consume(
     let mut grpc = reach(core, owner, caller).await?;
     let codec = ProstCodec::<ConsumeRequest, ConsumeResponse>::default();
     let path = PathAndQuery::from_static(CONSUME);
-    let opened = grpc.streaming(Request::new(frames), path, codec).await;
+    // Boxed: only then does the compiler see that it may move between threads.
+    let opened = grpc.streaming(Request::new(frames), path, codec).boxed();
+    let opened = opened.await;
     Ok(opened.map_err(|status| sort(status, owner))?.into_inner())
 }
 
@@ -165,8 +167,9 @@ pub(crate) async fn serve(
     let mut grpc = reach(core, process_id, caller).await?;
     let codec = ProstCodec::<branch::Asked, branch::Said>::default();
     let path = PathAndQuery::from_static(branch::PATH);
-    let opened = grpc.streaming(Request::new(frames), path, codec).await;
+    let opened = grpc.streaming(Request::new(frames), path, codec).boxed();
     Ok(opened
+        .await
         .map_err(|status| sort(status, process_id))?
         .into_inner())
 }
@@ -188,7 +191,7 @@ where
         let mut grpc = reach(core, owner, caller).await?;
         let codec = ProstCodec::<Q, A>::default();
         let path = PathAndQuery::from_static(path);
-        let answered = grpc.unary(Request::new(request), path, codec).await;
+        let answered = grpc.unary(Request::new(request), path, codec).boxed().await;
         Ok(answered.map_err(|status| sort(status, owner))?.into_inner())
     };
     tokio::select! {
@@ -205,7 +208,8 @@ async fn reach(core: &Core, owner: &str, caller: &Caller) -> Result<Grpc<Channel
     let channel = core.peers.channel(owner, caller).await;
     let channel = channel.map_err(|error| Failed::Moving(cause(&error)))?;
     let mut grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
-    match grpc.ready().await {
+    let ready = grpc.ready().boxed().await;
+    match ready {
         Ok(()) => Ok(grpc),
         Err(error) => {
             tracing::debug!(owner, "the owner of a subscription is not reached: {error}");

@@ -144,7 +144,7 @@ impl Relay {
                 let room = up.reserve().await;
                 (room, inbound.message().await)
             };
-            tokio::select! {
+            let ended = tokio::select! {
                 frame = self.down.message() => return match frame {
                     Ok(frame) => Ok(frame),
                     Err(status) => match forward::sort(status, &self.owner) {
@@ -152,14 +152,17 @@ impl Relay {
                         Failed::Answered(status) => Err(status),
                     },
                 },
-                (room, frame) = asked => {
-                    if let (Ok(room), Some(frame)) = (room, frame?) {
+                (room, frame) = asked => match (room, frame?) {
+                    (Ok(room), Some(frame)) => {
                         room.send(frame);
-                        continue;
+                        false
                     }
-                    self.up = None;
-                }
+                    _ => true,
+                },
                 () = self.life.ends() => return Ok(None),
+            };
+            if ended {
+                self.up = None;
             }
         }
     }

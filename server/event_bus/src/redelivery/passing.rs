@@ -23,7 +23,7 @@ const PATH: &str = "/hub.internal.v1.Redelivery/Redeliver";
 
 /// What is to be delivered again.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Again {
+pub(crate) struct Again {
     #[prost(string, tag = "1")]
     pub(super) subscription_id: String,
     #[prost(uint64, tag = "2")]
@@ -40,7 +40,7 @@ pub(super) struct Again {
 
 /// What became of it.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Queued {
+pub(crate) struct Queued {
     /// False if it is to be delivered anyway. True is on disk.
     #[prost(bool, tag = "1")]
     queued: bool,
