@@ -323,7 +323,7 @@ impl Session {
             Event::Said(said::Frame::Events(events)) => self.say(Frame::Events(events)),
             Event::Said(said::Frame::Told(told)) => self.ready.push_back(told),
             Event::Said(said::Frame::AckResults(answer)) => self.answer(answer.results),
-            Event::Said(said::Frame::CaughtUp(false)) => all.fell_behind(),
+            Event::Said(said::Frame::CaughtUp(false)) => all.fell_behind_elsewhere(),
             Event::Said(said::Frame::CaughtUp(true)) => {
                 if all.caught_up() {
                     self.say(Frame::CaughtUp(CaughtUp::default()));
@@ -360,7 +360,7 @@ impl Session {
             })),
             (News::CaughtUp(false), At::One(_)) => None,
             (News::CaughtUp(false), At::All(all)) => {
-                all.fell_behind();
+                all.fell_behind(group);
                 None
             }
             (News::Closed | News::CaughtUp(true), At::All(all)) => {

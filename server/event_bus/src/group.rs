@@ -184,6 +184,11 @@ impl Group {
         self.lock().over
     }
 
+    /// Whether its consumers know that they are caught up; who is not is told once it is.
+    pub(crate) fn is_caught_up(&self) -> bool {
+        self.lock().told_caught_up
+    }
+
     /// A consumer takes its place. False if the group is over.
     pub(crate) fn join(self: &Arc<Self>, seat: &Arc<Seat>) -> bool {
         let mut state = self.lock();
@@ -196,9 +201,7 @@ impl Group {
         if state.is_paused(self.now()) {
             seat.tell(self, News::State);
         }
-        if state.told_caught_up {
-            seat.tell(self, News::CaughtUp(true));
-        }
+        seat.tell(self, News::CaughtUp(state.told_caught_up));
         seat.ring(self);
         drop(state);
         self.wake.notify_one();

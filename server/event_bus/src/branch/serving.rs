@@ -97,9 +97,10 @@ struct Serving {
     told: Option<Standing>,
     /// Number of the last turn that is over.
     served: u64,
-    /// Subscriptions that gave events since they were last caught up.
+    /// Subscriptions that have more than was delivered, as far as they said.
     behind: HashSet<u64>,
-    caught_up: bool,
+    /// Whether that is none of them, as it was said last.
+    caught_up: Option<bool>,
     confirming: FuturesOrdered<BoxFuture<'static, Vec<AckResult>>>,
     ready: VecDeque<said::Frame>,
     checked_at: Micros,
@@ -139,7 +140,7 @@ impl Serving {
             told: None,
             served: 0,
             behind: HashSet::new(),
-            caught_up: true,
+            caught_up: None,
             confirming: FuturesOrdered::new(),
             ready: VecDeque::new(),
             over: false,
@@ -218,8 +219,10 @@ impl Serving {
                 continue;
             }
             self.seat.ring(&group);
-            self.behind.insert(group.number);
-            self.set_caught_up(false);
+            if !group.is_caught_up() {
+                self.behind.insert(group.number);
+                self.set_caught_up(false);
+            }
             let cursor = log_cursor(&self.service.core, &group, taken.newest);
             for given in cut(taken.events) {
                 let size: usize = given.iter().map(|event| event.record.len()).sum();
@@ -282,6 +285,7 @@ impl Serving {
             })),
             News::State => Some(Told::State(group.state().into())),
             News::CaughtUp(false) => {
+                self.behind.insert(group.number);
                 self.set_caught_up(false);
                 None
             }
@@ -306,8 +310,8 @@ impl Serving {
     }
 
     fn set_caught_up(&mut self, caught_up: bool) {
-        if self.caught_up != caught_up {
-            self.caught_up = caught_up;
+        if self.caught_up != Some(caught_up) {
+            self.caught_up = Some(caught_up);
             self.ready.push_back(said::Frame::CaughtUp(caught_up));
         }
     }

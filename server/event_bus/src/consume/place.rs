@@ -77,7 +77,7 @@ pub(super) struct All {
     product: Arc<str>,
     name: String,
     pub(super) branches: Branches,
-    /// Those of this process that gave events since they were last caught up.
+    /// Those of this process that have more than was delivered, as far as they said.
     behind: HashSet<u64>,
     /// The consumer was told that everything is settled.
     told: bool,
@@ -119,7 +119,9 @@ impl All {
 
     /// One of this process gave events.
     pub(super) fn gave(&mut self, group: &Group) {
-        self.behind.insert(group.number);
+        if !group.is_caught_up() {
+            self.fell_behind(group);
+        }
     }
 
     /// One of this process was served.
@@ -127,8 +129,14 @@ impl All {
         self.here_next = false;
     }
 
-    /// Something is not settled any more.
-    pub(super) fn fell_behind(&mut self) {
+    /// One of this process has more than it may deliver.
+    pub(super) fn fell_behind(&mut self, group: &Group) {
+        self.behind.insert(group.number);
+        self.told = false;
+    }
+
+    /// So has one of another process.
+    pub(super) fn fell_behind_elsewhere(&mut self) {
         self.told = false;
     }
 
