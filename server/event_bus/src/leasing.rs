@@ -189,6 +189,8 @@ pub struct Leasing {
     floor: u64,
     cursor: u64,
     replay_until: u64,
+    /// The newest event that was settled, or looked at by an owner before.
+    settled_through: u64,
     /// Retention passed these events.
     expired_through: u64,
     paused: bool,
@@ -301,6 +303,7 @@ impl Leasing {
             floor: position.floor,
             cursor: position.cursor.max(position.floor),
             replay_until: position.replay_until,
+            settled_through: position.cursor.max(position.floor),
             expired_through: 0,
             paused: false,
             events: BTreeMap::new(),

@@ -8,7 +8,7 @@ use hub_proto::hub::event_bus::v1::EventDeliveryState;
 
 use super::{Group, State};
 use crate::checkpoint::Checkpoints;
-use crate::leasing::{self, Changes, Exception, Position, Settled};
+use crate::leasing::{self, Changes, Exception, Settled};
 use crate::store::positions::{self, Saving};
 use crate::subscriptions::Pause;
 
@@ -114,8 +114,7 @@ impl Group {
     /// What the next checkpoint stores.
     pub(crate) fn prepare(&self) -> Prepared {
         let mut state = self.lock();
-        let (position, unsettled) = state.leasing.save();
-        let (position, unsettled) = trim(position, unsettled);
+        let (position, unsettled) = state.leasing.save_short();
         state.unsaved.listed = false;
         state.unsaved.prepared += 1;
         Prepared {
@@ -167,39 +166,4 @@ impl Group {
             false => Ok(()),
         }
     }
-}
-
-/// Leaves out what was read ahead and never leased: it is read again. So what is stored grows with
-/// what is under way, not with what waits.
-fn trim(
-    mut position: Position,
-    mut unsettled: Vec<leasing::Saved>,
-) -> (Position, Vec<leasing::Saved>) {
-    let is_plain = |event: &leasing::Saved| {
-        event.attempts == 0
-            && event.losses == 0
-            && event.due == 0
-            && !event.in_flight
-            && !event.redelivery
-    };
-    // One that waits behind an earlier event of its key stays, so that others can say so.
-    let mut keys: std::collections::HashMap<u64, usize> = std::collections::HashMap::new();
-    for event in &unsettled {
-        if let Some(key) = &event.key {
-            *keys.entry(key.0).or_default() += 1;
-        }
-    }
-    while let Some(last) = unsettled.last() {
-        let alone = last
-            .key
-            .as_ref()
-            .is_none_or(|key| keys.get(&key.0) == Some(&1));
-        if !is_plain(last) || !alone || last.seq <= position.floor {
-            break;
-        }
-        position.cursor = last.seq - 1;
-        unsettled.pop();
-    }
-    position.floor = position.floor.min(position.cursor);
-    (position, unsettled)
 }

@@ -44,7 +44,7 @@ impl Leasing {
     }
 
     /// A member is not here any more; its leases go on.
-    fn retire(&mut self, member: MemberId) {
+    pub(super) fn retire(&mut self, member: MemberId) {
         self.members.leave(member);
         let alone = self.members.joined() <= 1;
         let released = self.released.iter();

@@ -84,7 +84,7 @@ impl Leasing {
     }
 
     /// A failed event does not hold its key back any more. False if it did not.
-    fn free(&mut self, seq: u64) -> bool {
+    pub(super) fn free(&mut self, seq: u64) -> bool {
         let Some(key) = self.keys.free(seq) else {
             return false;
         };
@@ -192,6 +192,7 @@ impl Leasing {
     /// has the turn.
     pub(super) fn left(&mut self, seq: u64, event: &Event) {
         self.dirty = true;
+        self.settled_through = self.settled_through.max(seq);
         self.withdraw(seq, event.place, event.due, event.until);
         if event.is_leased() {
             self.members.returned(event.member, event.bytes);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use hub_core::clock::Micros;
 
-use super::Key;
+use super::{Key, Leasing, Position};
 
 const VERSION: u64 = 1;
 /// Errors are packed up to so many bytes together, each text once; further ones are left out, so
@@ -49,6 +49,43 @@ pub struct Saved {
     pub derived_delivered: bool,
     /// Error of its last attempt; may be empty.
     pub error: Arc<str>,
+}
+
+impl Saved {
+    /// Whether nothing was done with it yet.
+    fn is_plain(&self) -> bool {
+        self.attempts == 0
+            && self.losses == 0
+            && self.due == 0
+            && !self.in_flight
+            && !self.redelivery
+    }
+}
+
+impl Leasing {
+    /// The same as [`Leasing::save`] without the newest events that were read ahead and never
+    /// leased: a new owner reads them again. So what is stored grows with what is under way, not
+    /// with what waits.
+    ///
+    /// The cursor does not go back behind an event that is settled, which would be forgotten. Nor
+    /// are events left out that wait behind another one of their key, so that others can say so.
+    pub fn save_short(&mut self) -> (Position, Vec<Saved>) {
+        let (mut position, mut unsettled) = self.save();
+        let mut keys: HashMap<u64, usize> = HashMap::new();
+        for key in unsettled.iter().filter_map(|event| event.key) {
+            *keys.entry(key.0).or_default() += 1;
+        }
+        while let Some(last) = unsettled.last() {
+            let alone = last.key.is_none_or(|key| keys.get(&key.0) == Some(&1));
+            let newest = last.seq > position.floor.max(self.settled_through);
+            if !last.is_plain() || !alone || !newest {
+                break;
+            }
+            position.cursor = last.seq - 1;
+            unsettled.pop();
+        }
+        (position, unsettled)
+    }
 }
 
 /// Bytes that are no packed events.

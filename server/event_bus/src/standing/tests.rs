@@ -30,7 +30,9 @@ impl Owners for Group {
         Box::pin(future::ready(Ok(())))
     }
 
-    fn changed(&self, _: &TenantRef, _: &str) {}
+    fn changed<'a>(&'a self, _: &'a TenantRef, _: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 
     fn live<'a>(
         &'a self,

@@ -135,8 +135,12 @@ impl History {
         if self.machine.is_dirty() || !self.random.percent(10) {
             return;
         }
-        let (position, mut saved) = self.machine.save();
+        let (mut position, mut saved) = self.machine.save();
         let mut stored = unpack(&self.stored.unsettled).unwrap();
+        if self.stored.short {
+            position.cursor = self.stored.position.cursor;
+            saved.retain(|saved| saved.seq <= position.cursor);
+        }
         for saved in saved.iter_mut().chain(&mut stored) {
             saved.in_flight = false;
         }

@@ -52,6 +52,8 @@ pub struct Stored {
     pub rows: Rows,
     pub position: Position,
     pub unsettled: Vec<u8>,
+    /// Without what was read ahead.
+    pub short: bool,
     /// What the model was then.
     pub model: Model,
 }
@@ -62,6 +64,7 @@ impl Stored {
             rows: Rows::default(),
             position: Position::default(),
             unsettled: Vec::new(),
+            short: false,
             model: model.clone(),
         }
     }
@@ -74,18 +77,33 @@ impl History {
     }
 
     pub(super) fn checkpoint(&mut self) {
-        self.note("checkpoint".to_owned());
+        let short = self.random.percent(70);
+        self.store(short);
+    }
+
+    /// `short`: without what was read ahead.
+    fn store(&mut self, short: bool) {
+        self.note(format!("checkpoint, short: {short}"));
         self.take_changes();
         self.paused |= std::mem::take(&mut self.rows.paused);
-        let (position, unsettled) = self.machine.save();
+        let (position, unsettled) = match short {
+            true => self.machine.save_short(),
+            false => self.machine.save(),
+        };
         assert!(!self.machine.is_dirty());
         let packed = pack(&unsettled);
         assert_eq!(unpack(&packed).as_ref(), Ok(&unsettled));
+        let mut model = self.model.clone();
+        // They come again, so nothing may have become of them.
+        for (seq, event) in model.events.split_off(&(position.cursor + 1)) {
+            assert!(event.ended.is_none() && event.held.is_none(), "{seq}");
+        }
         self.stored = Stored {
             rows: self.rows.clone(),
             position,
             unsettled: packed,
-            model: self.model.clone(),
+            short,
+            model,
         };
     }
 
@@ -127,7 +145,7 @@ impl History {
     }
 
     pub(super) fn seek(&mut self) {
-        self.checkpoint();
+        self.store(false);
         let cursor = self.model.position.cursor;
         let to = cursor + self.random.below(12) as u64;
         let to = to.saturating_sub(self.random.below(20) as u64);
