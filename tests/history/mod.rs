@@ -81,7 +81,6 @@ async fn behaves(backend: Backend, processes: usize) {
     }
 }
 
-#[ignore = "a minute of load and faults on its own; tests/run --only history runs it"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_process_on_sqlite_keeps_its_word_under_faults() {
     Box::pin(behaves(Backend::Sqlite, 1)).await;

@@ -86,13 +86,14 @@ pub async fn run(plan: &Plan) -> History {
     let proxies = hubs.proxies.iter().map(|proxy| proxy.address).collect();
     let site = Arc::new(Site::new(folder.clone(), plan.seed, proxies, TENANTS));
     let mut clients = Clients::default();
-    let mut switches = JoinSet::new();
     for (party, durables) in parties.iter().zip(&durables) {
         party.start_publishers(&site, &mut clients.publishers);
         party.start_subscribers(&site, &mut clients.subscribers);
         party.start_consumers(&site, durables, &mut clients.consumers);
         let (key, tell) = (party.admin_key.clone(), tell.clone());
-        switches.spawn(switch(site.clone(), party.number, key, tell));
+        clients
+            .switches
+            .spawn(switch(site.clone(), party.number, key, tell));
     }
     if plan.load >= RETENTION_FROM {
         let (length, party) = (RETENTION, &parties[TENANTS - 1]);
@@ -112,7 +113,6 @@ pub async fn run(plan: &Plan) -> History {
     let ended = calm(&hubs, &site, &parties, &durables, clients);
     let (publishers, subscribers, consumers) = Box::pin(ended).await;
     late.abort();
-    switches.join_all().await;
     journal.note(Happening::Over);
     let mut dumps = Vec::new();
     let mut random = Random::new(plan.seed, u64::MAX);
@@ -139,6 +139,7 @@ pub async fn run(plan: &Plan) -> History {
 #[derive(Default)]
 struct Clients {
     publishers: JoinSet<Publisher>,
+    switches: JoinSet<()>,
     subscribers: JoinSet<Subscriber>,
     consumers: JoinSet<Consumer>,
 }
@@ -210,6 +211,8 @@ async fn calm(
     clients: Clients,
 ) -> (Vec<Publisher>, Vec<Subscriber>, Vec<Consumer>) {
     let publishers = clients.publishers.join_all().await;
+    // Each switch is an event of the log, too.
+    clients.switches.join_all().await;
     for party in parties {
         let head = head(&connect(hubs, &party.auditor)).await;
         site.ends[party.number].send_replace(Some(head));

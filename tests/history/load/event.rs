@@ -66,7 +66,7 @@ pub fn encode(event: &Event, source: &str) -> CloudEvent {
 fn data(id: &str, altered: bool) -> String {
     let bytes = usize::try_from(digest(id)).unwrap_or(usize::MAX) % DATA_BYTES_MAX;
     let letter = if altered { "y" } else { "x" };
-    format!("{id} {}", letter.repeat(bytes))
+    format!("{id} {letter}{}", letter.repeat(bytes))
 }
 
 /// What came in.
