@@ -120,13 +120,9 @@ pub async fn start(
     if let Some(file) = &config.peer_authorities {
         tls::authorities(file)?;
     }
-    let public_url = config.public_url.clone().unwrap_or_else(|| match &tls {
-        Some(_) => format!("https://{addr}"),
-        None => format!("http://{addr}"),
-    });
-    let public_url = public_url.trim_end_matches('/');
+    let public_url = public_url(&config, addr);
     let address = advertise::address(&config, addr)?;
-    let core = open(&config, clock, public_url, Some(&address)).await?;
+    let core = open(&config, clock, &public_url, Some(&address)).await?;
     let keys = modules::keys(&core)?;
     let operator_key = operator_key(&keys.keys, config.operator_key_file.as_deref()).await?;
     let authenticator = keys.authenticator.clone();
@@ -179,6 +175,14 @@ pub async fn start(
         shutdown,
         stopped: stopped.boxed().shared(),
     })
+}
+
+/// Where callers find the server, unless the configuration says otherwise: where it listens.
+fn public_url(config: &Config, addr: SocketAddr) -> String {
+    let scheme = config.tls.as_ref().map_or("http", |_| "https");
+    let url = config.public_url.clone();
+    let url = url.unwrap_or_else(|| format!("{scheme}://{addr}"));
+    url.trim_end_matches('/').to_owned()
 }
 
 /// Opens what the domains work with. One of the processes that serve the database, with the address

@@ -5,8 +5,8 @@
 //! `records.rs` and `tracks.rs` are what is written, `checks/mod.rs` what has to hold of it,
 //! whoever wrote it; `run.rs` makes a run with `load/mod.rs`, `hubs.rs` and `proxy.rs`.
 //!
-//! - `HUB_HISTORY_SECONDS`: how long there are load and faults, in whole rounds of faults; one round,
-//!   about 12 s, unless given.
+//! - `HUB_HISTORY_SECONDS`: how long there are load and faults, in whole rounds of faults; one
+//!   round, about 12 s, unless given.
 //! - `HUB_HISTORY_FOLDER`: where the files of a run go; otherwise they are kept only if it failed.
 //! - `HUB_HISTORY_CHECK`: a folder of an earlier run, which is checked again.
 //! - `HUB_TEST_SEED`: the choices of an earlier run.

@@ -24,8 +24,8 @@ pub trait Owners: Send + Sync {
     /// Errors: `STORE_BUSY`; the change is not made then.
     fn close<'a>(&'a self, tenant: &'a TenantRef, id: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// The settings or the pause of a subscription changed. Called after the commit; in this process
-    /// they hold once this is over.
+    /// The settings or the pause of a subscription changed. Called after the commit; in this
+    /// process they hold once this is over.
     fn changed<'a>(&'a self, tenant: &'a TenantRef, id: &'a str) -> BoxFuture<'a, ()>;
 
     /// How subscriptions that are at work are doing now. One that is missing is not at work: what

@@ -50,8 +50,8 @@ impl Session {
         Ok(())
     }
 
-    /// The group of the subscription, where the stream has a place then; none if another process has
-    /// it: the stream passes through then.
+    /// The group of the subscription, where the stream has a place then; none if another process
+    /// has it: the stream passes through then.
     pub(super) async fn reach(
         &mut self,
         tenant: &TenantRef,
