@@ -59,7 +59,9 @@ async fn settled(server: &Server) {
         let listed = log.contains("update listing_covered");
         let made = log.contains("insert into subscriptions");
         let counted = counted(&log);
-        let other = counted.iter().filter(|(text, _)| !text.contains("hub beat"));
+        let other = counted
+            .iter()
+            .filter(|(text, _)| !text.contains("hub beat"));
         let other: usize = other.map(|(_, count)| count).sum();
         if other != done {
             (done, since) = (other, Instant::now());
