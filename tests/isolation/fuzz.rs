@@ -13,7 +13,7 @@ use super::world::{Owner, World, bearer};
 use crate::journal::random::Random;
 
 /// Calls of each RPC that does something, and of each that does not yet.
-const CALLS: usize = 48;
+const CALLS: usize = 30;
 const CALLS_UNBUILT: usize = 2;
 /// Rounds between which the attacker's own tenant is put in order.
 const ROUNDS: usize = 6;
