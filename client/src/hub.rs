@@ -26,9 +26,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the TCP connection may take, beside the deadline of the call.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection is probed this often, also while idle, so that a silent partition is noticed.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// A probe that is not answered for so long ends the connection.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One connection to a hub, made when first used and again when it breaks; cheap to clone.
 ///

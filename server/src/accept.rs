@@ -29,7 +29,7 @@ use crate::pace::{Paced, watched};
 use crate::tls::{Tls, Verified};
 
 /// A connection without life is noticed within interval + timeout.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for HTTP/1, by the kernel's probes: 15 s, then two at 5 s.
 const PROBE_IDLE: Duration = Duration::from_secs(15);

@@ -2,6 +2,7 @@
 
 mod clients;
 mod disk;
+mod half_open;
 mod postgres;
 mod streams;
 

@@ -18,7 +18,7 @@ mod explaining;
 mod filter;
 mod hubs;
 mod load;
-mod proxy;
+pub mod proxy;
 mod records;
 mod run;
 mod summary;
