@@ -11,5 +11,6 @@ mod property;
 pub mod random;
 mod reader;
 mod removal;
+mod rows;
 pub mod store;
 mod tail;

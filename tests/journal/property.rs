@@ -98,7 +98,7 @@ both_databases! {
     }
 }
 
-/// Makes the tenants, a table of a domain, and a trigger that refuses marked events.
+/// Makes the tenants, a table of a domain, and what refuses marked events.
 async fn prepare(database: &Database) -> Vec<TenantRef> {
     let store = Store::open(database, limits(), Clock::manual(START)).await;
     let mut tenants = Vec::new();
@@ -107,6 +107,12 @@ async fn prepare(database: &Database) -> Vec<TenantRef> {
     }
     store.close().await;
     store::execute(database, "create table marks (name text primary key)").await;
+    refuse(database).await;
+    tenants
+}
+
+/// From now on the database refuses what is [`poisoned`].
+pub async fn refuse(database: &Database) {
     let trigger = match database.backend() {
         Backend::Sqlite => format!(
             "create trigger refuse before insert on journal_segments
@@ -126,7 +132,6 @@ async fn prepare(database: &Database) -> Vec<TenantRef> {
         ),
     };
     store::execute(database, &trigger).await;
-    tenants
 }
 
 /// Lets writers and readers work until the writers are done and the readers have seen it all.
@@ -407,7 +412,8 @@ fn encode(events: &[Submitted], text: &str) -> Vec<NewEvent> {
     events.iter().map(encode).collect()
 }
 
-fn poisoned(name: &str) -> NewEvent {
+/// An event that is refused.
+pub fn poisoned(name: &str) -> NewEvent {
     event_with(name, 1, POISON)
 }
 

@@ -73,6 +73,7 @@ pub fn batch(log: &Arc<Log>, events: Vec<NewEvent>) -> Append {
         log: log.clone(),
         events,
         independent: false,
+        row: None,
     }
 }
 

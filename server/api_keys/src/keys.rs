@@ -187,6 +187,7 @@ impl Keys {
             log,
             events: vec![event],
             independent: false,
+            row: None,
         };
         let appended = self.core.journal.commit(tx, vec![append]).await?;
         match appended.first().and_then(|one| one.outcomes.first()) {

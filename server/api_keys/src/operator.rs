@@ -68,6 +68,7 @@ impl Keys {
             log,
             events,
             independent: false,
+            row: None,
         };
         let appended = self.core.journal.commit(tx, vec![append]).await;
         // Whatever came of it: after a lost answer of the database they may be revoked.

@@ -204,6 +204,7 @@ pub async fn put(
         events: vec![changed(&log, &entry, &caller.key_id, now)],
         log,
         independent: false,
+        row: None,
     };
     let appended = core.journal.commit(tx, vec![append]).await?;
     let mut outcomes = appended.iter().flat_map(|one| &one.outcomes);

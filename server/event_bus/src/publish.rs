@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hub_core::cursor::{Cursor, Stream};
 use hub_core::error::{Error, Result};
 use hub_core::id;
-use hub_core::journal::{Append, Appended, Log, NewEvent, Outcome, Pending, TenantRef};
+use hub_core::journal::{Append, Appended, Log, NewEvent, Outcome, Pending, Row, TenantRef};
 use hub_core::module::Core;
 use hub_core::tenancy;
 use hub_proto::hub::event_bus::v1::{PublishResponse, PublishResult, PublishWarning};
@@ -199,7 +199,13 @@ impl Checked {
     }
 
     /// Hands the batch to the journal; the answer comes when it is on disk.
-    pub async fn submit(self, core: &Core, publisher: &Publisher) -> Result<Submitted> {
+    /// `row` is that of the stream that it comes by.
+    pub async fn submit(
+        self,
+        core: &Core,
+        publisher: &Publisher,
+        row: Option<Row>,
+    ) -> Result<Submitted> {
         let Checked {
             events,
             results,
@@ -213,6 +219,7 @@ impl Checked {
                     log: publisher.log.clone(),
                     events,
                     independent,
+                    row,
                 };
                 Some(core.journal.submit(append).await?)
             }
@@ -415,7 +422,7 @@ pub async fn publish(
             cursor,
         });
     }
-    let submitted = checked.submit(core, publisher).await?;
+    let submitted = checked.submit(core, publisher, None).await?;
     let mut stored = submitted.stored(core).await?;
     write_ids(tenant, &mut stored.results);
     let position = stored

@@ -15,7 +15,7 @@ use hub_core::auth::{Authenticator, Caller};
 use hub_core::clock::{Micros, micros, timestamp};
 use hub_core::error::{Error, Result};
 use hub_core::id;
-use hub_core::journal::Position;
+use hub_core::journal::{Position, Row};
 use hub_core::module::Core;
 use hub_proto::hub::core::v1::{Closing, ClosingReason, Opened, Progress};
 use hub_proto::hub::event_bus::v1::publish_stream_response::Frame;
@@ -45,6 +45,7 @@ pub struct PublishSession {
     unacked: FuturesOrdered<BoxFuture<'static, Done>>,
     unacked_bytes: usize,
     options: Option<Options>,
+    row: Row,
     last_frame: u64,
     acked_through: u64,
     position: Option<Position>,
@@ -108,6 +109,7 @@ impl PublishSession {
             unacked: FuturesOrdered::new(),
             unacked_bytes: 0,
             options: None,
+            row: Row::default(),
             last_frame: 0,
             acked_through: 0,
             position: None,
@@ -234,7 +236,9 @@ impl PublishSession {
             result,
         };
         let core = self.core.clone();
-        let submitted = match self.submit(frame).await {
+        // Who goes on after errors takes later frames without the earlier ones.
+        let row = (!options.continue_on_error).then(|| self.row.clone());
+        let submitted = match self.submit(frame, row).await {
             Ok((publisher, submitted)) => async move {
                 let result = submitted.stored(&core).await;
                 done(Some(publisher), result)
@@ -255,12 +259,13 @@ impl PublishSession {
     async fn submit(
         &mut self,
         frame: PublishStreamRequest,
+        row: Option<Row>,
     ) -> Result<(Publisher, publish::Submitted)> {
         let publisher = self.publisher_of(&frame.tenant_id).await?;
         let configuration = self.configurations.current(publisher.log.tenant()).await?;
         let checked =
             publish::check(&publisher, configuration, frame.events, frame.independent).await?;
-        let submitted = checked.submit(&self.core, &publisher).await?;
+        let submitted = checked.submit(&self.core, &publisher, row).await?;
         Ok((publisher, submitted))
     }
 
@@ -345,8 +350,8 @@ impl PublishSession {
                 }));
             }
             Err(problem) => {
-                // Later frames may be stored too, but are not acknowledged: sent again they are
-                // duplicates.
+                // Behind a frame that was refused later ones may be stored, but are not
+                // acknowledged: sent again they are duplicates.
                 self.unacked = FuturesOrdered::new();
                 self.unacked_bytes = 0;
                 self.end(End::Failed(problem.into()));

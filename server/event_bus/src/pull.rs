@@ -8,6 +8,7 @@ use hub_core::auth::Caller;
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::module::Core;
+use hub_core::peers::moving;
 use hub_proto::hub::event_bus::v1::{
     AckOutcome, AckResult, AcknowledgeRequest, PullRequest, SubscriptionState,
 };
@@ -153,25 +154,25 @@ pub(crate) async fn acknowledge(
     let asked = acks::read(request.acks.clone().unwrap_or_default())?;
     let product = caller.product.as_deref();
     let found = groups.resolve(tenant, product, &request.subscription);
-    let (id, forwarded) = (found.await?.id, caller.origin.forwarded);
+    let (settings, forwarded) = (found.await?, caller.origin.forwarded);
     let search = Search::begin();
     loop {
-        let here = match groups.place(&id, forwarded).await? {
-            Some(Place::Elsewhere(owner)) => {
+        // Put to work if it is nowhere: it knows which leases of before were settled.
+        let works = |group: &Arc<Group>| !group.is_over();
+        let here = match groups.reach(tenant, &settings, forwarded, works).await? {
+            Place::Elsewhere(owner) => {
                 let core = &groups.parts().core;
                 match forward::acknowledge(core, &owner, caller, request.clone()).await {
                     Ok(answer) => return Ok(answer.results),
-                    Err(failed) => search.again(groups, &id, failed).await?,
+                    Err(failed) => search.again(groups, &settings.id, failed).await?,
                 }
                 continue;
             }
-            Some(Place::Here(group)) => Some(group),
-            None => None,
+            Place::Here(group) => group,
         };
-        let settled = acks::settle(asked, |number| match &here {
-            _ if number != tenant.number() => Found::Foreign,
-            Some(group) => Found::Here(group.clone()),
-            None => Found::Gone,
+        let settled = acks::settle(asked, |number| match number == tenant.number() {
+            true => Found::Here(here.clone()),
+            false => Found::Foreign,
         });
         return Ok(settled.saved().await);
     }
@@ -187,10 +188,21 @@ async fn acknowledge_all(
     is_name(name)?;
     let batch = request.acks.unwrap_or_default();
     acks::check(&batch)?;
-    let owners = match caller.origin.forwarded {
+    let tenants = acks::tenants(&batch);
+    let mut owners = match caller.origin.forwarded {
         true => HashMap::new(),
-        false => groups.owners(product, name, acks::tenants(&batch)).await?,
+        false => groups.owners(product, name, tenants.clone()).await?,
     };
+    for tenant in tenants {
+        if !owners.contains_key(&tenant)
+            && let Some(owner) = groups.open_named(product, name, tenant).await?
+        {
+            owners.insert(tenant, owner);
+        }
+    }
+    if caller.origin.forwarded && !owners.is_empty() {
+        return Err(moving("moved").into());
+    }
     let order = acks::leases(&batch);
     let parts = acks::split(batch, |tenant| owners.get(&tenant).cloned());
     let mut outcomes = HashMap::new();

@@ -58,6 +58,7 @@ pub(crate) async fn commit(
         log,
         events,
         independent: false,
+        row: None,
     };
     let appended = core.journal.commit(tx, vec![append]).await?;
     let mut outcomes = appended.iter().flat_map(|one| &one.outcomes);

@@ -155,6 +155,7 @@ pub fn batch(log: &Arc<Log>, first: u64, count: u64, rare: u64) -> Append {
         log: log.clone(),
         events: (first..first + count).map(event).collect(),
         independent: false,
+        row: None,
     }
 }
 

@@ -70,6 +70,7 @@ async fn append(journal: &Journal, log: &Arc<Log>, n: u64) -> Outcome {
         log: log.clone(),
         events: vec![event(n)],
         independent: false,
+        row: None,
     };
     journal.append(append).await.unwrap().outcomes[0]
 }

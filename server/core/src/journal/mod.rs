@@ -50,6 +50,7 @@ pub use read::{Page, STATEMENTS as READ_STATEMENTS};
 pub use retention::{Kept, Removed, STATEMENTS as RETENTION_STATEMENTS};
 pub use scan::{StoredEvent, StoredEvents};
 pub use segment::{Damaged, Entry, Kind, NewEvent, Run, Segment};
+pub use sequencer::Row;
 pub use tail::{Log, Position};
 
 use crate::clock::Clock;
@@ -129,6 +130,8 @@ pub struct Append {
     pub events: Vec<NewEvent>,
     /// Each event on its own merit; otherwise all or none.
     pub independent: bool,
+    /// It is one of several that a publisher sends in a row.
+    pub row: Option<Row>,
 }
 
 /// What became of an event.

@@ -5,6 +5,7 @@
 //! poisoned append never fails its neighbours.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,34 @@ pub(super) struct Member {
     bytes: usize,
     reply: oneshot::Sender<Result<Appended>>,
     _room: [OwnedSemaphorePermit; 2],
+}
+
+/// Appends that a publisher sends without waiting for the one before. None of them is stored behind
+/// one that was not: sent again, that one would come after it.
+#[derive(Debug, Clone, Default)]
+pub struct Row {
+    broken: Arc<AtomicBool>,
+}
+
+impl Row {
+    fn end(&self) {
+        self.broken.store(true, Ordering::Release);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+}
+
+impl Member {
+    /// It is not stored, or nobody knows; nor is anything behind it in its row.
+    fn refuse(self, error: &Error) {
+        if let Some(row) = &self.append.row {
+            row.end();
+        }
+        // The caller may be gone.
+        let _ = self.reply.send(Err(error.clone()));
+    }
 }
 
 /// What waits, by tenant.
@@ -183,6 +212,10 @@ impl Queue {
         self.ready.notify_one();
     }
 
+    fn has_some(&self) -> bool {
+        !self.lock().turns.is_empty()
+    }
+
     fn is_done(&self) -> bool {
         let waiting = self.lock();
         waiting.closed && waiting.turns.is_empty()
@@ -194,7 +227,11 @@ pub(super) async fn run(journal: Arc<Journal>, done: CancellationToken) {
     let linger = journal.limits.group_linger;
     while !journal.queue.is_done() {
         let group = journal.queue.take();
+        let group: Vec<Batch> = group.into_iter().filter_map(Batch::in_its_row).collect();
         if group.is_empty() {
+            if journal.queue.has_some() {
+                continue;
+            }
             journal.queue.ready.notified().await;
             if !linger.is_zero() {
                 tokio::time::sleep(linger).await;
@@ -251,13 +288,15 @@ async fn commit_one_by_one(journal: &Arc<Journal>, group: Vec<Batch>, failure: F
     for batch in group {
         for member in batch.members {
             if !retry {
-                // The caller may be gone.
-                let _ = member.reply.send(Err(error.clone()));
+                member.refuse(&error);
                 continue;
             }
-            let batch = Batch {
+            let one = Batch {
                 log: batch.log.clone(),
                 members: vec![member],
+            };
+            let Some(batch) = one.in_its_row() else {
+                continue;
             };
             let written = journal.store.write(&[batch.work()]).await;
             match written.map(|mut written| written.pop().flatten()) {
@@ -299,8 +338,21 @@ impl Batch {
     }
 
     fn refuse(self, error: &Error) {
-        for member in self.members {
-            let _ = member.reply.send(Err(error.clone()));
+        self.members
+            .into_iter()
+            .for_each(|member| member.refuse(error));
+    }
+
+    /// Without the members whose row has ended, if any are left.
+    fn in_its_row(mut self) -> Option<Batch> {
+        let has_ended = |member: &Member| member.append.row.as_ref().is_some_and(Row::has_ended);
+        if self.members.iter().any(has_ended) {
+            let (late, rest) = self.members.into_iter().partition(has_ended);
+            self.members = rest;
+            let late: Vec<Member> = late;
+            let error = Error::store_busy("An earlier frame was not stored", "earlier_frame");
+            late.into_iter().for_each(|member| member.refuse(&error));
         }
+        (!self.members.is_empty()).then_some(self)
     }
 }

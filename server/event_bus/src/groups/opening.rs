@@ -174,19 +174,32 @@ impl Groups {
         }
     }
 
-    /// Where a subscription is at work, without putting it to work; none = nowhere.
-    /// Errors: `STORE_BUSY`.
-    pub(crate) async fn place(&self, id: &str, forwarded: bool) -> Result<Option<Place>> {
-        if forwarded {
-            self.whereabouts.forget(id);
-        }
-        if let Some(place) = self.known(id) {
-            return Ok(Some(place));
-        }
-        if !self.parts.core.db.is_postgres() {
+    /// Puts the subscription of a name to work that a tenant has, if it has one. Returns the other
+    /// process that has it at work. Errors: `STORE_BUSY`, `SERVER_DRAINING`.
+    pub(crate) async fn open_named(
+        self: &Arc<Self>,
+        product: &str,
+        name: &str,
+        tenant: i64,
+    ) -> Result<Option<Arc<str>>> {
+        if self.find_named(tenant, product, name).is_some() {
             return Ok(None);
         }
-        let owner = self.other_owner(id).await?;
-        Ok(owner.map(Place::Elsewhere))
+        let found = match self.parts.core.tenancy.by_number(tenant).await {
+            Ok(tenant) => {
+                let settings = self.resolve(&tenant, Some(product), name).await;
+                settings.map(|settings| (tenant, settings))
+            }
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok((tenant, settings)) => match self.open(&tenant, settings).await? {
+                Place::Here(_) => Ok(None),
+                Place::Elsewhere(owner) => Ok(Some(owner)),
+            },
+            Err(error) if error.reason() == "STORE_BUSY" => Err(error),
+            // A lease of nobody.
+            Err(_) => Ok(None),
+        }
     }
 }

@@ -318,7 +318,12 @@ impl Leasing {
 
     /// What a lease that is not the current one of its event is.
     fn not_current(&self, id: LeaseId) -> Outcome {
-        if id.epoch != self.epoch {
+        let settled = id.seq <= self.cursor && !self.events.contains_key(&id.seq);
+        if id.epoch != self.epoch && settled {
+            // Perhaps by this very lease, of which the answer was lost with the owner before: it
+            // does not come again.
+            Outcome::AlreadySettled
+        } else if id.epoch != self.epoch {
             Outcome::LeaseExpired
         } else if self.remembered.contains(id) {
             Outcome::AlreadySettled

@@ -59,6 +59,7 @@ impl Told<'_> {
             events: vec![event.encode()],
             log: self.log.clone(),
             independent: false,
+            row: None,
         }
     }
 }

@@ -179,8 +179,10 @@ impl Model {
         let settled = self.settled.values().any(|settled| *settled == id);
         let looked_at = id.seq <= self.position.cursor;
         let is = |held: Held| held.number == id.number && held.until > now;
+        let unsettled = self.unsettled().any(|(seq, _)| seq == id.seq);
         let event = self.events.get_mut(&id.seq);
         match event.filter(|event| event.held.is_some_and(is)) {
+            _ if id.epoch != self.epoch && looked_at && !unsettled => Err(Outcome::AlreadySettled),
             _ if id.epoch != self.epoch => Err(Outcome::LeaseExpired),
             Some(event) => Ok(event),
             None if settled => Err(Outcome::AlreadySettled),
