@@ -13,6 +13,7 @@ pub mod nats;
 mod nats_connection;
 pub mod options;
 pub mod postgres;
+pub mod process;
 pub mod redis;
 mod redis_connection;
 pub mod report;

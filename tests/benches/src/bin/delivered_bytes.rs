@@ -150,7 +150,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         arguments.events,
         table.text()
     );
-    report::publish("delivered_bytes", &text, arguments.options.write.as_deref())
+    arguments.options.setting.publish("delivered_bytes", &text)
 }
 
 /// The row of one database: Hub and the other table in turn.
