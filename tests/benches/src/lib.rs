@@ -4,6 +4,7 @@
 //! Every server listens on loopback, keeps its data in a temporary directory and syncs before it
 //! acknowledges. Contenders are measured in turn, round after round.
 
+pub mod backend;
 pub mod contender;
 pub mod disk;
 pub mod hub;
