@@ -1,42 +1,31 @@
 //! Hub: the release binary as a process of its own, and its client.
 
 use std::collections::VecDeque;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use hub_client::proto::hub::api_keys::v1::{ApiKey, CreateApiKeyRequest};
-use hub_client::proto::hub::platform::v1::CreateTenantRequest;
 use hub_client::{
     Answer, CloudEvent, Consumer, ConsumerState, Data, Delivery, Hub, LeasedEvent, PendingReceipt,
     SubscribeOptions, Subscriber,
 };
-use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::contender::{Feed, Measured, OnEvent};
 use crate::hub_reader::Reader;
+use crate::process::{self, Process, product_key};
 use crate::round::Run;
 use crate::scratch::Scratch;
 use crate::server::Server;
 use crate::{EVENT_TYPE, PATIENCE, PAYLOAD_BYTES, Result};
 
-/// Base64 of 32 bytes.
-const SEALING_KEY: &str = "YmVuY2ggYmVuY2ggYmVuY2ggYmVuY2ggYmVuY2ggb2s=";
-
 /// A server of its own, with a tenant and keys.
 #[derive(Debug)]
 pub struct HubServer {
-    server: Server,
-    url: String,
-    address: String,
+    process: Process,
     portal_key: String,
     psa: Hub,
     ids: AtomicU64,
@@ -55,14 +44,11 @@ impl HubServer {
     /// # Errors
     /// It does not start.
     pub async fn sqlite(binary: &Path, scratch: &Scratch) -> Result<Self> {
-        let dir = scratch.dir("hub-sqlite")?;
-        let mut command = hub(binary, &dir);
-        command.args(["dev", "--no-traffic", "--listen", "127.0.0.1:0"]);
-        command.arg("--data-dir").arg(dir.join("data"));
-        let (server, ready) = start(command, &dir).await?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let keys = &ready["productKeys"];
-        Self::connect(server, &ready, text(&keys["psa"]), text(&keys["portal"]))
+        let process = Process::dev(binary, &scratch.dir("hub-sqlite")?).await?;
+        let keys = &process.ready()["productKeys"];
+        let key = |product: &str| keys[product].as_str().unwrap_or_default().to_owned();
+        let (psa, portal) = (key("psa"), key("portal"));
+        Self::connect(process, &psa, portal)
     }
 
     /// Starts `hub serve` on an empty PostgreSQL and makes a tenant with keys.
@@ -71,55 +57,27 @@ impl HubServer {
     /// It does not start.
     pub async fn postgres(binary: &Path, scratch: &Scratch, url: &str) -> Result<Self> {
         let dir = scratch.dir("hub-postgres")?;
-        let migrated = hub(binary, &dir)
-            .args(["migrate", "--database", url])
-            .output()?;
-        if !migrated.status.success() {
-            let why = String::from_utf8_lossy(&migrated.stderr).into_owned();
-            return Err(format!("hub migrate: {}", why.trim()).into());
-        }
-        let mut command = hub(binary, &dir);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--database", url]);
-        command.env("HUB_SEALING_KEY", SEALING_KEY);
-        command.arg("--data-dir").arg(dir.join("data"));
-        command
-            .arg("--operator-key-file")
-            .arg(dir.join("operator.key"));
-        let (server, ready) = start(command, &dir).await?;
-        let url = ready["http"].as_str().unwrap_or_default();
-        let operator_key = ready["operatorKey"].as_str().unwrap_or_default();
-        let operator = Hub::builder(url).api_key(operator_key).connect_lazy()?;
-        let request = CreateTenantRequest {
-            name: "Benchmarks".into(),
-            ..Default::default()
-        };
-        let created = operator.platform().create_tenant(request).await;
-        let created = created.map_err(hub_client::Error::from)?.into_inner();
-        let admin = Hub::builder(url)
-            .api_key(created.admin_key)
-            .connect_lazy()?;
+        process::migrate(binary, &dir, url)?;
+        let process = Process::serve(binary, &dir, url).await?;
+        let created = process::tenant(&process.operator()?, "Benchmarks", &[]).await?;
+        let admin = process.client(&created.admin_key)?;
         let psa = product_key(&admin, "psa").await?;
         let portal = product_key(&admin, "portal").await?;
-        Self::connect(server, &ready, psa, portal)
+        Self::connect(process, &psa, portal)
     }
 
-    fn connect(server: Server, ready: &Value, psa_key: String, portal_key: String) -> Result<Self> {
-        let text = |name: &str| ready[name].as_str().unwrap_or_default().to_owned();
-        let url = text("http");
-        let psa = Hub::builder(&url).api_key(&psa_key).connect_lazy()?;
+    fn connect(process: Process, psa_key: &str, portal_key: String) -> Result<Self> {
         Ok(HubServer {
-            server,
-            url,
-            address: text("grpc"),
+            psa: process.client(psa_key)?,
+            process,
             portal_key,
-            psa,
             ids: AtomicU64::new(0),
         })
     }
 
     /// Its process.
     pub fn server(&self) -> &Server {
-        &self.server
+        self.process.server()
     }
 
     /// A connection of its own with the key of Portal, to which the events are routed.
@@ -127,9 +85,7 @@ impl HubServer {
     /// # Errors
     /// The URL can't be used.
     pub fn reader(&self) -> Result<Hub> {
-        Ok(Hub::builder(&self.url)
-            .api_key(&self.portal_key)
-            .connect_lazy()?)
+        self.process.client(&self.portal_key)
     }
 
     /// Keeps `window` events in flight for `duration`, with the publisher of the client.
@@ -262,32 +218,14 @@ impl HubServer {
     }
 
     fn event(&self, payload: Bytes) -> CloudEvent {
-        CloudEvent {
-            id: self.ids.fetch_add(1, Ordering::Relaxed).to_string(),
-            source: "/psa/tickets".into(),
-            spec_version: "1.0".into(),
-            r#type: EVENT_TYPE.into(),
-            data: Some(Data::BinaryData(payload)),
-            ..Default::default()
-        }
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        event(id.to_string(), payload)
     }
 
-    /// Number and duration of all commits, from `/metrics`.
+    /// Number and duration of all commits.
     async fn commits(&self) -> Result<Commits> {
-        let mut stream = TcpStream::connect(&self.address).await?;
-        let request = format!(
-            "GET /metrics HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
-            self.address
-        );
-        stream.write_all(request.as_bytes()).await?;
-        let mut text = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut text)).await??;
-        let value = |name: &str| {
-            let lines = text.lines().filter_map(|line| line.strip_prefix(name));
-            lines
-                .filter_map(|rest| rest.trim().parse::<f64>().ok())
-                .sum()
-        };
+        let metrics = self.process.metrics().await?;
+        let value = |name: &str| metrics.get(name).copied().unwrap_or_default();
         Ok(Commits {
             count: value("hub_journal_commit_seconds_count"),
             seconds: value("hub_journal_commit_seconds_sum"),
@@ -295,45 +233,16 @@ impl HubServer {
     }
 }
 
-/// The program, without the variables of this process that it would read.
-fn hub(binary: &Path, dir: &Path) -> Command {
-    let mut command = Command::new(binary);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("HUB_") {
-            command.env_remove(name);
-        }
-    }
-    command.current_dir(dir);
-    command
-}
-
-async fn start(mut command: Command, dir: &Path) -> Result<(Server, Value)> {
-    let file: PathBuf = dir.join("ready.json");
-    command.arg("--ready-file").arg(&file);
-    let mut server = Server::start("hub", &mut command, &dir.join("log"))?;
-    let ready = server
-        .until(async || serde_json::from_slice(&fs::read(&file).ok()?).ok())
-        .await?;
-    Ok((server, ready))
-}
-
-/// A key with which a product may publish and read.
-///
-/// # Errors
-/// Hub refuses it.
-pub async fn product_key(admin: &Hub, product: &str) -> Result<String> {
-    let request = CreateApiKeyRequest {
-        api_key: Some(ApiKey {
-            name: product.into(),
-            product: product.into(),
-            scopes: vec!["hub:events.publish".into(), "hub:events.read".into()],
-            ..Default::default()
-        }),
+/// An event of PSA that is routed to Portal.
+pub fn event(id: String, payload: Bytes) -> CloudEvent {
+    CloudEvent {
+        id,
+        source: "/psa/tickets".into(),
+        spec_version: "1.0".into(),
+        r#type: EVENT_TYPE.into(),
+        data: Some(Data::BinaryData(payload)),
         ..Default::default()
-    };
-    let created = admin.api_keys().create_api_key(request).await;
-    let created = created.map_err(hub_client::Error::from)?;
-    Ok(created.into_inner().plaintext)
+    }
 }
 
 /// Waits until what comes next is live.

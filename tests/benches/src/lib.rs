@@ -4,6 +4,7 @@
 //! Every server listens on loopback, keeps its data in a temporary directory and syncs before it
 //! acknowledges. Contenders are measured in turn, round after round.
 
+pub mod backend;
 pub mod contender;
 pub mod disk;
 pub mod hub;
@@ -13,6 +14,7 @@ pub mod nats;
 mod nats_connection;
 pub mod options;
 pub mod postgres;
+pub mod process;
 pub mod redis;
 mod redis_connection;
 pub mod report;

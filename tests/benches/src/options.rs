@@ -18,7 +18,7 @@ use crate::{Result, report};
 /// Pause before each measurement: what the one before left to do is done by then.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Flags of every program.
+/// Flags of the programs that measure contenders.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Seconds of each measurement.
@@ -30,6 +30,14 @@ pub struct Options {
     /// Only these contenders: hub-sqlite, hub-postgres, redis, nats, limit.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
+    /// What is measured and where.
+    #[command(flatten)]
+    pub setting: Setting,
+}
+
+/// What is measured and where: flags of every program.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Setting {
     /// File whose table of this program is replaced by the new one.
     #[arg(long)]
     pub write: Option<PathBuf>,
@@ -216,9 +224,6 @@ impl Options {
     /// # Errors
     /// No hub can be started, or this is no release build.
     pub async fn start(&self, names: &[Name]) -> Result<Contenders> {
-        if cfg!(debug_assertions) {
-            return Err("this is a debug build: run it with --release".into());
-        }
         for only in &self.only {
             if !Name::ALL.iter().any(|name| name.flag() == only) {
                 return Err(format!("--only {only}: there is no such contender").into());
@@ -227,8 +232,8 @@ impl Options {
         let asked =
             |name: &Name| self.only.is_empty() || self.only.iter().any(|only| only == name.flag());
         let repository = report::repository();
-        let binary = self.binary(&repository)?;
-        let scratch = Scratch::new(self.dir.as_deref())?;
+        let binary = self.setting.binary()?;
+        let scratch = self.setting.scratch()?;
         let mut started = Vec::new();
         for name in names.iter().copied().filter(asked) {
             match start(name, &binary, &repository, &scratch).await {
@@ -246,9 +251,17 @@ impl Options {
             false => Ok(Contenders { started, scratch }),
         }
     }
+}
 
-    /// Builds hub if there is no newer build of it.
-    fn binary(&self, repository: &Path) -> Result<PathBuf> {
+impl Setting {
+    /// The binary of hub; built if there is no newer build of it.
+    ///
+    /// # Errors
+    /// It can't be built, or this is no release build.
+    pub fn binary(&self) -> Result<PathBuf> {
+        if cfg!(debug_assertions) {
+            return Err("this is a debug build: run it with --release".into());
+        }
         if let Some(hub) = &self.hub {
             return Ok(hub.canonicalize()?);
         }
@@ -256,13 +269,29 @@ impl Options {
         let status = Command::new(cargo)
             .args(["build", "--release", "--quiet", "--package", "hub-server"])
             .args(["--bin", "hub"])
-            .current_dir(repository)
+            .current_dir(report::repository())
             .status()?;
         if !status.success() {
             return Err("hub can't be built".into());
         }
         let program = std::env::current_exe()?;
         Ok(program.with_file_name("hub"))
+    }
+
+    /// A new directory for the data of all servers.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn scratch(&self) -> Result<Scratch> {
+        Ok(Scratch::new(self.dir.as_deref())?)
+    }
+
+    /// Prints a result, and replaces the one of this program in the file of `--write`.
+    ///
+    /// # Errors
+    /// The file has no markers of this name, or can't be written.
+    pub fn publish(&self, name: &str, text: &str) -> Result<()> {
+        report::publish(name, text, self.write.as_deref())
     }
 }
 

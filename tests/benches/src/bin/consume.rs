@@ -53,7 +53,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         options.seconds,
         table(arguments, &runs).text(),
     );
-    report::publish("consume", &text, options.write.as_deref())
+    options.setting.publish("consume", &text)
 }
 
 async fn measure(arguments: &Arguments, contenders: &mut Contenders) -> Result<Runs> {

@@ -66,7 +66,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         options.seconds,
         table(arguments, &runs).text(),
     );
-    report::publish("fanout", &text, options.write.as_deref())
+    options.setting.publish("fanout", &text)
 }
 
 async fn measure(arguments: &Arguments, contenders: &mut Contenders) -> Result<Runs> {

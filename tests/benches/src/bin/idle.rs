@@ -66,7 +66,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
             limit(each.ceil() as u64, STREAM_KIB_MAX, "KiB"),
         ]);
     }
-    report::publish("idle", table.text(), arguments.options.write.as_deref())
+    arguments.options.setting.publish("idle", table.text())
 }
 
 /// Resident memory with so many streams that wait for events.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use hub_benches::hub::product_key;
 use hub_benches::large_log::{LargeLog, batch, connect, start};
+use hub_benches::process::product_key;
 use hub_benches::report::{self, Table};
 use hub_benches::scratch::Scratch;
 use hub_benches::stats::{Series, number, percentile, rate};

@@ -53,7 +53,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         options.seconds,
         table(&results).text(),
     );
-    report::publish("latency", &text, options.write.as_deref())
+    options.setting.publish("latency", &text)
 }
 
 async fn measure(arguments: &Arguments, contenders: &mut Contenders) -> Result<Results> {

@@ -64,7 +64,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         ratios(arguments, &runs).text(),
         costs(arguments, &runs).text(),
     );
-    report::publish("publish", &text, options.write.as_deref())
+    options.setting.publish("publish", &text)
 }
 
 async fn measure(arguments: &Arguments, contenders: &mut Contenders) -> Result<Runs> {
