@@ -81,11 +81,13 @@ async fn behaves(backend: Backend, processes: usize) {
     }
 }
 
+#[ignore = "a minute of load and faults on its own; tests/run --only history runs it"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_process_on_sqlite_keeps_its_word_under_faults() {
     Box::pin(behaves(Backend::Sqlite, 1)).await;
 }
 
+#[ignore = "a minute of load and faults on its own; tests/run --only history runs it"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_processes_on_postgres_keep_their_word_under_faults() {
     Box::pin(behaves(Backend::Postgres, 3)).await;
