@@ -8,7 +8,7 @@ use clap::Parser;
 use futures_util::StreamExt;
 use hub_benches::hub::{HubServer, live};
 use hub_benches::options::{Contender, Name, Options};
-use hub_benches::report::{self, Table};
+use hub_benches::report::Table;
 use hub_benches::server::Server;
 use hub_benches::{PATIENCE, Result};
 use hub_client::SubscribeOptions;
