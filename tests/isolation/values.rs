@@ -64,7 +64,7 @@ impl Known {
     pub fn with_prefix(&self, prefix: &str) -> Vec<&String> {
         let all = self.by_field.values().flatten();
         let mut found: Vec<&String> = all
-            .filter(|text| text.starts_with(prefix) && text.len() > prefix.len() + 8)
+            .filter(|text| text.len() > prefix.len() + 8 && is_id(text, prefix))
             .collect();
         found.sort();
         found.dedup();
@@ -87,6 +87,12 @@ impl Known {
             texts.retain(|text| keep(text));
         }
     }
+}
+
+/// Whether a text is an id with this prefix, and not a longer one that begins with such an id.
+fn is_id(text: &str, prefix: &str) -> bool {
+    let rest = text.strip_prefix(prefix);
+    rest.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
 /// Makes requests of one caller.
