@@ -183,7 +183,11 @@ fn the_largest_numbers_are_packed_too() {
     };
     let saved = vec![saved];
     assert_eq!(unpack(&pack(&saved)), Ok(saved));
-    assert_eq!(unpack(&pack(&[])), Ok(Vec::new()));
+    assert_eq!(
+        pack(&[]),
+        [0; 0],
+        "who has something to do is found by its length"
+    );
     assert_eq!(unpack(&[]), Ok(Vec::new()));
 }
 
