@@ -122,12 +122,13 @@ pub async fn start(
     }
     let public_url = public_url(&config, addr);
     let address = advertise::address(&config, addr)?;
+    // First of all: what is measured before it is installed is lost.
+    let metrics = telemetry::recorder()?;
     let core = open(&config, clock, &public_url, Some(&address)).await?;
     let keys = modules::keys(&core)?;
     let operator_key = operator_key(&keys.keys, config.operator_key_file.as_deref()).await?;
     let authenticator = keys.authenticator.clone();
     let services = modules::services(&core, keys);
-    let metrics = telemetry::recorder()?;
     let health = HealthReporter::new();
     report(&health, ServingStatus::Serving).await;
     let router = listen::stack(Parts {

@@ -139,7 +139,8 @@ impl Processes {
             tx.commit().await?;
             this.belief.begin_for_ever();
         }
-        metrics::gauge!("hub_processes_live").set(1.0);
+        let live = this.peers.borrow().len() + 1;
+        metrics::gauge!("hub_processes_live").set(live as f64);
         Ok(Arc::new(this))
     }
 
