@@ -338,13 +338,14 @@ fn table(arguments: &Arguments, [without, with]: &[Measured; 2]) -> Table {
         table.row(&row);
     }
     let ratio = |with: &Series, without: &Series| with.ratio(without).unwrap_or(f64::INFINITY);
-    let [p50, p99] = [0, 1].map(|at| ratio(&with.delivery[at], &without.delivery[at]));
+    let p99 = ratio(&with.delivery[1], &without.delivery[1]);
     let publish = [0, 1].map(|at| ratio(&with.publish[at], &without.publish[at]));
     let verdict = if p99 <= GOAL { "held" } else { "MISSED" };
     table.row(&[
         "ratio of medians".to_owned(),
         "-".to_owned(),
-        format!("{p50:.2}"),
+        // Of next to nothing: most events come before the answer.
+        "-".to_owned(),
         format!("{p99:.2} (goal {GOAL}: {verdict})"),
         format!("{:.2}", publish[0]),
         format!("{:.2}", publish[1]),
