@@ -39,7 +39,11 @@ impl Address {
         let address = self.0.clone();
         let connect = service_fn(move |_| {
             let addr = *address.lock().unwrap();
-            async move { TcpStream::connect(addr).await.map(TokioIo::new) }
+            async move {
+                let stream = TcpStream::connect(addr).await?;
+                stream.set_nodelay(true)?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
         });
         Hub::builder("http://hub.test")
             .api_key(key)

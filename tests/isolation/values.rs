@@ -14,6 +14,8 @@ use crate::journal::random::Random;
 const DEPTH_MAX: usize = 5;
 /// Seconds of the manual clock of tests.
 const NOW: i64 = 1_767_225_600;
+/// Seconds that a call may ask to wait.
+const WAIT_MAX: i64 = 60;
 
 /// Texts that nobody means.
 const ODD: [&str; 6] = ["", "é\u{202e}%00", "../..", "*", "0", "null"];
@@ -117,6 +119,8 @@ impl Generator<'_> {
             }
             "google.protobuf.Duration" => {
                 let seconds = self.random.below(7200) as i64;
+                // Time stands still: a wait that is not refused for its length would not end.
+                let seconds = if seconds > WAIT_MAX { seconds } else { 0 };
                 set(&mut message, "seconds", Value::I64(seconds));
                 return message;
             }

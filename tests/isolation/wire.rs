@@ -63,6 +63,8 @@ impl Wire {
     /// Connects.
     pub async fn connect(addr: SocketAddr) -> Wire {
         let stream = TcpStream::connect(addr).await.unwrap();
+        // Headers and body are two writes: the second would wait for the first's acknowledgement.
+        stream.set_nodelay(true).unwrap();
         let executor = TokioExecutor::new();
         let (sender, connection) =
             hyper::client::conn::http2::handshake(executor, TokioIo::new(stream))
@@ -77,7 +79,9 @@ impl Wire {
         let request = call.request(self.addr);
         let sent = self.sender.send_request(request);
         let response = tokio::time::timeout(PATIENCE, sent).await;
-        let response = response.expect("an answer in time").unwrap();
+        let response = response
+            .unwrap_or_else(|_| panic!("no answer to {}", call.shown()))
+            .unwrap();
         let (head, mut body) = response.into_parts();
         let streams = call.rpc.policy.server_streaming;
         let (mut data, mut trailers, mut ended) = (BytesMut::new(), HeaderMap::new(), false);

@@ -69,15 +69,22 @@ impl Kind for Counting {
             self.running_max.fetch_max(running, Ordering::SeqCst);
             self.order.lock().unwrap().push(run.job().job_id.clone());
             let trick = self.tricks.lock().unwrap().pop_front();
-            let ended = self.count(run, trick).await;
-            self.running.fetch_sub(1, Ordering::SeqCst);
-            ended
+            self.count(run, trick, AtWork(&self.running)).await
         })
     }
 }
 
+/// A chunk at work, until it is dropped.
+struct AtWork<'a>(&'a AtomicUsize);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Counting {
-    async fn count(&self, run: &Run, trick: Option<Trick>) -> Result<Ended> {
+    async fn count(&self, run: &Run, trick: Option<Trick>, at_work: AtWork<'_>) -> Result<Ended> {
         let mut failure = None;
         match trick {
             None => {}
@@ -115,6 +122,8 @@ impl Counting {
             ..Chunk::default()
         };
         let saved = run.save(&mut tx, chunk).await?;
+        // Another process may begin the next chunk before this one hears of the commit.
+        drop(at_work);
         tx.commit().await?;
         Ok(Ended::Saved(saved))
     }

@@ -63,6 +63,7 @@ pub async fn request(
     body: impl Into<Bytes>,
 ) -> Answer {
     let stream = TcpStream::connect(addr).await.unwrap();
+    stream.set_nodelay(true).unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();
@@ -84,6 +85,7 @@ pub async fn post_grpc(
     body: impl Into<Bytes>,
 ) -> Answer {
     let stream = TcpStream::connect(addr).await.unwrap();
+    stream.set_nodelay(true).unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await

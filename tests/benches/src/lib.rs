@@ -34,3 +34,12 @@ pub const PAYLOAD_BYTES: usize = 256;
 pub const EVENT_TYPE: &str = "ticket.created";
 /// How long a server may take to start, or a run to bring its last event.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Runs a program to its end, or until a person interrupts it: then the servers that it started are
+/// ended as well.
+pub async fn until_interrupted(program: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::select! {
+        done = program => done,
+        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+    }
+}

@@ -2,16 +2,21 @@
 //!
 //! Each key sets one bit in each of the eight words of its 64-byte line (split block Bloom filter,
 //! as in the Parquet format). At 20 bits a key about one foreign key in some thousands passes.
+//!
+//! Keys are added while others look: a bit that is not seen yet is one of a key whose adding has
+//! not ended, and nobody relies on the filter for such keys.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Bits of memory for each key.
 const BITS_PER_KEY: usize = 20;
 const WORDS: usize = 8;
 
 /// Says "certainly not" or "look it up".
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Filter {
-    lines: Vec<[u64; WORDS]>,
-    keys: usize,
+    lines: Vec<[AtomicU64; WORDS]>,
+    keys: AtomicUsize,
 }
 
 impl Filter {
@@ -20,30 +25,31 @@ impl Filter {
         let lines = (keys_max * BITS_PER_KEY)
             .div_ceil(WORDS * 64)
             .next_power_of_two();
+        let line = || [const { AtomicU64::new(0) }; WORDS];
         Filter {
-            lines: vec![[0; WORDS]; lines],
-            keys: 0,
+            lines: std::iter::repeat_with(line).take(lines).collect(),
+            keys: AtomicUsize::new(0),
         }
     }
 
     /// Keys that it can still take before it answers "look it up" too often.
     pub(super) fn room(&self) -> usize {
-        (self.lines.len() * WORDS * 64 / BITS_PER_KEY).saturating_sub(self.keys)
+        let keys = self.keys.load(Relaxed);
+        (self.lines.len() * WORDS * 64 / BITS_PER_KEY).saturating_sub(keys)
     }
 
-    pub(super) fn insert(&mut self, key: u128) {
-        let line = self.line(key);
-        for (word, bit) in self.lines[line].iter_mut().zip(bits(key)) {
-            *word |= bit;
+    pub(super) fn insert(&self, key: u128) {
+        for (word, bit) in self.lines[self.line(key)].iter().zip(bits(key)) {
+            word.fetch_or(bit, Relaxed);
         }
-        self.keys += 1;
+        self.keys.fetch_add(1, Relaxed);
     }
 
     pub(super) fn may_contain(&self, key: u128) -> bool {
         self.lines[self.line(key)]
             .iter()
             .zip(bits(key))
-            .all(|(word, bit)| word & bit != 0)
+            .all(|(word, bit)| word.load(Relaxed) & bit != 0)
     }
 
     /// Keys are hashes already: the upper half chooses the line, the lower half the bits.
@@ -71,7 +77,7 @@ mod tests {
 
     #[test]
     fn every_key_is_found_and_few_others() {
-        let mut filter = Filter::with_capacity(50_000);
+        let filter = Filter::with_capacity(50_000);
         (0..50_000).for_each(|n| filter.insert(key(n)));
         assert!((0..50_000).all(|n| filter.may_contain(key(n))));
         let wrong = (50_000..150_000)

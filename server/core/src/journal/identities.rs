@@ -57,7 +57,7 @@ pub(super) type SegmentIds = (i64, Micros, Vec<u8>);
 
 struct Flush {
     seen: Arc<Seen>,
-    task: JoinHandle<sqlx::Result<(Vec<Run>, Filter)>>,
+    task: JoinHandle<sqlx::Result<(Vec<Run>, Arc<Filter>)>>,
 }
 
 impl Identities {
@@ -249,11 +249,15 @@ impl Identities {
         let task = tokio::spawn(async move {
             let runs = index.write(runs, batch.clone(), now, window).await?;
             // Off the commit path: look-ups meanwhile find the set itself.
-            let filter = match filter.room() < batch.len() {
-                true => index.rebuild_filter(&runs).await?,
-                false => in_background(move || with_all(&filter, &batch)).await?,
-            };
-            Ok((runs, filter))
+            if filter.room() < batch.len() {
+                let rebuilt = index.rebuild_filter(&runs).await?;
+                return Ok((runs, Arc::new(rebuilt)));
+            }
+            let filter = in_background(move || {
+                batch.keys().for_each(|identity| filter.insert(*identity));
+                filter
+            });
+            Ok((runs, filter.await?))
         });
         self.flushing = Some(Flush { seen, task });
     }
@@ -273,7 +277,7 @@ impl Identities {
         match result {
             Ok(Ok((runs, filter))) => {
                 self.runs = runs;
-                self.filter = Arc::new(filter);
+                self.filter = filter;
             }
             failed => {
                 tracing::warn!("the index of identities was not written: {failed:?}");
@@ -313,10 +317,4 @@ pub(super) async fn page(
         .bind(PAGE_SEGMENTS)
         .all()
         .await
-}
-
-fn with_all(filter: &Filter, seen: &Seen) -> Filter {
-    let mut filter = filter.clone();
-    seen.keys().for_each(|identity| filter.insert(*identity));
-    filter
 }

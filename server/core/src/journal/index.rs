@@ -137,7 +137,7 @@ impl Index {
                 .fetch_all(&self.pool)
                 .await?;
         let total: i64 = rows.iter().map(|(_, entries, _)| *entries).sum();
-        let mut filter = Filter::with_capacity(2 * total.max(0) as usize);
+        let filter = Filter::with_capacity(2 * total.max(0) as usize);
         let mut runs = Vec::with_capacity(rows.len());
         for (number, entries, newest) in rows {
             let pages = self.read_run(number).await?;
@@ -262,7 +262,7 @@ impl Index {
     /// A filter with room to double, over all runs.
     pub(super) async fn rebuild_filter(&self, runs: &[Run]) -> sqlx::Result<Filter> {
         let total: usize = runs.iter().map(|run| run.entries).sum();
-        let mut filter = Filter::with_capacity(2 * total);
+        let filter = Filter::with_capacity(2 * total);
         for run in runs {
             for page in self.read_run(run.number).await? {
                 entries_of(&page).for_each(|entry| filter.insert(entry.0));

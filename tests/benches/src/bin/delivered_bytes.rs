@@ -12,7 +12,7 @@ use hub_benches::hub::HubServer;
 use hub_benches::options::{Contender, Name, Options};
 use hub_benches::report::{self, Table};
 use hub_benches::stats::{Series, number};
-use hub_benches::{PATIENCE, Result};
+use hub_benches::{PATIENCE, Result, until_interrupted};
 use hub_core::error::Error as HubError;
 use hub_core::storage::{self, Db, Failure, Sql};
 use tokio::time::{sleep, timeout};
@@ -111,11 +111,7 @@ impl Meter {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    tokio::select! {
-        done = run(&arguments) => done,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-    }
+    until_interrupted(run(&Arguments::parse())).await
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

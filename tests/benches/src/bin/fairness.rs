@@ -17,7 +17,7 @@ use hub_benches::options::Setting;
 use hub_benches::process::{self, Process, backend_key};
 use hub_benches::report::{self, Table};
 use hub_benches::stats::{Series, percentile, rate};
-use hub_benches::{PATIENCE, PAYLOAD_BYTES, Result};
+use hub_benches::{PATIENCE, PAYLOAD_BYTES, Result, until_interrupted};
 use hub_client::proto::hub::event_bus::v1::{EventRecord, PublishRequest};
 use hub_client::{Hub, PublisherOptions};
 use tokio::runtime;
@@ -92,11 +92,7 @@ struct Measured {
 // The consumer and the quiet publishers are on this thread, the busy one is on another.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    tokio::select! {
-        done = run(&arguments) => done,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-    }
+    until_interrupted(run(&Arguments::parse())).await
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

@@ -10,7 +10,7 @@ use hub_benches::hub::{HubServer, live};
 use hub_benches::options::{Contender, Name, Options};
 use hub_benches::report::Table;
 use hub_benches::server::Server;
-use hub_benches::{PATIENCE, Result};
+use hub_benches::{PATIENCE, Result, until_interrupted};
 use hub_client::SubscribeOptions;
 use tokio::task::JoinSet;
 
@@ -36,11 +36,7 @@ struct Arguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    tokio::select! {
-        done = run(&arguments) => done,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-    }
+    until_interrupted(run(&Arguments::parse())).await
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

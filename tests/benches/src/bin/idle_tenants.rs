@@ -16,7 +16,7 @@ use hub_benches::hub::event;
 use hub_benches::options::Setting;
 use hub_benches::process::{self, Process, backend_key};
 use hub_benches::report::{self, Table};
-use hub_benches::{PAYLOAD_BYTES, Result};
+use hub_benches::{PAYLOAD_BYTES, Result, until_interrupted};
 use hub_client::Hub;
 use hub_client::proto::hub::event_bus::v1::PublishRequest;
 use hub_client::proto::hub::platform::v1::ListProductsRequest;
@@ -60,11 +60,7 @@ struct Cost {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    tokio::select! {
-        done = run(&arguments) => done,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-    }
+    until_interrupted(run(&Arguments::parse())).await
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Parser;
-use hub_benches::Result;
 use hub_benches::contender::Feed;
 use hub_benches::options::{Contender, Contenders, Name, Options};
 use hub_benches::report::{self, Table};
 use hub_benches::stats::{Series, number, percentile};
+use hub_benches::{Result, until_interrupted};
 
 /// Before the first round, each contender runs for so long.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -33,11 +33,7 @@ type Results = BTreeMap<Name, [Series; PARTS.len()]>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    tokio::select! {
-        done = run(&arguments) => done,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-    }
+    until_interrupted(run(&Arguments::parse())).await
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

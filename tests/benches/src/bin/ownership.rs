@@ -14,7 +14,7 @@ use hub_benches::process::{self, Process, product_key};
 use hub_benches::report::{self, Table};
 use hub_benches::scratch::Scratch;
 use hub_benches::stats::Series;
-use hub_benches::{PATIENCE, PAYLOAD_BYTES, Result};
+use hub_benches::{PATIENCE, PAYLOAD_BYTES, Result, until_interrupted};
 use hub_client::{Answer, Consumer, ConsumerState, Data, Hub, LeasedEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -61,11 +61,7 @@ struct Bench {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    tokio::select! {
-        done = run(&arguments) => done,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-    }
+    until_interrupted(run(&Arguments::parse())).await
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

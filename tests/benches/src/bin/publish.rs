@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Parser;
-use hub_benches::Result;
 use hub_benches::options::{Contenders, Name, Options};
 use hub_benches::report::{self, Table};
 use hub_benches::round::Run;
 use hub_benches::stats::{Series, number, rate};
+use hub_benches::{Result, until_interrupted};
 
 /// Before the first round, each contender runs for so long with each window.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -43,11 +43,7 @@ fn floor(name: Name, window: usize) -> Option<f64> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    tokio::select! {
-        done = run(&arguments) => done,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-    }
+    until_interrupted(run(&Arguments::parse())).await
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
