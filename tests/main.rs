@@ -8,6 +8,8 @@
 mod support;
 
 #[cfg(test)]
+mod an_idle_process;
+#[cfg(test)]
 mod api_keys;
 #[cfg(test)]
 mod client;

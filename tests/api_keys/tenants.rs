@@ -1,11 +1,14 @@
 //! Keys of one tenant, and keys of all.
 
+use http::Method;
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::{ApiKey, GetApiKeyRequest, ListApiKeysRequest};
 use tonic::Code;
 
 use super::{create, new_key, reason, revoke, who_am_i};
-use crate::support::TestHub;
+use crate::support::{TestHub, request};
+
+const WHO_AM_I: &str = "/hub.api_keys.v1.ApiKeys/WhoAmI";
 
 /// A product backend's key for all tenants.
 fn backend_key() -> ApiKey {
@@ -62,6 +65,24 @@ both_databases! {
         let (foreign, none) = (foreign.unwrap_err(), none.unwrap_err());
         assert_eq!((foreign.code(), foreign.reason()), (Code::NotFound, Some("TENANT_NOT_FOUND")));
         assert_eq!((none.code(), none.reason()), (foreign.code(), foreign.reason()));
+    }
+
+    async fn of_two_tenants_none_is_chosen(hub: TestHub) {
+        let operator = hub.client(&hub.operator_key);
+        let of_all = create(&operator, backend_key()).await.unwrap().plaintext;
+        let (one, two) = (hub.first_tenant().clone(), hub.tenant().await);
+        for key in [&of_all, &one.admin_key] {
+            let key = format!("Bearer {key}");
+            let named = async |tenants: [&str; 2]| {
+                let mut headers = vec![("authorization", key.as_str())];
+                headers.push(("content-type", "application/json"));
+                headers.extend(tenants.map(|tenant| ("x-hub-tenant", tenant)));
+                request(hub.addr, Method::POST, WHO_AM_I, &headers, "{}").await
+            };
+            assert_eq!(named([&one.id, &two.id]).await.reason(), "FIELD_INVALID");
+            assert_eq!(named([&two.id, &one.id]).await.reason(), "FIELD_INVALID");
+            assert_eq!(named([&one.id, &one.id]).await.json()["tenantId"], one.id);
+        }
     }
 
     async fn a_key_of_all_tenants_names_the_tenant_of_a_call(hub: TestHub) {

@@ -2,7 +2,6 @@
 
 mod forwarded;
 mod hints;
-mod idle;
 mod kills;
 mod live;
 mod readiness;

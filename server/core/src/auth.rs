@@ -231,11 +231,16 @@ pub async fn admit_caller(
     Ok(caller)
 }
 
-/// A key of a tenant stays within it: naming another one is as if that one did not exist.
+/// A key of a tenant stays within it: naming another one is as if that one did not exist. Of two
+/// names none is chosen: what is in front of the hub may have chosen the other.
 async fn name_tenant(caller: &mut Caller, headers: &HeaderMap, tenancy: &Tenancy) -> Result<()> {
-    let Some(named) = headers.get(TENANT_HEADER) else {
+    let mut all = headers.get_all(TENANT_HEADER).iter();
+    let Some(named) = all.next() else {
         return Ok(());
     };
+    if all.any(|other| other != named) {
+        return Err(Error::field(TENANT_HEADER, "has two values"));
+    }
     let named = named.to_str().unwrap_or_default();
     match &caller.tenant {
         Some(own) if own.id() == named => Ok(()),

@@ -27,10 +27,15 @@ impl Leasing {
     }
 
     /// A member lost its connection: its leases return without costing an attempt, but an event
-    /// that was held at [`LOSSES_MAX`] losses is retried as after a nack. Costs O(leases).
+    /// that was held at [`LOSSES_MAX`] losses is retried as after a nack. Costs O(leases) if it has
+    /// any.
     pub fn leave(&mut self, member: MemberId, now: Micros, jitter: f64) {
         self.retire(member);
-        for seq in self.leased(Some(member)) {
+        let leased = match self.members.outstanding(member) {
+            0 => Vec::new(),
+            _ => self.leased(Some(member)),
+        };
+        for seq in leased {
             let Some(event) = self.end_lease(seq) else {
                 continue;
             };

@@ -1,4 +1,5 @@
-//! What an idle process asks of PostgreSQL.
+//! What an idle process asks of PostgreSQL. It waits for minutes, so its name puts it before all
+//! others: they run meanwhile.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -74,7 +75,7 @@ async fn settled(server: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_process_runs_at_most_two_statements_a_second() {
+async fn runs_at_most_two_statements_a_second() {
     let server = Server::start();
     log_statements(&server).await;
     let database = Database::at(server.url.clone());
