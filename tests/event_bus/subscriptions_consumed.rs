@@ -1,5 +1,7 @@
 //! Subscriptions of a product's own while it works them off: what calls about them do to leases.
 
+use std::time::Duration;
+
 use hub_client::start_at::At;
 use hub_client::{CloudEvent, Error};
 use hub_proto::hub::event_bus::v1::{
@@ -10,8 +12,11 @@ use hub_proto::hub::event_bus::v1::{
 
 use super::consumer::{ids_of, nack};
 use super::owner::{Owner, named, paused, seeking, starting, state, status};
+use super::retention::removed;
 use super::{Product, earliest, event, from, numbered, of_types, text, with_attributes};
-use crate::support::TestHub;
+use crate::support::{Backend, TestHub};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Products that publish and consume, and who has the subscription.
 struct Cast {
@@ -257,5 +262,21 @@ both_databases! {
         assert_eq!(status(&cast.shown().await).blocked_keys, []);
         cast.psa.publish(vec![about("a3", "acme")]).await;
         assert_eq!(ids_of(&cast.pull(1).await), ["a3"]);
+    }
+
+    async fn a_key_is_free_once_retention_removed_what_held_it(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let cast = Cast::new(&hub, ending(ExhaustedAction::BlockKey)).await;
+        cast.psa.publish(vec![about("a1", "acme"), about("a2", "acme")]).await;
+        cast.fail(&cast.pull(1).await[0]).await;
+        hub.clock.advance(DAY * 29);
+        cast.psa.publish(vec![about("a3", "acme")]).await;
+        cast.nothing().await;
+        assert_eq!(status(&cast.shown().await).blocked_keys[0].waiting, 2);
+        hub.clock.advance(DAY * 2);
+        removed(&hub, 2).await;
+        assert_eq!(ids_of(&cast.pull(1).await), ["a3"]);
+        let told = status(&cast.shown().await);
+        assert_eq!((told.blocked_keys, told.in_flight), (vec![], 1));
     }
 }

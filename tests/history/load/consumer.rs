@@ -48,8 +48,7 @@ pub async fn consume(site: Arc<Site>, identity: Identity, durable: Durable) -> C
         intents: Intents::default(),
     };
     while worker.site.phase() < Phase::Over {
-        let ended = worker.session().await;
-        worker.recorder.note(ended);
+        worker.session().await;
         worker.intents.clear();
         tokio::time::sleep(RETRY_PAUSE).await;
     }
@@ -57,7 +56,7 @@ pub async fn consume(site: Arc<Site>, identity: Identity, durable: Durable) -> C
 }
 
 impl Worker {
-    async fn session(&mut self) -> Consumption {
+    async fn session(&mut self) {
         let (hub, process) = self.site.connect(&mut self.random, &self.identity.key);
         let confirms = self.random.percent(60);
         self.recorder.note(Consumption::Asked { process, confirms });
@@ -74,11 +73,19 @@ impl Worker {
         let open = ConsumeRequest { frame: Some(open) };
         asks.send(open).await.expect("it is empty");
         let mut bus = hub.event_bus();
-        match timeout(CALL_TIMEOUT, bus.consume(ReceiverStream::new(sent))).await {
-            Ok(Ok(frames)) => self.work(frames.into_inner(), asks, confirms).await,
+        let answer = timeout(CALL_TIMEOUT, bus.consume(ReceiverStream::new(sent))).await;
+        let mut stream = None;
+        let ended = match answer {
+            Ok(Ok(frames)) => {
+                let frames = stream.insert(frames.into_inner());
+                self.work(frames, &asks, confirms).await
+            }
             Ok(Err(status)) => Consumption::Broken(format!("{status:?}")),
             Err(_) => Consumption::Broken("silent".to_owned()),
-        }
+        };
+        // Before the hub can hear of it, and lease what this consumer had to others.
+        self.recorder.note(ended);
+        drop((stream, asks));
     }
 
     /// Its id, or its name.
@@ -91,8 +98,8 @@ impl Worker {
 
     async fn work(
         &mut self,
-        mut frames: Streaming<ConsumeResponse>,
-        asks: mpsc::Sender<ConsumeRequest>,
+        frames: &mut Streaming<ConsumeResponse>,
+        asks: &mpsc::Sender<ConsumeRequest>,
         confirms: bool,
     ) -> Consumption {
         let ends = 500 + self.random.below(STREAM_MS_MAX);

@@ -45,8 +45,13 @@ impl Segment {
         let Some(place) = seq.checked_sub(self.first()) else {
             return Ok(None);
         };
-        let place = usize::try_from(place).unwrap_or(usize::MAX);
-        self.events().nth(place).transpose()
+        let mut events = self.events();
+        for _ in 0..place {
+            if !events.pass() {
+                break;
+            }
+        }
+        events.next().transpose()
     }
 
     /// Bytes of its events, about what reading it costs.
@@ -59,6 +64,19 @@ impl StoredEvent<'_> {
     /// The encoded CloudEvent, sharing the memory of its segment.
     pub fn event(&self) -> Bytes {
         self.data.slice_ref(self.event)
+    }
+}
+
+impl StoredEvents<'_> {
+    /// Passes over an event without looking into it; false at the end, and before damage.
+    fn pass(&mut self) -> bool {
+        let mut rest = self.rest;
+        if self.seq > self.last || take_entry(&mut rest).is_none() {
+            return false;
+        }
+        self.rest = rest;
+        self.seq += 1;
+        true
     }
 }
 
@@ -84,9 +102,13 @@ impl<'a> Iterator for StoredEvents<'a> {
     }
 }
 
-fn split<'a>(data: &mut &'a [u8]) -> Option<(&'a str, &'a str, &'a [u8])> {
+fn take_entry<'a>(data: &mut &'a [u8]) -> Option<&'a [u8]> {
     let header = decode_varint(data).ok()?;
-    let mut body = data.split_off(..usize::try_from(header >> 1).ok()?)?;
+    data.split_off(..usize::try_from(header >> 1).ok()?)
+}
+
+fn split<'a>(data: &mut &'a [u8]) -> Option<(&'a str, &'a str, &'a [u8])> {
+    let mut body = take_entry(data)?;
     let product_len = *body.split_off_first()?;
     let product = body.split_off(..usize::from(product_len))?;
     let kind_len = decode_varint(&mut body).ok()?;

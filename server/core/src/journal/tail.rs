@@ -25,6 +25,8 @@ pub struct Position {
 pub struct Log {
     tenant: TenantRef,
     head: watch::Sender<Position>,
+    /// Retention removed everything up to here, as far as this process heard.
+    floor: watch::Sender<u64>,
     tail: Mutex<Tail>,
     /// Set once this process knows what the log had before (PostgreSQL).
     pub(super) met: OnceCell<()>,
@@ -54,6 +56,7 @@ impl Log {
         Log {
             tenant,
             head: watch::Sender::new(head),
+            floor: watch::Sender::new(0),
             tail: Mutex::default(),
             met: OnceCell::new(),
         }
@@ -72,6 +75,12 @@ impl Log {
     /// Tells of every new head; several may be told as one.
     pub fn watch(&self) -> watch::Receiver<Position> {
         self.head.subscribe()
+    }
+
+    /// The last sequence that retention removed, 0 before any; told again when it rises. Another
+    /// process's removals are heard of within a minute.
+    pub fn watch_floor(&self) -> watch::Receiver<u64> {
+        self.floor.subscribe()
     }
 
     /// Somebody waits for its next head.
@@ -157,6 +166,11 @@ impl Log {
         let freed = tail.segments.drain(..gone).map(|s| s.memory()).sum();
         drop(tail);
         budget.release(freed);
+        self.floor.send_if_modified(|known| {
+            let rises = *known < floor;
+            *known = floor.max(*known);
+            rises
+        });
     }
 
     /// Moves on to a head whose events are only in the database.

@@ -43,12 +43,12 @@ struct Next {
 impl Group {
     /// Works until the group is over, then leaves what is unsettled to the next owner.
     pub(crate) async fn drive(self: Arc<Self>, groups: Weak<Groups>) {
-        let mut head = self.log.watch();
+        let (mut head, mut floor) = (self.log.watch(), self.log.watch_floor());
         loop {
             if let Err(error) = self.look_at_entitlement().await {
                 tracing::debug!("the tenant's products could not be read: {error}");
             }
-            let next = self.look();
+            let next = self.look(*floor.borrow_and_update());
             if next.over {
                 return;
             }
@@ -73,12 +73,12 @@ impl Group {
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }
-            self.wait(&next, &mut head).await;
+            self.wait(&next, &mut head, &mut floor).await;
         }
     }
 
-    /// Lets pass what the time has brought.
-    fn look(self: &Arc<Self>) -> Next {
+    /// Lets pass what the time has brought. `floor`: retention removed everything up to it.
+    fn look(self: &Arc<Self>, floor: u64) -> Next {
         let (now, jitter) = (self.now(), self.jitter());
         let mut state = self.lock();
         if state.over {
@@ -100,6 +100,7 @@ impl Group {
                 .for_each(|seat| seat.tell(self, News::State));
         }
         state.leasing.tick(now, jitter);
+        self.expire_removed(&mut state, floor, now);
         state.forget_pulled(now, PULLED);
         self.follow_up(&mut state);
         let (ready, bytes) = state.leasing.ready();
@@ -128,6 +129,23 @@ impl Group {
         }
     }
 
+    /// What was looked at and waits does not outlive its event, nor does a key that it blocks. What
+    /// was not looked at is found by reading.
+    fn expire_removed(self: &Arc<Self>, state: &mut State, floor: u64, now: Micros) {
+        let removed = floor.min(state.leasing.position().cursor);
+        if removed <= state.leasing.expired_through() {
+            return;
+        }
+        if let Some((from, to)) = state.leasing.expire_through(removed, now) {
+            self.tell_gap(state, from, to);
+        }
+    }
+
+    pub(super) fn tell_gap(self: &Arc<Self>, state: &State, from: u64, to: u64) {
+        let seats = state.seats.iter();
+        seats.for_each(|seat| seat.tell(self, News::Gap { from, to }));
+    }
+
     /// Nothing is left to read.
     fn is_at_end(self: &Arc<Self>) {
         let mut state = self.lock();
@@ -147,7 +165,12 @@ impl Group {
     }
 
     /// Sleeps until something may have changed.
-    async fn wait(&self, next: &Next, head: &mut watch::Receiver<Position>) {
+    async fn wait(
+        &self,
+        next: &Next,
+        head: &mut watch::Receiver<Position>,
+        floor: &mut watch::Receiver<u64>,
+    ) {
         let clock = &self.parts.core.clock;
         let due = next.due.map(|due| (due - clock.now()).max(0));
         let due = due.map_or(LOOK, |due| Duration::from_micros(due.unsigned_abs()));
@@ -156,6 +179,7 @@ impl Group {
         tokio::select! {
             () = self.wake.notified() => {}
             _ = head.wait_for(|head| head.seq > cursor), if room > 0 => {}
+            _ = floor.changed() => {}
             () = clock.sleep(due) => {}
         }
     }

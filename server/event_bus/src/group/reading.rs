@@ -14,7 +14,6 @@ use super::Group;
 use crate::filter::Filter;
 use crate::leasing::Key;
 use crate::routing::{self, Configuration, Event, Outcome};
-use crate::seat::News;
 
 /// Bytes of segments that are kept for events read ahead; others are read again when leased.
 const HELD_BYTES_MAX: usize = 8 << 20;
@@ -266,10 +265,7 @@ impl Group {
         let now = self.now();
         let mut state = self.lock();
         state.leasing.expire_through(to, now);
-        state
-            .seats
-            .iter()
-            .for_each(|seat| seat.tell(self, News::Gap { from, to }));
+        self.tell_gap(&state, from, to);
         self.follow_up(&mut state);
     }
 }

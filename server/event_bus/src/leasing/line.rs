@@ -28,13 +28,14 @@ impl Leasing {
 
     /// Retention passed these events: what of them is not settled is expired, a leased one when its
     /// lease returns, and what was not looked at is a range. Costs O(log n) for each of them.
-    pub fn expire_through(&mut self, seq: u64, now: Micros) {
+    /// Returns the first and the last of those that had been looked at and expired now.
+    pub fn expire_through(&mut self, seq: u64, now: Micros) -> Option<(u64, u64)> {
         self.expired_through = self.expired_through.max(seq);
         let passed = self.events.range(..=seq);
         let passed = passed.filter(|(_, event)| !event.is_leased());
         let passed: Vec<u64> = passed.map(|(seq, _)| *seq).collect();
-        for seq in passed {
-            self.settle(seq, Settled::Expired, None, now);
+        for seq in &passed {
+            self.settle(*seq, Settled::Expired, None, now);
         }
         // Nobody can redeliver them any more.
         let held = self.keys.held().take_while(|(holder, _)| *holder <= seq);
@@ -47,6 +48,12 @@ impl Leasing {
             self.pending.range(first, seq, Settled::Expired);
             self.looked_through(seq);
         }
+        Some((*passed.first()?, *passed.last()?))
+    }
+
+    /// How far retention came, as far as is known.
+    pub fn expired_through(&self) -> u64 {
+        self.expired_through
     }
 
     /// An event that was looked at and is settled is queued again, with all its attempts; its
