@@ -17,6 +17,7 @@ use hub_proto::policy::{MethodPolicy, method_policy};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::api_limit::{ApiLimit, Left};
 use crate::call::Call;
 use crate::modules;
 use crate::tls::Verified;
@@ -43,6 +44,14 @@ pub struct Gate {
     pub draining: CancellationToken,
     /// Callers need a certificate beside their key.
     pub certificates: bool,
+    /// Counts the calls of each tenant.
+    pub limit: ApiLimit,
+}
+
+/// What was decided about a call, and what is left of its limit if it is known who calls.
+struct Decided {
+    caller: Result<Caller>,
+    left: Option<Left>,
 }
 
 /// Address of the other end of a connection; in the extensions of its requests.
@@ -86,13 +95,16 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
             gate.decide(policy, request.headers(), peer, forwarded)
                 .await
         }
-        Err(error) => Err(error),
+        Err(error) => Decided {
+            caller: Err(error),
+            left: None,
+        },
     };
-    let outcome = decided.as_ref().map_or_else(Error::reason, |_| "OK");
+    let outcome = decided.caller.as_ref().map_or_else(Error::reason, |_| "OK");
     metrics::counter!("hub_key_verifications_total", "outcome" => outcome).increment(1);
-    let mut caller = match decided {
+    let mut caller = match decided.caller {
         Ok(caller) => caller,
-        Err(error) => return refuse(error),
+        Err(error) => return limited(refuse(error), decided.left),
     };
     // What was passed on keeps the id and the address that it came with.
     if !caller.origin.forwarded {
@@ -110,6 +122,14 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
         refuse(unexplained::not_implemented(policy.method, ""))
     };
     response.extensions_mut().insert(caller);
+    limited(response, decided.left)
+}
+
+/// The answer with what is left of the limit, whether it is good or an error.
+fn limited(mut response: Response, left: Option<Left>) -> Response {
+    if let Some(left) = left {
+        left.write(response.headers_mut());
+    }
     response
 }
 
@@ -131,15 +151,34 @@ impl Gate {
         headers: &HeaderMap,
         peer: Option<IpAddr>,
         forwarded: Option<Caller>,
-    ) -> Result<Caller> {
-        if self.draining.is_cancelled() {
-            return Err(Error::draining());
+    ) -> Decided {
+        let known = if self.draining.is_cancelled() {
+            Err(Error::draining())
+        } else if let Some(caller) = forwarded {
+            Ok(caller)
+        } else {
+            let credential = Credential { headers, peer };
+            self.authenticator.authenticate(credential).await
+        };
+        let caller = match known {
+            Ok(caller) => caller,
+            Err(error) => {
+                return Decided {
+                    caller: Err(error),
+                    left: None,
+                };
+            }
+        };
+        let admitted = auth::admit_caller(policy, caller.clone(), headers, &self.tenancy).await;
+        // Only what passed everything else is counted.
+        let (left, within) = match &admitted {
+            Ok(caller) => self.limit.take(caller),
+            Err(_) => (self.limit.left(&caller), Ok(())),
+        };
+        Decided {
+            caller: admitted.and_then(|caller| within.map(|()| caller)),
+            left,
         }
-        if let Some(caller) = forwarded {
-            return auth::admit_caller(policy, caller, headers, &self.tenancy).await;
-        }
-        let credential = Credential { headers, peer };
-        auth::admit(policy, credential, &*self.authenticator, &self.tenancy).await
     }
 }
 

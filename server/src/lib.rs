@@ -15,6 +15,7 @@ mod advertise;
 #[cfg(test)]
 mod alone;
 mod answers;
+mod api_limit;
 mod bounds;
 mod call;
 pub mod cli;
@@ -65,6 +66,7 @@ pub use config::Config;
 
 use accept::Acceptor;
 use admission::Gate;
+use api_limit::ApiLimit;
 use explain::Explainer;
 use listen::Parts;
 use modules::Keys;
@@ -143,6 +145,7 @@ pub async fn start(
             certificates: config
                 .tls
                 .is_some_and(|tls| tls.client_authorities.is_some()),
+            limit: ApiLimit::new(core.limits.api_requests_per_minute, core.clock.clone()),
         },
         explainer: Explainer::new(&core.public_url),
         pages: Pages {

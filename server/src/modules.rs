@@ -25,8 +25,13 @@ pub const DOMAINS: &[&str] = &[
 pub const BUILT: &[&str] = &[
     "hub.api_keys.v1.ApiKeys/CreateApiKey",
     "hub.api_keys.v1.ApiKeys/GetApiKey",
+    "hub.api_keys.v1.ApiKeys/GetApiKeyUsage",
     "hub.api_keys.v1.ApiKeys/ListApiKeys",
     "hub.api_keys.v1.ApiKeys/RevokeApiKey",
+    "hub.api_keys.v1.ApiKeys/RotateApiKey",
+    "hub.api_keys.v1.ApiKeys/SetRateLimit",
+    "hub.api_keys.v1.ApiKeys/UpdateApiKey",
+    "hub.api_keys.v1.ApiKeys/VerifyApiKey",
     "hub.api_keys.v1.ApiKeys/WhoAmI",
     "hub.event_bus.v1.EventBus/Acknowledge",
     "hub.event_bus.v1.EventBus/Consume",
@@ -102,6 +107,8 @@ pub fn keys(core: &Core) -> Result<Plugged, String> {
     expect(unused_variables, reason = "there is no domain to give it to")
 )]
 pub fn services(core: &Core, keys: Plugged) -> Router {
+    #[cfg(feature = "api_keys")]
+    keys.keys.work();
     let modules = Vec::<Module>::from([
         #[cfg(feature = "event_bus")]
         hub_event_bus::module(core, keys.authenticator),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use hub_client::proto::hub::api_keys::v1::ApiKey;
 use prost_types::Timestamp;
 use tonic::Code;
 
@@ -118,7 +119,11 @@ both_databases! {
         let key = hub.key("psa", &["psa:*"]).await;
         let before = who_am_i(&hub.client(&key)).await.unwrap();
         hub.restart().await;
-        assert_eq!(who_am_i(&hub.client(&key)).await.unwrap(), before);
+        let after = who_am_i(&hub.client(&key)).await.unwrap();
+        let (before, after) = (before.api_key.unwrap(), after.api_key.unwrap());
+        let last_use_time = after.last_use_time;
+        assert!(last_use_time.is_some(), "what was counted is written before the end");
+        assert_eq!(after, ApiKey { last_use_time, ..before });
         who_am_i(&hub.client(&hub.operator_key)).await.unwrap();
     }
 

@@ -1,11 +1,14 @@
 //! Keys: made, shown, refused, ended.
 
+mod changes;
 mod credentials;
 mod keys;
+mod limits;
 mod pages;
 mod retry;
 mod scopes;
 mod tenants;
+mod verify;
 
 use hub_client::proto::hub::api_keys::v1::{
     ApiKey, CreateApiKeyRequest, CreateApiKeyResponse, RevokeApiKeyRequest, RevokeApiKeyResponse,

@@ -43,6 +43,11 @@ impl Cidr {
         bits(address) == bits(self.base) && self.network(address) == number(self.base)
     }
 
+    /// Whether every address of another block is in this one.
+    pub fn covers(&self, other: &Cidr) -> bool {
+        self.prefix <= other.prefix && self.contains(other.base)
+    }
+
     /// The address with everything beyond the prefix set to 0.
     fn network(&self, address: IpAddr) -> u128 {
         let host_bits = bits(address) - self.prefix;

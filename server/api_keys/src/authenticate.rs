@@ -5,15 +5,13 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use hub_core::auth::{self, Answer, Authenticator, Caller, Credential, Scopes};
-use hub_core::error::{Error, Result};
+use hub_core::error::Result;
 use hub_core::journal::TenantRef;
-use subtle::ConstantTimeEq;
 
 use crate::error;
-use crate::key::{Key, Record};
+use crate::key::Record;
 use crate::keys::Keys;
 use crate::secret::Plaintext;
-use crate::secret::plaintext::Hash;
 use crate::store;
 
 const SCHEME: &str = "bearer";
@@ -22,10 +20,12 @@ impl Authenticator for Keys {
     fn authenticate<'a>(&'a self, credential: Credential<'a>) -> Answer<'a, Caller> {
         Box::pin(async move {
             let plaintext = presented(credential.headers)?;
-            let record = self.record_by_hash(&plaintext.hash()).await?;
+            let record = self.lookup.find(&plaintext.hash()).await?;
             let record = record.ok_or_else(error::not_recognized)?;
-            record.check_works(self.core.clock.now())?;
+            let now = self.core.clock.now();
+            record.check_works(now)?;
             record.check_address(credential.peer)?;
+            self.usage.used(&record, now);
             Ok(record.caller.clone())
         })
     }
@@ -55,24 +55,6 @@ impl Authenticator for Keys {
 }
 
 impl Keys {
-    /// The key with this hash; unknown ones are asked of the database each time.
-    async fn record_by_hash(&self, hash: &Hash) -> Result<Option<Arc<Record>>> {
-        let now = self.core.clock.now();
-        if let Some(known) = self.cache.by_hash(hash, now) {
-            return Ok(Some(known));
-        }
-        let fill = self.cache.begin(now);
-        let Some((key, stored)) = store::by_hash(&self.core.db, hash).await? else {
-            return Ok(None);
-        };
-        if !bool::from(stored.ct_eq(hash)) {
-            return Ok(None);
-        }
-        let record = record(&key)?;
-        self.cache.finish(fill, stored, record.clone());
-        Ok(Some(record))
-    }
-
     async fn record_by_id(&self, key_id: &str) -> Result<Option<Arc<Record>>> {
         let now = self.core.clock.now();
         if let Some(known) = self.cache.by_id(key_id, now) {
@@ -82,19 +64,10 @@ impl Keys {
         let Some((key, hash)) = store::by_id(&self.core.db, key_id).await? else {
             return Ok(None);
         };
-        let record = record(&key)?;
+        let record = Record::read(&key)?;
         self.cache.finish(fill, hash, record.clone());
         Ok(Some(record))
     }
-}
-
-fn record(key: &Key) -> Result<Arc<Record>> {
-    Record::new(key).map(Arc::new).map_err(|problem| {
-        Error::internal(format!(
-            "a stored block of addresses of {}: {problem}",
-            key.key_id
-        ))
-    })
 }
 
 /// The one key that the call presents. Never the first of several: whoever adds a header must not

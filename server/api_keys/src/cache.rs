@@ -1,8 +1,8 @@
 //! Keys that were looked up lately, so that a call costs no query.
 //!
 //! Invariants:
-//! - A look-up that began before a revocation never puts the key back: [`Fill`] carries the epoch
-//!   at which it began, and is dropped if there was a revocation since.
+//! - A look-up that began before a change of a key never puts the key back: [`Fill`] carries the
+//!   epoch at which it began, and is dropped if there was a change since.
 //! - Nothing is believed for longer than the time to live; there is no "stale while revalidate".
 //! - Two generations bound the memory: when the young one is half of the limit, it becomes the old
 //!   one, and what was old is forgotten.
@@ -93,11 +93,18 @@ impl Cache {
         }
     }
 
-    /// Ends a look-up. The record is not kept if any key was revoked since it began.
-    pub fn finish(&self, fill: Fill, hash: Hash, record: Arc<Record>) {
+    /// Whether the key with this hash was known, however long ago.
+    pub fn was_known(&self, hash: &Hash) -> bool {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.young.by_hash.contains_key(hash) || state.old.by_hash.contains_key(hash)
+    }
+
+    /// Ends a look-up. The record is not kept, and must not be used, if any key was changed since
+    /// it began: then this is false.
+    pub fn finish(&self, fill: Fill, hash: Hash, record: Arc<Record>) -> bool {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if state.epoch != fill.epoch {
-            return;
+            return false;
         }
         if state.young.by_hash.len() >= self.generation_max {
             state.old = std::mem::take(&mut state.young);
@@ -110,6 +117,7 @@ impl Cache {
         });
         state.young.by_hash.insert(hash, cached.clone());
         state.young.by_id.insert(key_id, cached);
+        true
     }
 
     /// Forgets a key, and refuses what look-ups under way will find: call it after the commit.
@@ -119,6 +127,21 @@ impl Cache {
         state.young.remove(key_id);
         state.old.remove(key_id);
     }
+
+    /// The same for all keys that are meant.
+    pub fn forget_all(&self, is_meant: impl Fn(&Record) -> bool) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.epoch += 1;
+        state.young.retain(|record| !is_meant(record));
+        state.old.retain(|record| !is_meant(record));
+    }
+}
+
+impl Fill {
+    /// When it began.
+    pub fn began(&self) -> Micros {
+        self.began
+    }
 }
 
 impl Generation {
@@ -127,31 +150,25 @@ impl Generation {
             self.by_hash.remove(&cached.hash);
         }
     }
+
+    fn retain(&mut self, is_kept: impl Fn(&Record) -> bool) {
+        self.by_hash.retain(|_, cached| is_kept(&cached.record));
+        self.by_id.retain(|_, cached| is_kept(&cached.record));
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use hub_core::auth::{Caller, Scopes};
-
     use super::*;
 
     const TTL: Duration = Duration::from_secs(5);
 
     fn record(key_id: &str) -> Arc<Record> {
-        let caller = Caller {
+        let key = crate::key::Key {
             key_id: key_id.into(),
-            tenant: None,
-            product: None,
-            scopes: Scopes::default(),
-            all_tenants: true,
-            origin: hub_core::auth::Origin::default(),
+            ..crate::key::tests::key()
         };
-        Arc::new(Record {
-            caller,
-            cidrs: Vec::new(),
-            end: None,
-            successor_id: None,
-        })
+        Arc::new(Record::new(&key).unwrap())
     }
 
     fn known(cache: &Cache, hash: u8, now: Micros) -> bool {

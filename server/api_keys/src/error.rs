@@ -1,11 +1,14 @@
 //! The reasons of this domain, as `hub.api_keys.v1.ErrorReason` declares them.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hub_core::auth::ADMINISTRATOR;
 use hub_core::clock::{Micros, timestamp};
 use hub_core::error::Error;
 use tonic::Code;
+
+use crate::limits::Left;
 
 const DOMAIN: &str = "hub.api_keys";
 
@@ -73,10 +76,78 @@ pub(crate) fn ip_not_allowed(key_id: &str, client: Option<IpAddr>) -> Error {
         .with("clientIp", client)
 }
 
+/// `PRODUCT_MISMATCH`. `key_products` are those that the key has scopes of.
+pub(crate) fn product_mismatch(key_id: &str, key_products: &[&str], product: &str) -> Error {
+    let held = match key_products {
+        [] => "no product".to_owned(),
+        products => products.join(", "),
+    };
+    let message = format!(
+        "Key {key_id} is for {held}; this is {product}. Use a key with a scope of {product}."
+    );
+    Error::new(Code::PermissionDenied, DOMAIN, "PRODUCT_MISMATCH", message)
+        .with("keyId", key_id)
+        .with("keyProducts", key_products.join(" "))
+        .with("product", product)
+}
+
+/// `BASE_URL_MISMATCH`. `other` is the product that the host belongs to, if it is known.
+pub(crate) fn base_url_mismatch(
+    product: &str,
+    host: &str,
+    base_urls: &[String],
+    other: Option<&str>,
+) -> Error {
+    let expected = base_urls.first().map_or("", String::as_str);
+    let whose = match other {
+        Some(other) => format!("{host} belongs to {other}, not to {product}"),
+        None => format!("{host} is no host of {product}"),
+    };
+    let message = format!("{whose}. Send the request to {expected}.");
+    Error::new(Code::PermissionDenied, DOMAIN, "BASE_URL_MISMATCH", message)
+        .with("product", product)
+        .with("host", host)
+        .with("expectedBaseUrl", expected)
+}
+
+/// `RATE_LIMITED`. `limit` is the one with the least left.
+pub(crate) fn rate_limited(limit: &Left, retry_after: Duration) -> Error {
+    let reset = timestamp(limit.reset_at);
+    let (whose, subject) = match &limit.key_id {
+        Some(key_id) => (format!("of key {key_id}"), format!("key:{key_id}")),
+        None => ("of the tenant".to_owned(), "tenant".to_owned()),
+    };
+    let count = limit.limit;
+    let seconds = retry_after.as_millis().div_ceil(1000);
+    let message = format!(
+        "The limit {whose} of {count} requests a minute is used up. Send it again in {seconds} s."
+    );
+    Error::new(Code::ResourceExhausted, DOMAIN, "RATE_LIMITED", message)
+        .with("limit", count)
+        .with("remaining", limit.remaining)
+        .with("resetAt", reset)
+        .quota(subject, format!("{count} requests in any minute"))
+        .retry_after(retry_after)
+}
+
 /// `KEY_NOT_FOUND`.
 pub(crate) fn not_found(key_id: &str) -> Error {
     let message = format!("There is no key {key_id} here. See ListApiKeys for the ids.");
     Error::new(Code::NotFound, DOMAIN, "KEY_NOT_FOUND", message).with("keyId", key_id)
+}
+
+/// `KEY_STATE_INVALID`.
+pub(crate) fn state_invalid(key_id: &str, state: &str) -> Error {
+    let message =
+        format!("Key {key_id} is {state}, and only an ACTIVE key is changed. Create a new key.");
+    Error::new(
+        Code::FailedPrecondition,
+        DOMAIN,
+        "KEY_STATE_INVALID",
+        message,
+    )
+    .with("keyId", key_id)
+    .with("state", state)
 }
 
 /// `SCOPE_INVALID`.

@@ -1,24 +1,37 @@
 //! Protobuf to domain and back, nothing else.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hub_core::auth::{self, Caller};
-use hub_core::clock::{Clock, Micros, from_timestamp, timestamp};
+use hub_core::auth::{self, Caller, is_scope};
+use hub_core::clock::{Clock, Micros, from_timestamp, micros, timestamp};
 use hub_core::error::{Error, Result};
+use hub_core::field_mask;
 use hub_core::journal::TenantRef;
 use hub_core::replay::{Call, Done, Retry};
 use hub_proto::hub::api_keys::v1::{
-    ApiKey, ApiKeyState, CreateApiKeyRequest, CreateApiKeyResponse, GetApiKeyRequest,
-    GetApiKeyResponse, ListApiKeysRequest, ListApiKeysResponse, Revocation, RevokeApiKeyRequest,
-    RevokeApiKeyResponse, WhoAmIRequest, WhoAmIResponse,
+    ApiKey, ApiKeyState, CreateApiKeyRequest, CreateApiKeyResponse, ErrorReason, GetApiKeyRequest,
+    GetApiKeyResponse, GetApiKeyUsageRequest, GetApiKeyUsageResponse, ListApiKeysRequest,
+    ListApiKeysResponse, RateLimitState, Revocation, RevokeApiKeyRequest, RevokeApiKeyResponse,
+    RotateApiKeyRequest, RotateApiKeyResponse, SetRateLimitRequest, SetRateLimitResponse,
+    UpdateApiKeyRequest, UpdateApiKeyResponse, UsageBucket, VerifyApiKeyRequest,
+    VerifyApiKeyResponse, WhoAmIRequest, WhoAmIResponse,
 };
 use hub_proto::server::api_keys_server::ApiKeys;
 use prost::Message;
+use prost_types::FieldMask;
 use tonic::{Request, Response, Status};
 
+use crate::decision::Asked;
 use crate::key::Key;
 use crate::keys::{CREATE, Keys, NewKey};
+use crate::limits::Left;
+use crate::rate::Wanted;
+use crate::rotate::{self, GRACE, ROTATE, Rotated, Rotation};
 use crate::store::Filter;
+use crate::update::NewValues;
+use crate::verify::{Question, Verdict};
 
 /// The service.
 pub(crate) struct Service {
@@ -77,6 +90,47 @@ impl ApiKeys for Service {
         }))
     }
 
+    async fn update_api_key(
+        &self,
+        request: Request<UpdateApiKeyRequest>,
+    ) -> Answer<UpdateApiKeyResponse> {
+        let caller = auth::caller(&request)?;
+        let request = request.into_inner();
+        let key = request.api_key.unwrap_or_default();
+        let key_id = key.key_id.clone();
+        let new = new_values(key, request.update_mask.as_ref())?;
+        let key = self.keys.update(&caller, &key_id, new).await?;
+        Ok(Response::new(UpdateApiKeyResponse {
+            api_key: Some(self.show(&key)),
+        }))
+    }
+
+    async fn rotate_api_key(
+        &self,
+        request: Request<RotateApiKeyRequest>,
+    ) -> Answer<RotateApiKeyResponse> {
+        let caller = auth::caller(&request)?;
+        let mut request = request.into_inner();
+        let request_id = std::mem::take(&mut request.request_id);
+        let call = Call::new(&caller, ROTATE, &request_id, &request);
+        let message: rotate::Message = |rotated, now| show_rotated(rotated, now).encode_to_vec();
+        let grace = request.grace.as_ref().map_or(micros(GRACE), length);
+        let rotation = Rotation {
+            key_id: request.key_id,
+            grace: Duration::from_micros(grace.unsigned_abs()),
+            retry: call.map(|call| (call, message)),
+        };
+        let (mut answer, secret) = match self.keys.rotate(&caller, rotation).await? {
+            Done::First(rotated) => (
+                show_rotated(&rotated, self.clock.now()),
+                Some(rotated.plaintext.expose().to_owned()),
+            ),
+            Done::Again(before) => (before.decode()?, before.secret),
+        };
+        answer.plaintext = secret.unwrap_or_default();
+        Ok(Response::new(answer))
+    }
+
     async fn revoke_api_key(
         &self,
         request: Request<RevokeApiKeyRequest>,
@@ -108,9 +162,179 @@ impl ApiKeys for Service {
             api_key: Some(self.show(&key)),
             tenant_id: caller.tenant.as_ref().map_or("", TenantRef::id).to_owned(),
             active_products,
-            rate_limit: None,
+            rate_limit: self.keys.own_limit(&caller).await?.map(show_left),
         }))
     }
+
+    async fn verify_api_key(
+        &self,
+        request: Request<VerifyApiKeyRequest>,
+    ) -> Answer<VerifyApiKeyResponse> {
+        let caller = auth::caller(&request)?;
+        let question = question(request.into_inner())?;
+        let verdict = self.keys.verify(&caller, &question).await?;
+        Ok(Response::new(show_verdict(verdict)))
+    }
+
+    async fn get_api_key_usage(
+        &self,
+        request: Request<GetApiKeyUsageRequest>,
+    ) -> Answer<GetApiKeyUsageResponse> {
+        let caller = auth::caller(&request)?;
+        let request = request.into_inner();
+        let wanted = Wanted {
+            since: request.since.as_ref().map(from_timestamp),
+            until: request.until.as_ref().map(from_timestamp),
+            interval: request.interval.as_ref().map_or(0, length),
+        };
+        let (buckets, left) = self.keys.usage_of(&caller, &request.key_id, wanted).await?;
+        let buckets = buckets.into_iter().map(|bucket| UsageBucket {
+            start_time: Some(timestamp(bucket.start)),
+            allowed: bucket.allowed,
+            denied: bucket.denied,
+        });
+        Ok(Response::new(GetApiKeyUsageResponse {
+            buckets: buckets.collect(),
+            rate_limit: left.map(show_left),
+        }))
+    }
+
+    async fn set_rate_limit(
+        &self,
+        request: Request<SetRateLimitRequest>,
+    ) -> Answer<SetRateLimitResponse> {
+        let caller = auth::caller(&request)?;
+        let request = request.into_inner();
+        let limit = request.requests_per_minute;
+        let left = match request.key_id.as_str() {
+            "" => self.keys.limit_tenant(&caller, limit).await?,
+            key_id => self.keys.limit_key(&caller, key_id, limit).await?,
+        };
+        Ok(Response::new(SetRateLimitResponse {
+            rate_limit: left.map(show_left),
+        }))
+    }
+}
+
+/// The fields that the mask names; without a mask those that are set.
+fn new_values(key: ApiKey, mask: Option<&FieldMask>) -> Result<NewValues> {
+    let known = [
+        ("name", !key.name.is_empty()),
+        ("scopes", !key.scopes.is_empty()),
+        ("allowed_cidrs", !key.allowed_cidrs.is_empty()),
+        ("expire_time", key.expire_time.is_some()),
+        ("labels", !key.labels.is_empty()),
+    ];
+    let fields = field_mask::fields(mask, &known)?;
+    let named = |name: &str| fields.contains(&name);
+    if named("name") && key.name.is_empty() {
+        return Err(Error::field(
+            "api_key.name",
+            "must have 1 to 200 characters",
+        ));
+    }
+    Ok(NewValues {
+        name: named("name").then_some(key.name),
+        scopes: named("scopes").then_some(key.scopes),
+        cidrs: named("allowed_cidrs").then_some(key.allowed_cidrs),
+        expire_time: named("expire_time").then(|| key.expire_time.as_ref().map(from_timestamp)),
+        labels: named("labels").then_some(key.labels),
+        etag: key.etag,
+    })
+}
+
+/// The answer to a rotation, without its secret.
+fn show_rotated(rotated: &Rotated, now: Micros) -> RotateApiKeyResponse {
+    RotateApiKeyResponse {
+        api_key: Some(show(&rotated.key, now)),
+        plaintext: String::new(),
+        previous: Some(show(&rotated.previous, now)),
+    }
+}
+
+fn question(request: VerifyApiKeyRequest) -> Result<Question> {
+    let scope = format!("{}:{}", request.product, request.action);
+    if !is_scope(&scope) || request.action.contains('*') {
+        let problem = "must be one action in whole segments, such as tickets.read";
+        return Err(Error::field("action", problem));
+    }
+    let client = match request.client_ip.as_str() {
+        "" => None,
+        text => Some(
+            text.parse()
+                .map_err(|_| Error::field("client_ip", "must be an IPv4 or IPv6 address"))?,
+        ),
+    };
+    Ok(Question {
+        key: request.key,
+        asked: Asked {
+            product: request.product,
+            scope,
+            host: request.host,
+            path: request.path,
+            client,
+        },
+        cost: request.cost.unwrap_or(1),
+        dry_run: request.dry_run,
+    })
+}
+
+fn show_verdict(verdict: Verdict) -> VerifyApiKeyResponse {
+    let refused = verdict.refusal.as_ref();
+    let reason = refused.map(|error| format!("ERROR_REASON_{}", error.reason()));
+    let reason = reason.and_then(|name| ErrorReason::from_str_name(&name));
+    let caller = verdict.record.as_ref().map(|record| &record.caller);
+    let tenant = caller.and_then(|caller| caller.tenant.as_ref());
+    let product = caller.and_then(|caller| caller.product.as_deref());
+    VerifyApiKeyResponse {
+        allowed: refused.is_none(),
+        reason: reason.unwrap_or_default().into(),
+        http_status: verdict.http_status,
+        key_id: caller.map_or_else(String::new, |caller| caller.key_id.to_string()),
+        tenant_id: tenant.map_or("", TenantRef::id).to_owned(),
+        key_product: product.unwrap_or_default().to_owned(),
+        scopes: caller.map_or_else(Vec::new, |caller| caller.scopes.list().to_vec()),
+        headers: headers(verdict.left.as_ref(), verdict.retry_after),
+        rate_limit: verdict.left.map(show_left),
+        cache_for: prost_types::Duration::try_from(verdict.cache_for).ok(),
+        epoch: verdict.epoch,
+        hint: refused.map_or("", Error::message).to_owned(),
+        degraded: verdict.degraded,
+        call_id: verdict.call_id,
+    }
+}
+
+/// The headers with which the product answers.
+fn headers(left: Option<&Left>, retry_after: Option<Duration>) -> BTreeMap<String, String> {
+    let mut headers = BTreeMap::new();
+    if let Some(left) = left {
+        let reset = left.reset_at.div_euclid(1_000_000) + 1;
+        headers.insert("X-RateLimit-Limit".to_owned(), left.limit.to_string());
+        headers.insert(
+            "X-RateLimit-Remaining".to_owned(),
+            left.remaining.to_string(),
+        );
+        headers.insert("X-RateLimit-Reset".to_owned(), reset.to_string());
+    }
+    if let Some(wait) = retry_after {
+        let seconds = wait.as_millis().div_ceil(1000);
+        headers.insert("Retry-After".to_owned(), seconds.to_string());
+    }
+    headers
+}
+
+fn show_left(left: Left) -> RateLimitState {
+    RateLimitState {
+        limit: left.limit,
+        remaining: left.remaining,
+        reset_time: Some(timestamp(left.reset_at)),
+        key_id: left.key_id.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+fn length(duration: &prost_types::Duration) -> Micros {
+    let seconds = duration.seconds.saturating_mul(1_000_000);
+    seconds.saturating_add(i64::from(duration.nanos) / 1000)
 }
 
 impl Service {
@@ -187,7 +411,7 @@ fn show(key: &Key, now: Micros) -> ApiKey {
         expire_time: key.expire_time.map(timestamp),
         state: key.state(now).into(),
         hint: key.hint.clone(),
-        last_use_time: None,
+        last_use_time: key.last_use_time.map(timestamp),
         successor_id: key.successor_id.clone().unwrap_or_default(),
         revocation: key.revocation.as_ref().map(|revocation| Revocation {
             time: Some(timestamp(revocation.time)),

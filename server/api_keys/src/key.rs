@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 
 use hub_core::audit::Changes;
 use hub_core::auth::{Caller, Origin, Scopes};
 use hub_core::clock::{Micros, timestamp};
-use hub_core::error::Result;
+use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
+use hub_core::products::Products;
+use hub_core::tenancy::Snapshot;
 use hub_proto::hub::api_keys::v1::ApiKeyState;
 
 use crate::addresses::Cidr;
@@ -35,6 +38,13 @@ pub struct Key {
     pub labels: BTreeMap<String, String>,
     /// Its own rate limit; 0 = none.
     pub requests_per_minute: u32,
+    /// The rate limit of its tenant; 0 = the default.
+    pub tenant_limit: u32,
+    /// Id of the first key of those that came from one another by rotation; they share limits and
+    /// usage.
+    pub family: String,
+    /// Last use, some seconds late.
+    pub last_use_time: Option<Micros>,
     /// End of validity.
     pub expire_time: Option<Micros>,
     /// When it was made.
@@ -127,6 +137,30 @@ pub(crate) struct Record {
     pub cidrs: Vec<Cidr>,
     pub end: Option<End>,
     pub successor_id: Option<String>,
+    /// See [`Key::family`].
+    pub family: Arc<str>,
+    pub limits: Limits,
+    /// Whether its tenant may use products, as it was seen last: for the seconds after the
+    /// database went away.
+    pub seen: Mutex<Option<Seen>>,
+}
+
+/// Requests per minute.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Of the key itself; 0 = none of its own.
+    pub own: u32,
+    /// Of its tenant; 0 = the default.
+    pub tenant: u32,
+}
+
+/// What tenant and products were at a time.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub products: Arc<Products>,
+    /// Nothing, if the key serves all tenants and the call names none.
+    pub tenant: Option<Arc<Snapshot>>,
+    pub at: Micros,
 }
 
 impl Record {
@@ -149,6 +183,22 @@ impl Record {
             cidrs,
             end: key.end(),
             successor_id: key.successor_id.clone(),
+            family: key.family.as_str().into(),
+            limits: Limits {
+                own: key.requests_per_minute,
+                tenant: key.tenant_limit,
+            },
+            seen: Mutex::new(None),
+        })
+    }
+
+    /// The same for a key that was read from the database.
+    pub fn read(key: &Key) -> Result<Arc<Self>> {
+        Record::new(key).map(Arc::new).map_err(|problem| {
+            Error::internal(format!(
+                "a stored block of addresses of {}: {problem}",
+                key.key_id
+            ))
         })
     }
 
@@ -188,6 +238,9 @@ pub(crate) mod tests {
             cidrs: Vec::new(),
             labels: BTreeMap::new(),
             requests_per_minute: 0,
+            tenant_limit: 0,
+            family: "key_1".into(),
+            last_use_time: None,
             expire_time: None,
             create_time: 0,
             created_by: "hub".into(),
@@ -197,7 +250,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn revoked_at(time: Micros) -> Option<Revocation> {
+    pub(crate) fn revoked_at(time: Micros) -> Option<Revocation> {
         Some(Revocation {
             time,
             by: "key_0".into(),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hub_core::auth::{self, Caller};
-use hub_core::clock::Micros;
+use hub_core::clock::{Micros, micros};
 use hub_core::error::{Error, Result};
 use hub_core::hub_event::HubEvent;
 use hub_core::journal::{Append, Log, NewEvent, Outcome, TenantRef, lock_head};
@@ -12,18 +13,28 @@ use hub_core::module::Core;
 use hub_core::page::{self, List};
 use hub_core::replay::{Begun, Done, Retry};
 use hub_core::storage::Tx;
+use hub_core::worker::Turn;
 use hub_core::{audit, id};
+use tokio::sync::watch;
 
 use crate::addresses::Cidr;
 use crate::cache::Cache;
+use crate::change;
 use crate::error;
+use crate::follow;
 use crate::key::Key;
+use crate::limits::Limiter;
+use crate::lookup::Lookup;
 use crate::scopes::{self, Rights};
 use crate::secret::Plaintext;
 use crate::store::{self, Filter};
+use crate::usage::{BATCH_INTERVAL, Usage};
 
 /// Where the events about keys come from.
-const SOURCE: &str = "/hub/api-keys";
+pub(crate) const SOURCE: &str = "/hub/api-keys";
+
+/// Pause between two sweeps of old counts.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The last moment that a protobuf timestamp can say: the end of the year 9999.
 const TIME_MAX: Micros = 253_402_300_799_999_999;
@@ -34,7 +45,12 @@ pub(crate) const CREATE: &str = "hub.api_keys.v1.ApiKeys/CreateApiKey";
 /// The keys of a database.
 pub struct Keys {
     pub(crate) core: Core,
-    pub(crate) cache: Cache,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) lookup: Lookup,
+    pub(crate) limiter: Limiter,
+    pub(crate) usage: Usage,
+    /// Changes up to this sequence of the system log are known.
+    pub(crate) epoch: watch::Sender<u64>,
 }
 
 /// What a caller says of a key to be made.
@@ -77,9 +93,41 @@ pub struct Page {
 impl Keys {
     pub(crate) fn new(core: &Core) -> Self {
         let cache = Cache::new(core.limits.key_cache_max, core.limits.key_cache_ttl);
+        let cache = Arc::new(cache);
         Keys {
+            lookup: Lookup::new(&core.db, &core.clock, &cache),
             core: core.clone(),
             cache,
+            limiter: Limiter::default(),
+            usage: Usage::default(),
+            epoch: watch::Sender::new(0),
+        }
+    }
+
+    /// Begins the work in the background of a process that serves.
+    pub fn work(self: &Arc<Self>) {
+        let (workers, keys) = (self.core.workers(), self.clone());
+        workers.spawn("keys-follow", move |turn| follow::run(keys.clone(), turn));
+        let keys = self.clone();
+        workers.spawn("keys-usage", move |turn| keys.clone().write_usage(turn));
+    }
+
+    /// Writes what was counted, until it is stopped; then once more.
+    async fn write_usage(self: Arc<Self>, turn: Turn) -> Result<()> {
+        let mut swept_at = self.core.clock.now();
+        loop {
+            let more = turn.pause(BATCH_INTERVAL).await;
+            self.usage.write(&self.core.db).await?;
+            if !more {
+                return Ok(());
+            }
+            let now = self.core.clock.now();
+            self.limiter.sweep(now);
+            if !(0..micros(SWEEP_INTERVAL)).contains(&(now - swept_at)) {
+                Usage::sweep(&self.core.db, now).await?;
+                swept_at = now;
+            }
+            turn.passed_for(BATCH_INTERVAL);
         }
     }
 
@@ -106,6 +154,8 @@ impl Keys {
         };
         scopes::check_within(caller, rights)?;
         check_fields(&new, now)?;
+        self.check_reach(caller, new.expire_time, &new.cidrs)
+            .await?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         if let Some(Retry { call, .. }) = &retry
@@ -132,6 +182,7 @@ impl Keys {
         };
         audit::record(&mut tx, &tenant, change).await?;
         self.commit(tx, log, made.event).await?;
+        self.lookup.made();
         Ok(Done::First(Created {
             key: made.key,
             plaintext: made.plaintext,
@@ -148,9 +199,10 @@ impl Keys {
         now: Micros,
     ) -> Result<Made> {
         let plaintext = Plaintext::generate()?;
+        let key_id = id::new("key");
         let serves_one = *tenant != TenantRef::system();
         let key = Key {
-            key_id: id::new("key"),
+            key_id: key_id.clone(),
             tenant: serves_one.then(|| tenant.clone()),
             product: (!new.product.is_empty()).then_some(new.product),
             hint: plaintext.hint(),
@@ -159,6 +211,9 @@ impl Keys {
             cidrs: distinct(new.cidrs),
             labels: new.labels,
             requests_per_minute: 0,
+            tenant_limit: 0,
+            family: key_id,
+            last_use_time: None,
             expire_time: new.expire_time,
             create_time: now,
             created_by: created_by.to_owned(),
@@ -166,13 +221,42 @@ impl Keys {
             successor_id: None,
             version: 1,
         };
+        self.insert_key(tx, tenant, key, plaintext).await
+    }
+
+    /// The same for a key that is complete.
+    pub(crate) async fn insert_key(
+        &self,
+        tx: &mut Tx,
+        tenant: &TenantRef,
+        key: Key,
+        plaintext: Plaintext,
+    ) -> Result<Made> {
         store::insert(tx, tenant, &key, &plaintext.hash()).await?;
-        let event = key_event(&key, "key.created", created_by, now, "");
+        let (by, now) = (&key.created_by, key.create_time);
+        let event = key_event(&key, change::CREATED, by, now, "");
         Ok(Made {
             key,
             plaintext,
             event,
         })
+    }
+
+    /// `SCOPE_ESCALATION` if a key would be good for longer, or from more addresses, than the
+    /// calling key is itself. An administrator may give both.
+    pub(crate) async fn check_reach(
+        &self,
+        caller: &Caller,
+        expire_time: Option<Micros>,
+        cidrs: &[String],
+    ) -> Result<()> {
+        if caller.scopes.is_administrator() {
+            return Ok(());
+        }
+        match store::by_id(&self.core.db, &caller.key_id).await? {
+            Some((own, _)) => scopes::check_reach(&own, expire_time, cidrs),
+            None => Ok(()),
+        }
     }
 
     /// The log of the hub itself. Asked for before a transaction begins: to look it up may take a
@@ -292,19 +376,28 @@ fn tenant_of_new(caller: &Caller, all_tenants: bool) -> Result<TenantRef> {
 }
 
 fn check_fields(new: &NewKey, now: Micros) -> Result<()> {
-    if new.expire_time.is_some_and(|at| at <= now) {
+    check_expire_time(new.expire_time, now)?;
+    check_cidrs(&new.cidrs)
+}
+
+pub(crate) fn check_expire_time(expire_time: Option<Micros>, now: Micros) -> Result<()> {
+    if expire_time.is_some_and(|at| at <= now) {
         return Err(Error::field(
             "api_key.expire_time",
             "must lie in the future",
         ));
     }
-    if new.expire_time.is_some_and(|at| at > TIME_MAX) {
+    if expire_time.is_some_and(|at| at > TIME_MAX) {
         return Err(Error::field(
             "api_key.expire_time",
             "must lie before the year 10000",
         ));
     }
-    for (at, block) in new.cidrs.iter().enumerate() {
+    Ok(())
+}
+
+pub(crate) fn check_cidrs(cidrs: &[String]) -> Result<()> {
+    for (at, block) in cidrs.iter().enumerate() {
         if let Err(problem) = Cidr::parse(block) {
             return Err(Error::field(
                 format!("api_key.allowed_cidrs[{at}]"),
@@ -316,7 +409,7 @@ fn check_fields(new: &NewKey, now: Micros) -> Result<()> {
 }
 
 /// Each once, in the order given.
-fn distinct(mut texts: Vec<String>) -> Vec<String> {
+pub(crate) fn distinct(mut texts: Vec<String>) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
     texts.retain(|text| seen.insert(text.clone()));
     texts

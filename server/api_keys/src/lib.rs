@@ -11,19 +11,31 @@
 
 mod addresses;
 mod authenticate;
+mod base_url;
 mod cache;
+mod change;
+mod decision;
 mod error;
+mod follow;
 mod grpc;
 mod issue;
 mod key;
 mod keys;
+mod limits;
+mod lookup;
 mod operator;
+mod rate;
 mod revoke;
+mod rotate;
 mod scopes;
 mod secret;
 mod store;
 #[cfg(test)]
 mod tests;
+mod unknown;
+mod update;
+mod usage;
+mod verify;
 
 use std::sync::Arc;
 
@@ -36,7 +48,7 @@ pub use key::{Key, Revocation};
 pub use keys::{Created, Keys, NewKey, Page};
 pub use operator::Replaced;
 pub use secret::Plaintext;
-pub use store::{Filter, STATEMENTS, migrations};
+pub use store::{Filter, MORE_STATEMENTS, STATEMENTS, migrations};
 
 /// This domain, ready to be served.
 pub struct Plugged {

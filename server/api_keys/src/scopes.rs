@@ -1,10 +1,13 @@
 //! Which rights a key may give: none that it does not have.
 
 use hub_core::auth::{ADMINISTRATOR, Caller, covers, is_scope};
+use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::products::Products;
 
+use crate::addresses::Cidr;
 use crate::error;
+use crate::key::Key;
 
 /// The rights of a key that is made, changed or ended.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +64,28 @@ pub(crate) fn check_within(caller: &Caller, rights: Rights<'_>) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// `SCOPE_ESCALATION` unless a key that ends then and is used from there reaches no further than
+/// `own`.
+pub(crate) fn check_reach(own: &Key, expire_time: Option<Micros>, cidrs: &[String]) -> Result<()> {
+    let outlives = |end: Micros| expire_time.is_none_or(|at| at > end);
+    if own.expire_time.is_some_and(outlives) {
+        return Err(error::escalation("a validity beyond its own expire_time"));
+    }
+    let held: Vec<Cidr> = own
+        .cidrs
+        .iter()
+        .flat_map(|block| Cidr::parse(block))
+        .collect();
+    let is_within = |block: &String| {
+        let block = Cidr::parse(block);
+        block.is_ok_and(|block| held.iter().any(|held| held.covers(&block)))
+    };
+    if !own.cidrs.is_empty() && (cidrs.is_empty() || !cidrs.iter().all(is_within)) {
+        return Err(error::escalation("addresses beyond its own allowed_cidrs"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -146,6 +171,30 @@ mod tests {
         let backend = caller(&["hub:*"], Some("psa"), true);
         assert!(!gives(&backend, &["hub:*"], None));
         assert!(gives(&backend, &["hub:*"], Some("psa")));
+    }
+
+    #[test]
+    fn a_key_reaches_no_further_than_the_one_that_made_it() {
+        let own = Key {
+            expire_time: Some(100),
+            cidrs: vec!["10.0.0.0/8".into(), "::1/128".into()],
+            ..crate::key::tests::key()
+        };
+        let within = |expire_time, cidrs: &[&str]| {
+            let cidrs: Vec<String> = cidrs.iter().map(|block| (*block).to_owned()).collect();
+            check_reach(&own, expire_time, &cidrs).is_ok()
+        };
+        assert!(within(Some(100), &["10.0.0.0/8"]) && within(Some(1), &["10.1.0.0/16", "::1/128"]));
+        assert!(!within(None, &["10.0.0.0/8"]) && !within(Some(101), &["10.0.0.0/8"]));
+        for wider in [
+            &[][..],
+            &["10.0.0.0/7"],
+            &["0.0.0.0/0"],
+            &["10.0.0.0/8", "::/0"],
+        ] {
+            assert!(!within(Some(100), wider), "{wider:?}");
+        }
+        assert!(check_reach(&crate::key::tests::key(), None, &[]).is_ok());
     }
 
     #[test]

@@ -7,11 +7,16 @@ use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
 use hub_core::storage::{Db, Migrations, Sql, Tx};
 
+pub(crate) mod limits;
+pub(crate) mod usage;
+
 use crate::key::{Key, Revocation};
 use crate::secret::plaintext::Hash;
 
 /// Keys of a product that are looked through, the newest first.
 const OF_PRODUCT_MAX: i64 = 1000;
+/// Keys that one statement looks up.
+pub const LOOKED_UP_MAX: usize = 32;
 /// Greater than every id.
 const AFTER_ALL_IDS: &str = "key~";
 
@@ -20,20 +25,23 @@ macro_rules! columns {
     () => {
         "key_id, tenant_no, tenant_id, product, hash, hint, name, scopes, cidrs, labels, \
          requests_per_minute, expire_time, create_time, created_by, revoke_time, revoked_by, \
-         revoke_reason, revoke_epoch, successor_id, version"
+         revoke_reason, revoke_epoch, successor_id, version, family, last_use_time, \
+         coalesce((select l.requests_per_minute from tenant_rate_limits l \
+           where l.tenant_no = api_keys.tenant_no), 0) as tenant_limit"
     };
 }
 
-const INSERT: Sql = Sql::same(concat!(
-    "insert into api_keys (",
-    columns!(),
-    ") values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, null, null, null,
-       null, null, 1)"
-));
-const BY_HASH: Sql = Sql::same(concat!(
+const INSERT: Sql = Sql::same(
+    "insert into api_keys (key_id, tenant_no, tenant_id, product, hash, hint, name, scopes, cidrs,
+       labels, requests_per_minute, expire_time, create_time, created_by, family, version)
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 1)",
+);
+// A constant text on both databases; what is not needed repeats the first.
+const BY_HASHES: Sql = Sql::same(concat!(
     "select ",
     columns!(),
-    " from api_keys where hash = $1"
+    " from api_keys where hash in ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+        $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)"
 ));
 const BY_ID: Sql = Sql::same(concat!(
     "select ",
@@ -74,6 +82,17 @@ const REVOKE: Sql = Sql::same(concat!(
      where tenant_no = $1 and key_id = $2 and revoke_time is null returning ",
     columns!()
 ));
+const UPDATE: Sql = Sql::same(concat!(
+    "update api_keys set name = $4, scopes = $5, cidrs = $6, labels = $7, expire_time = $8,
+       version = version + 1
+     where tenant_no = $1 and key_id = $2 and version = $3 returning ",
+    columns!()
+));
+const ROTATE: Sql = Sql::same(concat!(
+    "update api_keys set successor_id = $4, expire_time = $5, version = version + 1
+     where tenant_no = $1 and key_id = $2 and version = $3 returning ",
+    columns!()
+));
 // On SQLite the transaction itself is the only writer.
 const LOCK_OPERATOR: Sql = Sql::each(
     "select 1",
@@ -88,15 +107,20 @@ const OPERATORS: Sql = Sql::same(
        and revoke_time is null and replace(scopes, '\"hub:*\"', '') <> scopes order by key_id",
 );
 
+/// The statements of the other files of the store, for the same test.
+pub const MORE_STATEMENTS: &[&[Sql]] = &[usage::STATEMENTS, limits::STATEMENTS];
+
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[
     INSERT,
-    BY_HASH,
+    BY_HASHES,
     BY_ID,
     FIND,
     LIST,
     SCOPES_OF_PRODUCT,
     REVOKE,
+    UPDATE,
+    ROTATE,
     LOCK_OPERATOR,
     ANY_OPERATOR,
     OPERATORS,
@@ -148,6 +172,9 @@ struct Row {
     revoke_epoch: Option<i64>,
     successor_id: Option<String>,
     version: i64,
+    family: String,
+    last_use_time: Option<Micros>,
+    tenant_limit: i64,
 }
 
 impl Row {
@@ -175,6 +202,9 @@ impl Row {
             cidrs: list(&self.cidrs).map_err(|_| damaged("cidrs"))?,
             labels,
             requests_per_minute: u32::try_from(self.requests_per_minute).unwrap_or(u32::MAX),
+            tenant_limit: u32::try_from(self.tenant_limit).unwrap_or(u32::MAX),
+            family: self.family,
+            last_use_time: self.last_use_time,
             expire_time: self.expire_time,
             create_time: self.create_time,
             created_by: self.created_by,
@@ -208,16 +238,24 @@ pub async fn insert(tx: &mut Tx, tenant: &TenantRef, key: &Key, hash: &Hash) -> 
         .bind(key.expire_time)
         .bind(key.create_time)
         .bind(key.created_by.clone())
+        .bind(key.family.clone())
         .execute()
         .await?;
     Ok(())
 }
 
-/// The key with this hash, of any tenant, and the hash as stored: who presents it is not known
-/// before.
-pub async fn by_hash(db: &Db, hash: &Hash) -> Result<Option<(Key, Hash)>> {
-    let row: Option<Row> = db.query(BY_HASH).bind(hash.to_vec()).optional().await?;
-    row.map(Row::read).transpose()
+/// The keys with these hashes, at most [`LOOKED_UP_MAX`], of any tenant, each with its hash as
+/// stored: who presents them is not known before.
+pub async fn by_hashes(db: &Db, hashes: &[Hash]) -> Result<Vec<(Key, Hash)>> {
+    let Some(first) = hashes.first() else {
+        return Ok(Vec::new());
+    };
+    let mut query = db.query(BY_HASHES);
+    for at in 0..LOOKED_UP_MAX {
+        query = query.bind(hashes.get(at).unwrap_or(first).to_vec());
+    }
+    let rows: Vec<Row> = query.all().await?;
+    rows.into_iter().map(Row::read).collect()
 }
 
 /// The key with this id, of any tenant: only for keys that were admitted.
@@ -229,6 +267,12 @@ pub async fn by_id(db: &Db, key_id: &str) -> Result<Option<(Key, Hash)>> {
 /// The key of a tenant with this id.
 pub async fn find(db: &Db, tenant: &TenantRef, key_id: &str) -> Result<Option<Key>> {
     let query = db.query(FIND).bind(tenant.number()).bind(key_id.to_owned());
+    query.optional::<Row>().await?.map(Row::key).transpose()
+}
+
+/// The same, as a transaction sees it.
+pub async fn find_in(tx: &mut Tx, tenant: &TenantRef, key_id: &str) -> Result<Option<Key>> {
+    let query = tx.query(FIND).bind(tenant.number()).bind(key_id.to_owned());
     query.optional::<Row>().await?.map(Row::key).transpose()
 }
 
@@ -291,6 +335,44 @@ pub async fn revoke(
         .bind(revocation.by.clone())
         .bind(revocation.reason.clone())
         .bind(revocation.epoch.cast_signed())
+        .optional()
+        .await?;
+    row.map(Row::key).transpose()
+}
+
+/// Stores what may be changed of a key, if it is still of the version that `key` has.
+pub async fn update(tx: &mut Tx, tenant: &TenantRef, key: &Key) -> Result<Option<Key>> {
+    let json = |value: serde_json::Result<String>| value.map_err(Error::internal);
+    let row: Option<Row> = tx
+        .query(UPDATE)
+        .bind(tenant.number())
+        .bind(key.key_id.clone())
+        .bind(key.version)
+        .bind(key.name.clone())
+        .bind(json(serde_json::to_string(&key.scopes))?)
+        .bind(json(serde_json::to_string(&key.cidrs))?)
+        .bind(json(serde_json::to_string(&key.labels))?)
+        .bind(key.expire_time)
+        .optional()
+        .await?;
+    row.map(Row::key).transpose()
+}
+
+/// Gives a key a successor and an end, if it is still of the version that `key` has.
+pub async fn rotate(
+    tx: &mut Tx,
+    tenant: &TenantRef,
+    key: &Key,
+    successor_id: &str,
+    expire_time: Option<Micros>,
+) -> Result<Option<Key>> {
+    let row: Option<Row> = tx
+        .query(ROTATE)
+        .bind(tenant.number())
+        .bind(key.key_id.clone())
+        .bind(key.version)
+        .bind(successor_id.to_owned())
+        .bind(expire_time)
         .optional()
         .await?;
     row.map(Row::key).transpose()

@@ -33,6 +33,7 @@ struct Inner {
     metadata: Vec<(&'static str, String)>,
     violations: Vec<(String, String)>,
     retry_after: Option<Duration>,
+    quota: Option<(String, String)>,
 }
 
 impl Error {
@@ -51,6 +52,7 @@ impl Error {
             metadata: Vec::new(),
             violations: Vec::new(),
             retry_after: None,
+            quota: None,
         };
         Error {
             inner: Box::new(inner),
@@ -69,6 +71,13 @@ impl Error {
     #[must_use]
     pub fn violation(mut self, field: impl Into<String>, problem: impl Into<String>) -> Self {
         self.inner.violations.push((field.into(), problem.into()));
+        self
+    }
+
+    /// Which quota is used up: whose, and what it allows.
+    #[must_use]
+    pub fn quota(mut self, subject: impl Into<String>, allows: impl Into<String>) -> Self {
+        self.inner.quota = Some((subject.into(), allows.into()));
         self
     }
 
@@ -175,6 +184,10 @@ impl From<Error> for Status {
         details.set_error_info(inner.reason, inner.domain, error.metadata_map());
         for (field, problem) in &inner.violations {
             details.add_bad_request_violation(cut(field.clone(), 200), cut(problem.clone(), 300));
+        }
+        if let Some((subject, allows)) = &inner.quota {
+            details
+                .add_quota_failure_violation(cut(subject.clone(), 200), cut(allows.clone(), 300));
         }
         if inner.retry_after.is_some() {
             details.set_retry_info(inner.retry_after);

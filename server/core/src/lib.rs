@@ -11,6 +11,7 @@
 //!   them passes a call on to another.
 //! - [`worker`], [`sealing`]: supervised work in the background, secrets that are stored.
 //! - [`jobs`]: work that outlives the call that started it.
+//! - [`window`]: requests of the last minute.
 //! - [`audit`]: who changed what.
 //! - [`hub_event`]: what the hub itself tells in the system log.
 //! - [`explain`]: what all answers to "why" share.
@@ -40,4 +41,5 @@ pub mod sealing;
 pub mod secrets;
 pub mod storage;
 pub mod tenancy;
+pub mod window;
 pub mod worker;

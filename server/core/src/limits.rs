@@ -70,6 +70,12 @@ pub struct Limits {
     pub key_cache_ttl: Duration,
     /// Keys kept in memory.
     pub key_cache_max: usize,
+    /// Requests to products that VerifyApiKey allows the keys of a tenant together in any minute,
+    /// unless SetRateLimit says otherwise.
+    pub tenant_requests_per_minute: u32,
+    /// Calls of the hub's own API that one tenant may make in any minute, at each process; a
+    /// stream is one. 0 = any number.
+    pub api_requests_per_minute: u32,
 }
 
 impl Default for Limits {
@@ -108,6 +114,8 @@ impl Default for Limits {
             identities_window: Duration::from_secs(8 * 24 * 3600),
             key_cache_ttl: Duration::from_secs(5),
             key_cache_max: 100_000,
+            tenant_requests_per_minute: 100,
+            api_requests_per_minute: 6_000_000,
         }
     }
 }

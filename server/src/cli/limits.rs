@@ -95,4 +95,10 @@ limits! {
     key_cache_ttl: Length,
     /// Keys kept in memory.
     key_cache_max: usize,
+    /// Requests to products that VerifyApiKey allows the keys of a tenant together in any minute,
+    /// unless SetRateLimit says otherwise.
+    tenant_requests_per_minute: u32,
+    /// Calls of the hub's own API that one tenant may make in any minute, at each process; a
+    /// stream is one. 0 = any number.
+    api_requests_per_minute: u32,
 }

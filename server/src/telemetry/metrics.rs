@@ -172,6 +172,24 @@ pub const METRICS: &[Metric] = &[
          before them.",
     ),
     metric(
+        "hub_key_decisions_total",
+        Kind::Counter,
+        &["outcome"],
+        "Decisions of VerifyApiKey: OK, or the reason of the refusal.",
+    ),
+    metric(
+        "hub_key_lookups_total",
+        Kind::Counter,
+        &["from"],
+        "Look-ups of keys that are not in memory: queries for up to 32, and answers without one.",
+    ),
+    metric(
+        "hub_key_usage_dropped_total",
+        Kind::Counter,
+        &[],
+        "Requests that were not counted for GetApiKeyUsage, because too much waits to be written.",
+    ),
+    metric(
         "hub_key_verifications_total",
         Kind::Counter,
         &["outcome"],
@@ -182,6 +200,12 @@ pub const METRICS: &[Metric] = &[
         Kind::Gauge,
         &[],
         "Hub processes on the database that live, as this one sees it; itself included.",
+    ),
+    metric(
+        "hub_rate_windows",
+        Kind::Gauge,
+        &[],
+        "Keys and tenants with requests in the last minute, for which a limit is counted.",
     ),
     metric(
         "hub_slow_readers_total",
@@ -232,6 +256,10 @@ pub fn describe() {
     }
     for outcome in ["closed", "reset"] {
         counter!("hub_slow_readers_total", "outcome" => outcome).increment(0);
+    }
+    counter!("hub_key_decisions_total", "outcome" => "OK").increment(0);
+    for from in ["database", "unknown"] {
+        counter!("hub_key_lookups_total", "from" => from).increment(0);
     }
     gauge!("hub_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

@@ -64,7 +64,8 @@ async fn told(hub: &TestKeys) -> Vec<CloudEvent> {
 
 both_databases! {
     async fn every_statement_is_understood(hub: TestKeys) {
-        for sql in STATEMENTS.iter().chain(hub_core::replay::STATEMENTS) {
+        let more = crate::MORE_STATEMENTS.iter().copied().flatten();
+        for sql in STATEMENTS.iter().chain(more).chain(hub_core::replay::STATEMENTS) {
             prepare(&hub, *sql).await;
         }
     }

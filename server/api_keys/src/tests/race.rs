@@ -26,11 +26,67 @@ both_databases! {
         let created = hub.create(&[]).await;
         let hash = created.plaintext.hash();
         let fill = hub.keys.cache.begin(START);
-        let (key, stored) = store::by_hash(&hub.core.db, &hash).await.unwrap().unwrap();
+        let (key, stored) = store::by_hashes(&hub.core.db, &[hash]).await.unwrap().remove(0);
         assert!(key.revocation.is_none(), "read while it still worked");
         hub.keys.revoke(&hub.administrator(), &key.key_id, "").await.unwrap();
         hub.keys.cache.finish(fill, stored, Arc::new(Record::new(&key).unwrap()));
         assert_eq!(hub.authenticate(&created).await.unwrap_err().reason(), "KEY_REVOKED");
+    }
+
+    async fn a_call_that_joins_a_look_up_begun_before_a_revocation_is_refused(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let hash = created.plaintext.hash();
+        let revoke = async {
+            let caller = hub.administrator();
+            hub.keys.revoke(&caller, &created.key.key_id, "").await.unwrap();
+        };
+        // The query found the key as it was; whoever waits for it is told what it is now.
+        let found = hub.keys.lookup.find_while(&hash, revoke).await.unwrap().unwrap();
+        assert_eq!(found.check_works(START).unwrap_err().reason(), "KEY_REVOKED");
+        assert_eq!(hub.authenticate(&created).await.unwrap_err().reason(), "KEY_REVOKED");
+    }
+
+    async fn a_flood_of_unknown_keys_takes_no_memory_and_leaves_known_keys_alone(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        hub.authenticate(&created).await.unwrap();
+        for round in 0..8u32 {
+            let mut calls = Vec::new();
+            for number in 0..2_500u32 {
+                let (lookup, mut hash) = (hub.keys.lookup.clone(), [7; 32]);
+                hash[..4].copy_from_slice(&(round * 10_000 + number).to_be_bytes());
+                calls.push(tokio::spawn(async move { lookup.find(&hash).await }));
+            }
+            hub.authenticate(&created).await.unwrap();
+            for call in calls {
+                assert!(call.await.unwrap().unwrap().is_none());
+            }
+        }
+        assert!(hub.keys.lookup.remembered() <= 10_000);
+    }
+
+    async fn a_key_that_was_made_a_moment_ago_elsewhere_works(hub: TestKeys) {
+        let unknown = crate::Plaintext::generate().unwrap();
+        let other = hub.other_process();
+        for _ in 0..3 {
+            let error = authenticate(&other, unknown.expose()).await.unwrap_err();
+            assert_eq!(error.reason(), "KEY_NOT_RECOGNIZED");
+        }
+        let created = hub.create(&[]).await;
+        authenticate(&other, created.plaintext.expose()).await.unwrap();
+    }
+
+    async fn what_another_process_changed_is_forgotten_by_following_its_log(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let (other, key) = (hub.other_process(), created.plaintext.expose());
+        let log = other.system_log().await.unwrap();
+        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
+        authenticate(&other, key).await.unwrap();
+        hub.keys.revoke(&hub.administrator(), &created.key.key_id, "").await.unwrap();
+        authenticate(&other, key).await.unwrap();
+        let caught_up = crate::follow::catch_up(&other, &log, at).await.unwrap();
+        assert_eq!(caught_up, at + 1);
+        assert_eq!(*other.epoch.borrow(), at + 1);
+        assert_eq!(authenticate(&other, key).await.unwrap_err().reason(), "KEY_REVOKED");
     }
 
     async fn a_stream_that_asks_again_is_told_of_revocation_and_expiry(hub: TestKeys) {

@@ -1,0 +1,229 @@
+//! Keys that are not in memory are looked up together: one query at a time for this process, for
+//! many keys, so that a flood of unknown keys costs a bounded part of the database.
+//!
+//! Invariants:
+//! - Whoever asks for the same key at once waits for one query.
+//! - An answer is of a query that began after the last revocation that this process knew when it
+//!   was given; else it is asked again. So no call that begins after a revocation is let through.
+//! - Keys that were known a moment ago go before those that never were.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hub_core::clock::Clock;
+use hub_core::error::{Error, Result};
+use hub_core::storage::Db;
+use subtle::ConstantTimeEq;
+use tokio::sync::watch;
+
+use crate::cache::{Cache, Fill};
+use crate::key::Record;
+use crate::secret::plaintext::Hash;
+use crate::store::{self, LOOKED_UP_MAX};
+use crate::unknown::Unknown;
+
+/// Hashes that wait for their query; with more, calls with keys that are not in memory are told to
+/// come again.
+const WAITING_MAX: usize = 10_000;
+/// Queries for one key while revocations go on; then the call is told to come again.
+const ATTEMPTS_MAX: u32 = 10;
+
+type Found = Result<Option<Arc<Record>>>;
+
+/// Looks keys up by their hash; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Lookup(Arc<Inner>);
+
+struct Inner {
+    db: Db,
+    clock: Clock,
+    cache: Arc<Cache>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Hash>,
+    flights: HashMap<Hash, Flight>,
+    unknown: Unknown,
+    /// A task takes from `waiting`.
+    is_working: bool,
+}
+
+/// A key that is being looked up.
+struct Flight {
+    told: watch::Sender<Option<Found>>,
+    attempts: u32,
+}
+
+impl Lookup {
+    pub fn new(db: &Db, clock: &Clock, cache: &Arc<Cache>) -> Self {
+        Lookup(Arc::new(Inner {
+            db: db.clone(),
+            clock: clock.clone(),
+            cache: cache.clone(),
+            state: Mutex::default(),
+        }))
+    }
+
+    /// The key with this hash, mostly from memory. Errors: `STORE_BUSY`.
+    pub async fn find(&self, hash: &Hash) -> Found {
+        let now = self.0.clock.now();
+        if let Some(known) = self.0.cache.by_hash(hash, now) {
+            return Ok(Some(known));
+        }
+        let mut answer = {
+            let mut state = self.0.state();
+            if state.unknown.contains(hash, now) {
+                metrics::counter!("hub_key_lookups_total", "from" => "unknown").increment(1);
+                return Ok(None);
+            }
+            match self.0.board(&mut state, hash)? {
+                (answer, false) => answer,
+                (answer, true) => {
+                    tokio::spawn(work(self.0.clone()));
+                    answer
+                }
+            }
+        };
+        let told = answer.wait_for(Option::is_some).await;
+        told.ok()
+            .and_then(|told| told.clone())
+            .unwrap_or_else(|| Err(busy("lookup_ended")))
+    }
+
+    /// A key was made: what was unknown may be one now.
+    pub fn made(&self) {
+        self.0.state().unknown.clear();
+    }
+
+    /// Looks a key up, and does something between the query and what is made of its answer.
+    #[cfg(test)]
+    pub async fn find_while(&self, hash: &Hash, meanwhile: impl Future<Output = ()>) -> Found {
+        let inner = &self.0;
+        let (mut answer, _) = inner.board(&mut inner.state(), hash)?;
+        let hashes = inner.take();
+        let fill = inner.cache.begin(inner.clock.now());
+        let rows = store::by_hashes(&inner.db, &hashes).await?;
+        meanwhile.await;
+        let row = rows.iter().find(|(_, stored)| stored == hash);
+        let found = row.map(|(key, _)| Record::read(key)).transpose();
+        inner.land(*hash, fill, found);
+        work(inner.clone()).await;
+        let told = answer.wait_for(Option::is_some).await.unwrap().clone();
+        told.unwrap()
+    }
+
+    #[cfg(test)]
+    pub fn remembered(&self) -> usize {
+        let state = self.0.state();
+        state.unknown.len() + state.flights.len() + state.waiting.len()
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Joins the flight of a key, or begins one; true if a task is needed for it.
+    fn board(
+        &self,
+        state: &mut State,
+        hash: &Hash,
+    ) -> Result<(watch::Receiver<Option<Found>>, bool)> {
+        if let Some(flight) = state.flights.get(hash) {
+            return Ok((flight.told.subscribe(), false));
+        }
+        if state.waiting.len() >= WAITING_MAX {
+            return Err(busy("lookups_full"));
+        }
+        let (told, answer) = watch::channel(None);
+        state.flights.insert(*hash, Flight { told, attempts: 0 });
+        match self.cache.was_known(hash) {
+            true => state.waiting.push_front(*hash),
+            false => state.waiting.push_back(*hash),
+        }
+        Ok((answer, !std::mem::replace(&mut state.is_working, true)))
+    }
+
+    /// What is asked for next; nothing ends the work.
+    fn take(&self) -> Vec<Hash> {
+        let mut state = self.state();
+        let count = state.waiting.len().min(LOOKED_UP_MAX);
+        state.is_working = count > 0;
+        state.waiting.drain(..count).collect()
+    }
+
+    /// Ends the flight of a key with what a query found, or lets it be asked again.
+    fn land(&self, hash: Hash, fill: Fill, found: Found) {
+        let mut state = self.state();
+        let kept = match &found {
+            Ok(Some(record)) => self.cache.finish(fill, hash, record.clone()),
+            Ok(None) => {
+                state.unknown.insert(hash, fill.began());
+                true
+            }
+            Err(_) => true,
+        };
+        let Some(flight) = state.flights.get_mut(&hash) else {
+            return;
+        };
+        flight.attempts += 1;
+        let found = match kept {
+            true => found,
+            false if flight.attempts < ATTEMPTS_MAX => {
+                state.waiting.push_front(hash);
+                return;
+            }
+            false => Err(busy("keys_change")),
+        };
+        // Under the lock: who comes later begins a flight of its own.
+        if let Some(flight) = state.flights.remove(&hash) {
+            let _ = flight.told.send(Some(found));
+        }
+    }
+}
+
+/// Looks up what waits until nothing does.
+async fn work(inner: Arc<Inner>) {
+    let shift = Shift(inner);
+    let inner = &shift.0;
+    loop {
+        let hashes = inner.take();
+        if hashes.is_empty() {
+            return;
+        }
+        let fill = inner.cache.begin(inner.clock.now());
+        metrics::counter!("hub_key_lookups_total", "from" => "database").increment(1);
+        let rows = store::by_hashes(&inner.db, &hashes).await;
+        for hash in hashes {
+            let found = match &rows {
+                Err(error) => Err(error.clone()),
+                Ok(rows) => {
+                    let row = rows.iter().find(|(_, stored)| stored.ct_eq(&hash).into());
+                    row.map(|(key, _)| Record::read(key)).transpose()
+                }
+            };
+            inner.land(hash, fill, found);
+        }
+    }
+}
+
+/// A task that ends early, by a panic or with its runtime, leaves nobody waiting.
+struct Shift(Arc<Inner>);
+
+impl Drop for Shift {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        if state.is_working {
+            state.is_working = false;
+            state.waiting.clear();
+            state.flights.clear();
+        }
+    }
+}
+
+fn busy(cause: &'static str) -> Error {
+    Error::store_busy("The key could not be looked up now", cause)
+}

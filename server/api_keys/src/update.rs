@@ -1,0 +1,155 @@
+//! A key is changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hub_core::audit::{self, Changes};
+use hub_core::auth::Caller;
+use hub_core::clock::{Micros, timestamp};
+use hub_core::error::{Error, Result};
+use hub_core::journal::{TenantRef, lock_head};
+use hub_proto::hub::api_keys::v1::ApiKeyState;
+
+use crate::error;
+use crate::key::Key;
+use crate::keys::{Keys, check_cidrs, check_expire_time, distinct, key_event, tenant_of};
+use crate::scopes;
+use crate::store;
+
+/// The RPC that changes keys, as its policy names it.
+const UPDATE: &str = "hub.api_keys.v1.ApiKeys/UpdateApiKey";
+
+/// New values; what is none stays.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NewValues {
+    pub name: Option<String>,
+    pub scopes: Option<Vec<String>>,
+    pub cidrs: Option<Vec<String>>,
+    /// None inside = it never ends.
+    pub expire_time: Option<Option<Micros>>,
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Version that the key must have; empty = any.
+    pub etag: String,
+}
+
+impl Keys {
+    /// Changes a key. Errors: `KEY_NOT_FOUND`, `KEY_STATE_INVALID`, `SCOPE_INVALID`,
+    /// `SCOPE_ESCALATION`, `PRODUCT_NOT_FOUND`, `ETAG_MISMATCH`, `FIELD_INVALID`.
+    ///
+    /// It runs to its end even if the caller is gone, as a revocation does.
+    pub(crate) async fn update(
+        self: &Arc<Self>,
+        caller: &Caller,
+        key_id: &str,
+        new: NewValues,
+    ) -> Result<Key> {
+        let keys = self.clone();
+        let (caller, key_id) = (caller.clone(), key_id.to_owned());
+        let task = tokio::spawn(async move { keys.update_now(&caller, &key_id, new).await });
+        task.await
+            .map_err(|error| Error::internal(format!("a change of a key panicked: {error}")))?
+    }
+
+    async fn update_now(&self, caller: &Caller, key_id: &str, new: NewValues) -> Result<Key> {
+        let (tenant, now) = (tenant_of(caller), self.core.clock.now());
+        let before = self.get(caller, key_id).await?;
+        let after = self.changed(caller, &before, new, now).await?;
+        let changes = differences(&before, &after);
+        if changes.is_empty() {
+            return Ok(before);
+        }
+        let log = self.system_log().await?;
+        let mut tx = self.core.db.begin().await?;
+        lock_head(&mut tx, &TenantRef::system()).await?;
+        let Some(after) = store::update(&mut tx, &tenant, &after).await? else {
+            drop(tx);
+            let current = self.get(caller, key_id).await?;
+            return Err(Error::etag_mismatch(current.version));
+        };
+        let change = audit::Change {
+            caller,
+            action: UPDATE,
+            resource: key_id,
+            changes,
+            time: now,
+        };
+        audit::record(&mut tx, &tenant, change).await?;
+        let event = key_event(&after, "key.updated", &caller.key_id, now, "");
+        let committed = self.commit(tx, log, event).await;
+        // Whatever came of it: after a lost answer of the database the key may be changed.
+        self.cache.forget(key_id);
+        committed?;
+        Ok(after)
+    }
+
+    /// What the key is to be, if the caller may make it that.
+    async fn changed(
+        &self,
+        caller: &Caller,
+        before: &Key,
+        new: NewValues,
+        now: Micros,
+    ) -> Result<Key> {
+        scopes::check_within(caller, before.rights())?;
+        if !new.etag.is_empty() && new.etag != before.version.to_string() {
+            return Err(Error::etag_mismatch(before.version));
+        }
+        check_active(before, now)?;
+        let products = self.core.tenancy.products().await?;
+        if let Some(scopes) = &new.scopes {
+            scopes::check_form(scopes, &products)?;
+        }
+        if let Some(cidrs) = &new.cidrs {
+            check_cidrs(cidrs)?;
+        }
+        if let Some(expire_time) = new.expire_time {
+            check_expire_time(expire_time, now)?;
+        }
+        let after = Key {
+            name: new.name.unwrap_or_else(|| before.name.clone()),
+            scopes: new.scopes.map_or_else(|| before.scopes.clone(), distinct),
+            cidrs: new.cidrs.map_or_else(|| before.cidrs.clone(), distinct),
+            expire_time: new.expire_time.unwrap_or(before.expire_time),
+            labels: new.labels.unwrap_or_else(|| before.labels.clone()),
+            ..before.clone()
+        };
+        scopes::check_within(caller, after.rights())?;
+        self.check_reach(caller, after.expire_time, &after.cidrs)
+            .await?;
+        Ok(after)
+    }
+}
+
+/// `KEY_STATE_INVALID` unless the key is active.
+pub(crate) fn check_active(key: &Key, now: Micros) -> Result<()> {
+    match key.state(now) {
+        ApiKeyState::Active => Ok(()),
+        other => {
+            let name = other.as_str_name();
+            let name = name.trim_start_matches("API_KEY_STATE_");
+            Err(error::state_invalid(&key.key_id, name))
+        }
+    }
+}
+
+fn differences(before: &Key, after: &Key) -> Changes {
+    let time = |key: &Key| key.expire_time.map(|at| timestamp(at).to_string());
+    let changes = Changes::new()
+        .field("name", &before.name, &after.name)
+        .field("scopes", before.scopes.join(" "), after.scopes.join(" "))
+        .field(
+            "allowed_cidrs",
+            before.cidrs.join(" "),
+            after.cidrs.join(" "),
+        )
+        .field(
+            "expire_time",
+            time(before).unwrap_or_default(),
+            time(after).unwrap_or_default(),
+        );
+    let names = before.labels.keys().chain(after.labels.keys());
+    names.fold(changes, |changes, name| {
+        let value = |key: &Key| key.labels.get(name).cloned().unwrap_or_default();
+        changes.field(&format!("labels.{name}"), value(before), value(after))
+    })
+}

@@ -1,0 +1,217 @@
+//! VerifyApiKey: one request to a product, decided from memory and counted if it is allowed.
+//!
+//! Invariants:
+//! - The order is that of the contract: form, known, the steps of `decision.rs`, then the limits.
+//!   Nothing is counted unless all before passed.
+//! - A key that the caller may not verify is, for the caller, one that does not exist.
+//! - Without the database, keys that were looked up are decided for as long as they are believed.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use hub_core::auth::Caller;
+use hub_core::clock::{Micros, micros};
+use hub_core::error::{Error, Result};
+use hub_core::id;
+use hub_core::journal::TenantRef;
+
+use crate::decision::{self, Asked, Snapshot};
+use crate::error;
+use crate::key::{End, Record, Seen};
+use crate::keys::Keys;
+use crate::limits::{self, Left};
+use crate::secret::Plaintext;
+use crate::usage::ALLOWED;
+
+/// How long a verifier may use a decision again while it watches the keys.
+const CACHED_FOR: Duration = Duration::from_secs(5);
+/// Seconds that are told to wait at most.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// A request to decide about.
+pub(crate) struct Question {
+    /// The key as presented.
+    pub key: String,
+    pub asked: Asked,
+    /// Requests to count.
+    pub cost: u32,
+    /// Nothing is counted.
+    pub dry_run: bool,
+}
+
+/// The decision.
+pub(crate) struct Verdict {
+    /// The key, if it is known to the caller.
+    pub record: Option<Arc<Record>>,
+    /// Why not; none = allowed.
+    pub refusal: Option<Error>,
+    /// Status that the product answers with.
+    pub http_status: u32,
+    /// The limit with the least left.
+    pub left: Option<Left>,
+    /// When a request that was too many fits again.
+    pub retry_after: Option<Duration>,
+    pub cache_for: Duration,
+    pub epoch: u64,
+    pub degraded: bool,
+    pub call_id: String,
+}
+
+impl Keys {
+    /// Decides about a request. Errors: `PRODUCT_NOT_FOUND`, `STORE_BUSY`.
+    pub(crate) async fn verify(&self, caller: &Caller, question: &Question) -> Result<Verdict> {
+        // Before anything is looked at: what is told has all changes up to here.
+        let epoch = *self.epoch.borrow();
+        let mut verdict = Verdict {
+            record: None,
+            refusal: None,
+            http_status: 200,
+            left: None,
+            retry_after: None,
+            cache_for: Duration::ZERO,
+            epoch,
+            degraded: false,
+            call_id: call_id(caller),
+        };
+        match self.look_up(caller, &question.key).await? {
+            Ok(record) => self.judge(caller, &record, question, &mut verdict).await?,
+            Err(refusal) => {
+                verdict.http_status = 401;
+                verdict.refusal = Some(refusal);
+            }
+        }
+        let outcome = verdict.refusal.as_ref().map_or("OK", Error::reason);
+        metrics::counter!("hub_key_decisions_total", "outcome" => outcome).increment(1);
+        Ok(verdict)
+    }
+
+    /// The key that is presented, or why it is refused before anything of it is looked at.
+    async fn look_up(&self, caller: &Caller, key: &str) -> Result<Result<Arc<Record>>> {
+        if key.is_empty() {
+            return Ok(Err(error::missing()));
+        }
+        let Some(plaintext) = Plaintext::parse(key) else {
+            return Ok(Err(error::malformed(
+                "The key is not whole: its length, alphabet or checksum is wrong",
+            )));
+        };
+        let record = self.lookup.find(&plaintext.hash()).await?;
+        let record = record.filter(|record| may_verify(caller, record));
+        Ok(record.ok_or_else(error::not_recognized))
+    }
+
+    /// Everything that is decided of a key that is known.
+    async fn judge(
+        &self,
+        caller: &Caller,
+        record: &Arc<Record>,
+        question: &Question,
+        verdict: &mut Verdict,
+    ) -> Result<()> {
+        let now = self.core.clock.now();
+        let tenant = record.caller.tenant.as_ref().or(caller.tenant.as_ref());
+        let seen = self.seen(record, tenant, now).await?;
+        let product = seen.products.require(&question.asked.product)?;
+        let is_active = seen.tenant.as_ref();
+        let snapshot = Snapshot {
+            record,
+            product,
+            products: &seen.products,
+            is_active: is_active.is_none_or(|tenant| tenant.is_active(product.number)),
+            now,
+        };
+        let decided = decision::decide(snapshot, &question.asked);
+        let default = self.core.limits.tenant_requests_per_minute;
+        let limits = limits::of(record, tenant.map(TenantRef::number), default);
+        let dry_run = question.dry_run || decided.is_err();
+        let taken = self.limiter.take(&limits, question.cost, dry_run, now);
+        verdict.record = Some(record.clone());
+        verdict.cache_for = cache_for(record, now);
+        match (decided, taken.denied, &taken.left) {
+            (Err(refusal), ..) => {
+                verdict.http_status = 403;
+                verdict.refusal = Some(refusal);
+            }
+            (Ok(()), Some(wait), Some(left)) => {
+                let wait = wait.min(WAIT_MAX);
+                verdict.http_status = product.rate_limited_status;
+                verdict.refusal = Some(error::rate_limited(left, wait));
+                verdict.retry_after = Some(wait);
+                verdict.cache_for = Duration::ZERO;
+            }
+            _ => verdict.degraded = taken.degraded,
+        }
+        verdict.left = taken.left;
+        if !question.dry_run && question.cost > 0 {
+            let outcome = verdict.refusal.as_ref().map_or(ALLOWED, Error::reason);
+            self.usage.count(record, outcome, question.cost, now);
+        }
+        if !question.dry_run && verdict.refusal.is_none() {
+            self.usage.used(record, now);
+        }
+        Ok(())
+    }
+
+    /// What the tenant may use, and the products; while the database is away as it was a moment
+    /// ago.
+    async fn seen(&self, record: &Record, tenant: Option<&TenantRef>, now: Micros) -> Result<Seen> {
+        let look = async {
+            let products = self.core.tenancy.products().await?;
+            let tenant = match tenant {
+                Some(tenant) => Some(self.core.tenancy.current(tenant).await?.1),
+                None => None,
+            };
+            Ok(Seen {
+                products,
+                tenant,
+                at: now,
+            })
+        };
+        let looked: Result<Seen> = look.await;
+        // Of a key that serves all tenants, only what is of no tenant is kept.
+        let keeps = record.caller.tenant.is_some() || tenant.is_none();
+        let mut kept = record.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match looked {
+            Ok(seen) => {
+                let is_old = |kept: &Seen| now - kept.at > micros(CACHED_FOR) / 10;
+                if keeps && kept.as_ref().is_none_or(is_old) {
+                    *kept = Some(seen.clone());
+                }
+                Ok(seen)
+            }
+            Err(error) => {
+                let ttl = micros(self.core.limits.key_cache_ttl);
+                let fresh = |kept: &&Seen| keeps && (0..ttl).contains(&(now - kept.at));
+                kept.as_ref().filter(fresh).cloned().ok_or(error)
+            }
+        }
+    }
+}
+
+/// A key of a tenant verifies those of its tenant; one of no tenant all, or, if the call names a
+/// tenant, those of that tenant and those of no tenant.
+fn may_verify(caller: &Caller, record: &Record) -> bool {
+    match (&caller.tenant, &record.caller.tenant) {
+        (None, _) => true,
+        (Some(asking), Some(of)) => asking == of,
+        (Some(_), None) => caller.all_tenants,
+    }
+}
+
+/// As long as nothing but a change, which is pushed, could make another decision.
+fn cache_for(record: &Record, now: Micros) -> Duration {
+    match record.end {
+        Some(End::Expires(at)) if at > now => {
+            CACHED_FOR.min(Duration::from_micros((at - now).unsigned_abs()))
+        }
+        _ => CACHED_FOR,
+    }
+}
+
+/// The call itself names the decision; outside of a call it gets a name of its own.
+fn call_id(caller: &Caller) -> String {
+    match &*caller.origin.call_id {
+        "" => id::new("req"),
+        known => known.to_owned(),
+    }
+}

@@ -1,0 +1,306 @@
+//! Rate limits of tenants and keys, and what was used.
+
+use std::time::Duration;
+
+use hub_client::Hub;
+use hub_client::proto::hub::api_keys::v1::{
+    ApiKey, GetApiKeyRequest, GetApiKeyUsageRequest, GetApiKeyUsageResponse, RateLimitState,
+    RotateApiKeyRequest, SetRateLimitRequest, VerifyApiKeyRequest, VerifyApiKeyResponse,
+    WhoAmIRequest,
+};
+use hub_client::proto::hub::platform::v1::{Product, UpdateProductRequest};
+use tonic::Code;
+
+use super::verify::{backend, tickets, told, verify};
+use super::{Outcome, create, new_key, reason, revoke, who_am_i};
+use crate::support::{Backend, TestHub, post_json};
+
+async fn set(client: &Hub, key_id: &str, limit: u32) -> Outcome<RateLimitState> {
+    let request = SetRateLimitRequest {
+        key_id: key_id.to_owned(),
+        requests_per_minute: limit,
+    };
+    let answer = client.api_keys().set_rate_limit(request).await?;
+    Ok(answer.into_inner().rate_limit.unwrap_or_default())
+}
+
+/// The operator, for a tenant.
+fn operator(hub: &TestHub) -> Hub {
+    Hub::builder(hub.url())
+        .api_key(&hub.operator_key)
+        .tenant(&hub.first_tenant().id)
+        .connect_lazy()
+        .unwrap()
+}
+
+fn costing(key: &str, cost: u32) -> VerifyApiKeyRequest {
+    VerifyApiKeyRequest {
+        cost: Some(cost),
+        ..tickets(key)
+    }
+}
+
+async fn made(hub: &TestHub, name: &str) -> (String, ApiKey) {
+    let admin = hub.client(&hub.first_tenant().admin_key);
+    let made = create(&admin, new_key(name, &["psa:*"])).await.unwrap();
+    (made.plaintext, made.api_key.unwrap())
+}
+
+fn remaining(answer: &VerifyApiKeyResponse) -> (u32, u32) {
+    let left = answer.rate_limit.as_ref().unwrap();
+    assert_eq!(
+        answer.headers["X-RateLimit-Remaining"],
+        left.remaining.to_string()
+    );
+    assert_eq!(answer.headers["X-RateLimit-Limit"], left.limit.to_string());
+    (left.limit, left.remaining)
+}
+
+async fn usage(client: &Hub, key_id: &str) -> GetApiKeyUsageResponse {
+    let request = GetApiKeyUsageRequest {
+        key_id: key_id.to_owned(),
+        ..GetApiKeyUsageRequest::default()
+    };
+    let answer = client.api_keys().get_api_key_usage(request).await.unwrap();
+    answer.into_inner()
+}
+
+/// Moves the clock until what was counted is written.
+async fn written(
+    hub: &TestHub,
+    client: &Hub,
+    key_id: &str,
+    requests: u64,
+) -> GetApiKeyUsageResponse {
+    loop {
+        let told = usage(client, key_id).await;
+        let counted: u64 = told
+            .buckets
+            .iter()
+            .map(|b| b.allowed + b.denied.values().sum::<u64>())
+            .sum();
+        if counted >= requests {
+            return told;
+        }
+        hub.clock.advance(Duration::from_secs(1));
+        tokio::task::yield_now().await;
+    }
+}
+
+both_databases! {
+    async fn a_tenant_has_a_hundred_requests_in_any_minute_over_all_its_keys(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = crate::api_keys::verify::backend(&hub).await;
+        let keys = [made(&hub, "one").await.0, made(&hub, "two").await.0];
+        for number in 0..100u32 {
+            let answer = verify(&verifier, tickets(&keys[number as usize % 2])).await.unwrap();
+            assert_eq!(told(&answer), (200, ""));
+            assert_eq!(remaining(&answer), (100, 99 - number));
+        }
+        for key in &keys {
+            let answer = verify(&verifier, tickets(key)).await.unwrap();
+            assert_eq!(told(&answer), (429, "RATE_LIMITED"));
+            assert_eq!(remaining(&answer), (100, 0));
+            assert_eq!(answer.headers["Retry-After"], "61");
+            assert_eq!(answer.cache_for.unwrap(), prost_types::Duration::default());
+        }
+        let other = hub.tenant().await;
+        let other = other.key(&hub.client(&other.admin_key), "", &["psa:*"]).await;
+        assert_eq!(told(&verify(&verifier, tickets(&other)).await.unwrap()), (200, ""));
+        hub.clock.advance(Duration::from_secs(59));
+        assert!(!verify(&verifier, tickets(&keys[0])).await.unwrap().allowed);
+        hub.clock.advance(Duration::from_millis(1500));
+        let answer = verify(&verifier, tickets(&keys[0])).await.unwrap();
+        assert_eq!(remaining(&answer), (100, 99), "denials counted nothing");
+    }
+
+    async fn of_many_at_once_as_many_are_allowed_as_the_limit_says(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = crate::api_keys::verify::backend(&hub).await;
+        let (key, _) = made(&hub, "busy").await;
+        let calls: Vec<_> = (0..150)
+            .map(|_| {
+                let (verifier, key) = (verifier.clone(), key.clone());
+                tokio::spawn(async move { verify(&verifier, tickets(&key)).await.unwrap().allowed })
+            })
+            .collect();
+        let mut allowed = 0;
+        for call in calls {
+            allowed += usize::from(call.await.unwrap());
+        }
+        assert_eq!(allowed, 100);
+    }
+
+    async fn a_key_has_a_limit_within_that_of_its_tenant(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = crate::api_keys::verify::backend(&hub).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (key, shown) = made(&hub, "slow").await;
+        let state = set(&admin, &shown.key_id, 3).await.unwrap();
+        assert_eq!((state.limit, state.remaining, &state.key_id), (3, 3, &shown.key_id));
+        let answer = verify(&verifier, costing(&key, 2)).await.unwrap();
+        assert_eq!(remaining(&answer), (3, 1));
+        let denied = verify(&verifier, costing(&key, 2)).await.unwrap();
+        assert_eq!(told(&denied), (429, "RATE_LIMITED"));
+        assert_eq!(remaining(&denied), (3, 1), "all of it or nothing");
+        let dry = VerifyApiKeyRequest { dry_run: true, ..tickets(&key) };
+        assert_eq!(remaining(&verify(&verifier, dry).await.unwrap()), (3, 1));
+        assert_eq!(remaining(&verify(&verifier, costing(&key, 0)).await.unwrap()), (3, 1));
+        set(&admin, &shown.key_id, 0).await.unwrap();
+        let answer = verify(&verifier, tickets(&key)).await.unwrap();
+        assert_eq!(remaining(&answer), (100, 97), "what was counted stays");
+        assert!(answer.rate_limit.unwrap().key_id.is_empty());
+    }
+
+    async fn only_an_operator_sets_the_limit_of_a_tenant(hub: TestHub) {
+        let verifier = backend(&hub).await;
+        let (key, _) = made(&hub, "any").await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        assert_eq!(reason(set(&admin, "", 1000).await), "OPERATOR_ONLY");
+        assert_eq!(reason(set(&hub.client(&hub.operator_key), "", 7).await), "TENANT_REQUIRED");
+        assert_eq!(remaining(&verify(&verifier, tickets(&key)).await.unwrap()).0, 100);
+        assert_eq!(set(&operator(&hub), "", 1000).await.unwrap().limit, 1000);
+        let answer = verify(&verifier, tickets(&key)).await.unwrap();
+        assert_eq!(remaining(&answer), (1000, 998));
+        assert_eq!(who_am_i(&admin).await.unwrap().rate_limit.unwrap().limit, 1000);
+        set(&operator(&hub), "", 0).await.unwrap();
+        assert_eq!(remaining(&verify(&verifier, tickets(&key)).await.unwrap()).0, 100);
+    }
+
+    async fn a_key_limits_only_keys_within_its_own_rights(hub: TestHub) {
+        let (_, wide) = made(&hub, "wide").await;
+        let scopes = ["hub:limits.write", "hub:keys.write", "psa:tickets.read"];
+        let client = hub.client(&hub.key("", &scopes).await);
+        assert_eq!(reason(set(&client, &wide.key_id, 1).await), "SCOPE_ESCALATION");
+        assert_eq!(reason(set(&client, "key_none", 1).await), "KEY_NOT_FOUND");
+        let narrow = create(&client, new_key("narrow", &["psa:tickets.read"])).await.unwrap();
+        set(&client, &narrow.api_key.unwrap().key_id, 1).await.unwrap();
+    }
+
+    async fn a_product_may_want_403_for_a_limit(hub: TestHub) {
+        let verifier = backend(&hub).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (key, shown) = made(&hub, "once").await;
+        set(&admin, &shown.key_id, 1).await.unwrap();
+        let product = Product {
+            product: "psa".to_owned(),
+            rate_limited_status: 403,
+            ..Product::default()
+        };
+        let request = UpdateProductRequest {
+            product: Some(product),
+            ..UpdateProductRequest::default()
+        };
+        hub.client(&hub.operator_key).platform().update_product(request).await.unwrap();
+        assert_eq!(told(&verify(&verifier, tickets(&key)).await.unwrap()), (200, ""));
+        let denied = verify(&verifier, tickets(&key)).await.unwrap();
+        assert_eq!(told(&denied), (403, "RATE_LIMITED"));
+        assert!(denied.headers.contains_key("Retry-After"));
+    }
+
+    async fn a_successor_shares_limit_and_usage(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = crate::api_keys::verify::backend(&hub).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (key, shown) = made(&hub, "first").await;
+        set(&admin, &shown.key_id, 5).await.unwrap();
+        verify(&verifier, costing(&key, 3)).await.unwrap();
+        let request = RotateApiKeyRequest {
+            key_id: shown.key_id.clone(),
+            ..RotateApiKeyRequest::default()
+        };
+        let next = admin.api_keys().rotate_api_key(request).await.unwrap().into_inner();
+        let next_id = next.api_key.unwrap().key_id;
+        assert_eq!(remaining(&verify(&verifier, tickets(&next.plaintext)).await.unwrap()), (5, 1));
+        assert_eq!(remaining(&verify(&verifier, tickets(&key)).await.unwrap()), (5, 0));
+        assert!(!verify(&verifier, tickets(&next.plaintext)).await.unwrap().allowed);
+        set(&admin, &shown.key_id, 6).await.unwrap();
+        assert_eq!(remaining(&verify(&verifier, tickets(&next.plaintext)).await.unwrap()), (6, 0));
+        for key_id in [&shown.key_id, &next_id] {
+            let told = written(&hub, &admin, key_id, 7).await;
+            let allowed: u64 = told.buckets.iter().map(|bucket| bucket.allowed).sum();
+            assert_eq!(allowed, 6, "{told:?}");
+        }
+    }
+
+    async fn usage_is_counted_by_outcome_and_survives_a_restart(backend: Backend) {
+        let mut hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = crate::api_keys::verify::backend(&hub).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (key, shown) = made(&hub, "counted").await;
+        assert!(shown.last_use_time.is_none());
+        for _ in 0..3 {
+            verify(&verifier, tickets(&key)).await.unwrap();
+        }
+        verify(&verifier, costing(&key, 4)).await.unwrap();
+        let crm = VerifyApiKeyRequest { product: "crm".to_owned(), ..tickets(&key) };
+        verify(&verifier, crm).await.unwrap();
+        verify(&verifier, costing(&key, 500)).await.unwrap();
+        verify(&verifier, VerifyApiKeyRequest { dry_run: true, ..tickets(&key) }).await.unwrap();
+        // Stopped, it writes what it counted.
+        let used_at = hub.clock.now();
+        hub.restart().await;
+        let told = usage(&hub.client(&hub.first_tenant().admin_key), &shown.key_id).await;
+        assert_eq!(told.buckets.len(), 1);
+        assert_eq!(told.buckets[0].allowed, 7);
+        assert_eq!(told.buckets[0].denied["PRODUCT_MISMATCH"], 1);
+        assert_eq!(told.buckets[0].denied["RATE_LIMITED"], 500);
+        let admin_again = hub.client(&hub.first_tenant().admin_key);
+        let request = GetApiKeyRequest { key_id: shown.key_id };
+        let shown = admin_again.api_keys().get_api_key(request).await.unwrap().into_inner();
+        let last_use = shown.api_key.unwrap().last_use_time;
+        assert_eq!(last_use, Some(hub_core::clock::timestamp(used_at)));
+        let all = usage(&admin_again, "").await;
+        assert_eq!(all.buckets[0].allowed, 7);
+        assert_eq!(all.rate_limit.unwrap().limit, 100);
+        drop(admin);
+    }
+
+    async fn usage_has_minutes_hours_and_days_and_no_others(hub: TestHub) {
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        for (seconds, fits) in [(0, true), (60, true), (3600, true), (86_400, true), (61, false)] {
+            let request = GetApiKeyUsageRequest {
+                interval: Some(prost_types::Duration { seconds, nanos: 0 }),
+                ..GetApiKeyUsageRequest::default()
+            };
+            let answer = admin.api_keys().get_api_key_usage(request).await;
+            // A day has more than 1000 minutes.
+            let expected = fits && seconds != 60;
+            assert_eq!(answer.is_ok(), expected, "{seconds} {answer:?}");
+        }
+    }
+
+    async fn the_hub_s_own_api_has_a_limit_of_its_own(backend: Backend) {
+        let hub = TestHub::options(backend).limits(|limits| limits.api_requests_per_minute = 10);
+        let hub = hub.manual_clock().start().await;
+        let admin_key = hub.first_tenant().admin_key.clone();
+        let admin = hub.client(&admin_key);
+        let answer = admin.api_keys().who_am_i(WhoAmIRequest {}).await.unwrap();
+        assert_eq!(answer.metadata().get("x-ratelimit-limit").unwrap(), "10");
+        assert_eq!(answer.metadata().get("x-ratelimit-remaining").unwrap(), "9");
+        assert!(answer.metadata().get("x-ratelimit-reset").is_some());
+        let path = "hub.api_keys.v1.ApiKeys/GetApiKey";
+        let json = post_json(hub.addr, path, &admin_key, r#"{"keyId":"key_none"}"#).await;
+        assert_eq!(json.status, 404);
+        assert_eq!(json.header("x-ratelimit-remaining"), "8", "errors too");
+        revoke(&admin, "key_none", "").await.unwrap_err();
+        for _ in 0..7 {
+            who_am_i(&admin).await.unwrap();
+        }
+        let status = admin
+            .api_keys()
+            .who_am_i(WhoAmIRequest {})
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.metadata().get("x-ratelimit-remaining").unwrap(), "0");
+        let error = hub_client::Error::from(status);
+        assert_eq!(error.reason(), Some("RATE_LIMITED"));
+        assert_eq!(error.metadata()["limit"], "10");
+        let json = post_json(hub.addr, path, &admin_key, r#"{"keyId":"key_none"}"#).await;
+        assert_eq!(json.status, 429);
+        assert_eq!(json.header("retry-after"), "61");
+        hub.clock.advance(Duration::from_secs(61));
+        who_am_i(&admin).await.unwrap();
+    }
+}
