@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::Response;
-use hub_core::auth::{self, Authenticator, Caller, Credential, Origin};
+use hub_core::auth::{self, Authenticator, Caller, Credential, Origin, Refusal};
 use hub_core::error::{Error, Result};
 use hub_core::internal::{self, Internal};
 use hub_core::processes::Processes;
@@ -90,21 +90,17 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
         return next.run(request).await;
     }
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-    let decided = match forwarded {
-        Ok(forwarded) => {
-            gate.decide(policy, request.headers(), peer, forwarded)
-                .await
-        }
-        Err(error) => Decided {
-            caller: Err(error),
-            left: None,
-        },
-    };
+    let decided = gate
+        .decide(policy, request.headers(), peer, forwarded)
+        .await;
     let outcome = decided.caller.as_ref().map_or_else(Error::reason, |_| "OK");
     metrics::counter!("hub_key_verifications_total", "outcome" => outcome).increment(1);
     let mut caller = match decided.caller {
         Ok(caller) => caller,
-        Err(error) => return limited(refuse(error), decided.left),
+        Err(error) => {
+            gate.note(policy, &request, peer, &error);
+            return limited(refuse(error), decided.left);
+        }
     };
     // What was passed on keeps the id and the address that it came with.
     if !caller.origin.forwarded {
@@ -145,20 +141,33 @@ impl Gate {
         response
     }
 
+    /// A call was refused, which may have to be explained later.
+    fn note(&self, policy: &MethodPolicy, request: &Request, peer: Option<IpAddr>, error: &Error) {
+        let headers = request.headers();
+        let refusal = Refusal {
+            call_id: &Call::of(request).id,
+            policy,
+            error,
+        };
+        self.authenticator
+            .refused(Credential { headers, peer }, refusal);
+    }
+
     async fn decide(
         &self,
         policy: &MethodPolicy,
         headers: &HeaderMap,
         peer: Option<IpAddr>,
-        forwarded: Option<Caller>,
+        forwarded: Result<Option<Caller>>,
     ) -> Decided {
-        let known = if self.draining.is_cancelled() {
-            Err(Error::draining())
-        } else if let Some(caller) = forwarded {
-            Ok(caller)
-        } else {
-            let credential = Credential { headers, peer };
-            self.authenticator.authenticate(credential).await
+        let known = match forwarded {
+            Err(error) => Err(error),
+            Ok(_) if self.draining.is_cancelled() => Err(Error::draining()),
+            Ok(Some(caller)) => Ok(caller),
+            Ok(None) => {
+                let credential = Credential { headers, peer };
+                self.authenticator.authenticate(credential).await
+            }
         };
         let caller = match known {
             Ok(caller) => caller,

@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use hub_core::auth::Authenticator;
 use hub_core::clock::Clock;
 use hub_core::cursor::Cursors;
 use hub_core::internal::Internal;
@@ -136,17 +137,7 @@ pub async fn start(
     let router = listen::stack(Parts {
         services,
         health: listen::routes(Routes::new(health_service(&health))),
-        gate: Gate {
-            authenticator,
-            tenancy: core.tenancy.clone(),
-            internal: core.internal.clone(),
-            processes: core.processes.clone(),
-            draining: core.draining.clone(),
-            certificates: config
-                .tls
-                .is_some_and(|tls| tls.client_authorities.is_some()),
-            limit: ApiLimit::new(core.limits.api_requests_per_minute, core.clock.clone()),
-        },
+        gate: gate(&config, &core, authenticator),
         explainer: Explainer::new(&core.public_url),
         pages: Pages {
             core: core.clone(),
@@ -187,6 +178,20 @@ fn public_url(config: &Config, addr: SocketAddr) -> String {
     let url = config.public_url.clone();
     let url = url.unwrap_or_else(|| format!("{scheme}://{addr}"));
     url.trim_end_matches('/').to_owned()
+}
+
+/// Decides who may call what.
+fn gate(config: &Config, core: &Core, authenticator: Arc<dyn Authenticator>) -> Gate {
+    let tls = config.tls.as_ref();
+    Gate {
+        authenticator,
+        tenancy: core.tenancy.clone(),
+        internal: core.internal.clone(),
+        processes: core.processes.clone(),
+        draining: core.draining.clone(),
+        certificates: tls.is_some_and(|tls| tls.client_authorities.is_some()),
+        limit: ApiLimit::new(core.limits.api_requests_per_minute, core.clock.clone()),
+    }
 }
 
 /// Opens what the domains work with. One of the processes that serve the database, with the address

@@ -24,6 +24,7 @@ pub const DOMAINS: &[&str] = &[
 /// The RPCs that are built; all others answer NOT_IMPLEMENTED. README's status table says the same.
 pub const BUILT: &[&str] = &[
     "hub.api_keys.v1.ApiKeys/CreateApiKey",
+    "hub.api_keys.v1.ApiKeys/ExplainAccess",
     "hub.api_keys.v1.ApiKeys/GetApiKey",
     "hub.api_keys.v1.ApiKeys/GetApiKeyUsage",
     "hub.api_keys.v1.ApiKeys/ListApiKeys",
@@ -32,6 +33,7 @@ pub const BUILT: &[&str] = &[
     "hub.api_keys.v1.ApiKeys/SetRateLimit",
     "hub.api_keys.v1.ApiKeys/UpdateApiKey",
     "hub.api_keys.v1.ApiKeys/VerifyApiKey",
+    "hub.api_keys.v1.ApiKeys/WatchApiKeys",
     "hub.api_keys.v1.ApiKeys/WhoAmI",
     "hub.event_bus.v1.EventBus/Acknowledge",
     "hub.event_bus.v1.EventBus/Consume",

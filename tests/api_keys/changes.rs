@@ -145,7 +145,8 @@ both_databases! {
         assert_eq!((next.scopes, next.name), (key.scopes, key.name));
         assert!(next.expire_time.is_none() && next.successor_id.is_empty());
         let again = rotate(&admin, &key.key_id, 60).await.unwrap_err();
-        assert_eq!((again.code(), again.reason()), (Code::FailedPrecondition, Some("KEY_STATE_INVALID")));
+        assert_eq!(again.code(), Code::FailedPrecondition);
+        assert_eq!(again.reason(), Some("KEY_STATE_INVALID"));
         assert_eq!(again.metadata()["state"], "ROTATING");
         who_am_i(&hub.client(&old)).await.unwrap();
         who_am_i(&hub.client(&rotated.plaintext)).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod changes;
 mod credentials;
+mod explain;
 mod keys;
 mod limits;
 mod pages;
@@ -9,6 +10,7 @@ mod retry;
 mod scopes;
 mod tenants;
 mod verify;
+mod watch;
 
 use hub_client::proto::hub::api_keys::v1::{
     ApiKey, CreateApiKeyRequest, CreateApiKeyResponse, RevokeApiKeyRequest, RevokeApiKeyResponse,

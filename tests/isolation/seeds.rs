@@ -46,6 +46,21 @@ pub const SEEDS: &[Seed] = &[
             "labels":{"$MARK":"$MARK"},"allowedCidrs":[]},"requestId":"$UUID"}"#,
     ),
     admin(
+        "hub.api_keys.v1.ApiKeys/SetRateLimit",
+        1,
+        r#"{"keyId":"$key_","requestsPerMinute":$N}"#,
+    ),
+    admin(
+        "hub.api_keys.v1.ApiKeys/UpdateApiKey",
+        1,
+        r#"{"apiKey":{"keyId":"$key_","labels":{"why":"$MARK"}},"updateMask":"labels"}"#,
+    ),
+    admin(
+        "hub.api_keys.v1.ApiKeys/RotateApiKey",
+        1,
+        r#"{"keyId":"$key_","requestId":"$UUID"}"#,
+    ),
+    admin(
         "hub.api_keys.v1.ApiKeys/RevokeApiKey",
         1,
         r#"{"keyId":"$key_","reason":"$MARK"}"#,
@@ -162,6 +177,10 @@ pub const READS: &[(&str, &str)] = &[
     ),
     ("hub.event_bus.v1.EventBus/GetEvent", r#"{"sequence":"1"}"#),
     (
+        "hub.api_keys.v1.ApiKeys/ExplainAccess",
+        r#"{"product":"psa","action":"tickets.read"}"#,
+    ),
+    (
         "hub.event_bus.v1.EventBus/ExplainEvent",
         r#"{"search":{"type":"ticket.created","subject":"$MARK"},"destination":"portal"}"#,
     ),
@@ -172,8 +191,13 @@ pub const READS: &[(&str, &str)] = &[
 ];
 
 /// RPCs that read, and have nothing of one tenant to show yet, each with the reason.
-pub const SHOWS_NOTHING: &[(&str, &str)] =
-    &[("hub.platform.v1.Platform/ListTenants", "only operators may")];
+pub const SHOWS_NOTHING: &[(&str, &str)] = &[
+    (
+        "hub.api_keys.v1.ApiKeys/WatchApiKeys",
+        "without a cursor it tells of changes from now on only",
+    ),
+    ("hub.platform.v1.Platform/ListTenants", "only operators may"),
+];
 
 /// Values of fields that the hub checks, by the name of the field.
 pub const VALUES: &[(&str, &[&str])] = &[

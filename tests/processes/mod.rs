@@ -2,6 +2,7 @@
 
 mod forwarded;
 mod hints;
+mod keys;
 mod kills;
 mod live;
 mod readiness;

@@ -37,7 +37,13 @@ fn statements() -> Vec<Sql> {
         hub_api_keys::STATEMENTS,
         hub_platform::STATEMENTS,
     ];
-    [lists.concat(), hub_event_bus::STATEMENTS.concat()].concat()
+    let more = [hub_event_bus::STATEMENTS, hub_api_keys::MORE_STATEMENTS];
+    lists
+        .into_iter()
+        .chain(more.concat())
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// Names of the constants of a file that are a statement, with their lines.

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use hub_core::auth::{self, Answer, Authenticator, Caller, Credential, Scopes};
+use hub_core::auth::{self, Answer, Authenticator, Caller, Credential, Refusal, Scopes};
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 
-use crate::error;
+use crate::denials::Denial;
 use crate::key::Record;
 use crate::keys::Keys;
 use crate::secret::Plaintext;
 use crate::store;
+use crate::{error, explain};
 
 const SCHEME: &str = "bearer";
 
@@ -37,6 +38,29 @@ impl Authenticator for Keys {
             record.check_works(self.core.clock.now())?;
             auth::check_subscription(caller, &self.core.tenancy).await
         })
+    }
+
+    fn refused(&self, credential: Credential<'_>, refusal: Refusal<'_>) {
+        // Only from memory: a refusal costs no query.
+        let now = self.core.clock.now();
+        let presented = presented(credential.headers).ok();
+        let record = presented.and_then(|key| self.cache.by_hash(&key.hash(), now));
+        let reason = refusal.error.reason();
+        let (Some(record), true) = (record, explain::explains(reason)) else {
+            return;
+        };
+        let scope = refusal.policy.scope;
+        let denial = Denial {
+            call_id: refusal.call_id.to_owned(),
+            time: now,
+            reason: reason.to_owned(),
+            product: "hub".to_owned(),
+            action: scope.split_once(':').unwrap_or_default().1.to_owned(),
+            path: refusal.policy.method.to_owned(),
+            client_ip: credential.peer.map(|ip| ip.to_string()).unwrap_or_default(),
+            ..Denial::default()
+        };
+        self.denials.note(&record, denial);
     }
 
     fn has_key<'a>(

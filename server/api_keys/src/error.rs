@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hub_core::auth::ADMINISTRATOR;
 use hub_core::clock::{Micros, timestamp};
-use hub_core::error::Error;
+use hub_core::error::{CORE, Error};
 use tonic::Code;
 
 use crate::limits::Left;
@@ -134,6 +134,26 @@ pub(crate) fn rate_limited(limit: &Left, retry_after: Duration) -> Error {
 pub(crate) fn not_found(key_id: &str) -> Error {
     let message = format!("There is no key {key_id} here. See ListApiKeys for the ids.");
     Error::new(Code::NotFound, DOMAIN, "KEY_NOT_FOUND", message).with("keyId", key_id)
+}
+
+/// `CALL_NOT_FOUND`.
+pub(crate) fn call_not_found(call_id: &str) -> Error {
+    let message = format!(
+        "No refusal of {call_id} is known: the call was not refused, or more than 7 days ago, or \
+         many like it were. Ask by key_id, product and action."
+    );
+    Error::new(Code::NotFound, DOMAIN, "CALL_NOT_FOUND", message).with("callId", call_id)
+}
+
+/// `CURSOR_EXPIRED`: changes between these epochs are not known any more.
+pub(crate) fn cursor_expired(from: u64, to: u64, now_cursor: &str) -> Error {
+    let message = format!(
+        "The changes {from} to {to} cannot be told. Drop all cached decisions and watch from now."
+    );
+    Error::new(Code::OutOfRange, CORE, "CURSOR_EXPIRED", message)
+        .with("earliestCursor", now_cursor)
+        .with("missedFrom", from)
+        .with("missedTo", to)
 }
 
 /// `KEY_STATE_INVALID`.

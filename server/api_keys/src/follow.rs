@@ -12,9 +12,15 @@ use hub_core::worker::Turn;
 
 use crate::change::{self, CREATED, Change, Whose};
 use crate::keys::Keys;
+use crate::store::followers;
 
 /// After so long without anything to do, the worker says that it lives.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// How long a revocation waits for the other processes.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
+/// Pause between two looks at how far they are.
+const ASKED_EACH: Duration = Duration::from_millis(20);
 
 /// Follows the system log until it is stopped.
 pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
@@ -24,13 +30,57 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
     let mut at = log.head().seq;
     keys.cache.forget_all(|_| true);
     keys.epoch.send_replace(at);
+    if keys.core.db.is_postgres() {
+        followers::forget(&keys.core.db).await?;
+    }
+    confirm(&keys, at).await?;
     loop {
         turn.passed_for(IDLE);
         tokio::select! {
             moved = head.changed() => if moved.is_err() { return Ok(()) },
             again = turn.pause(IDLE) => if !again { return Ok(()) },
         }
+        let before = at;
         at = catch_up(&keys, &log, at).await?;
+        if at > before {
+            confirm(&keys, at).await?;
+        }
+    }
+}
+
+/// Tells the other processes, if there may be any, how far this one is.
+async fn confirm(keys: &Keys, at: u64) -> Result<()> {
+    let core = &keys.core;
+    match core.db.is_postgres() {
+        true => followers::put(&core.db, core.processes.id(), at).await,
+        false => Ok(()),
+    }
+}
+
+impl Keys {
+    /// Waits until all other processes have taken up a change, and returns how many have not in
+    /// time.
+    pub(crate) async fn confirmed(&self, epoch: u64) -> u32 {
+        let core = &self.core;
+        if !core.db.is_postgres() {
+            return 0;
+        }
+        // In time of its own: a clock that stands still must not keep the caller waiting.
+        let began = tokio::time::Instant::now();
+        loop {
+            let behind = followers::behind(&core.db, core.processes.id(), epoch).await;
+            match behind {
+                Ok(0) => return 0,
+                // What cannot be asked is not confirmed.
+                Err(_) => return u32::try_from(self.others()).unwrap_or(u32::MAX),
+                Ok(behind) if began.elapsed() >= CONFIRMED_WITHIN => return behind,
+                Ok(_) => tokio::time::sleep(ASKED_EACH).await,
+            }
+        }
+    }
+
+    fn others(&self) -> usize {
+        self.core.processes.watch().borrow().len()
     }
 }
 

@@ -1,37 +1,41 @@
 //! Protobuf to domain and back, nothing else.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use hub_core::auth::{self, Caller, is_scope};
 use hub_core::clock::{Clock, Micros, from_timestamp, micros, timestamp};
 use hub_core::error::{Error, Result};
 use hub_core::field_mask;
 use hub_core::journal::TenantRef;
 use hub_core::replay::{Call, Done, Retry};
+use hub_proto::hub::api_keys::v1::explain_access_request::Subject;
 use hub_proto::hub::api_keys::v1::{
-    ApiKey, ApiKeyState, CreateApiKeyRequest, CreateApiKeyResponse, ErrorReason, GetApiKeyRequest,
-    GetApiKeyResponse, GetApiKeyUsageRequest, GetApiKeyUsageResponse, ListApiKeysRequest,
-    ListApiKeysResponse, RateLimitState, Revocation, RevokeApiKeyRequest, RevokeApiKeyResponse,
-    RotateApiKeyRequest, RotateApiKeyResponse, SetRateLimitRequest, SetRateLimitResponse,
-    UpdateApiKeyRequest, UpdateApiKeyResponse, UsageBucket, VerifyApiKeyRequest,
-    VerifyApiKeyResponse, WhoAmIRequest, WhoAmIResponse,
+    ApiKey, ApiKeyState, CreateApiKeyRequest, CreateApiKeyResponse, ExplainAccessRequest,
+    ExplainAccessResponse, GetApiKeyRequest, GetApiKeyResponse, GetApiKeyUsageRequest,
+    GetApiKeyUsageResponse, ListApiKeysRequest, ListApiKeysResponse, RevokeApiKeyRequest,
+    RevokeApiKeyResponse, RotateApiKeyRequest, RotateApiKeyResponse, SetRateLimitRequest,
+    SetRateLimitResponse, UpdateApiKeyRequest, UpdateApiKeyResponse, UsageBucket,
+    VerifyApiKeyRequest, VerifyApiKeyResponse, WatchApiKeysRequest, WatchApiKeysResponse,
+    WhoAmIRequest, WhoAmIResponse,
 };
 use hub_proto::server::api_keys_server::ApiKeys;
 use prost::Message;
 use prost_types::FieldMask;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::decision::Asked;
 use crate::key::Key;
 use crate::keys::{CREATE, Keys, NewKey};
-use crate::limits::Left;
 use crate::rate::Wanted;
-use crate::rotate::{self, GRACE, ROTATE, Rotated, Rotation};
+use crate::rotate::{self, GRACE, ROTATE, Rotation};
 use crate::store::Filter;
 use crate::update::NewValues;
-use crate::verify::{Question, Verdict};
+use crate::verify::Question;
+use crate::watch::Watcher;
+use crate::{explain, shown};
 
 /// The service.
 pub(crate) struct Service {
@@ -113,7 +117,7 @@ impl ApiKeys for Service {
         let mut request = request.into_inner();
         let request_id = std::mem::take(&mut request.request_id);
         let call = Call::new(&caller, ROTATE, &request_id, &request);
-        let message: rotate::Message = |rotated, now| show_rotated(rotated, now).encode_to_vec();
+        let message: rotate::Message = |rotated, now| shown::rotated(rotated, now).encode_to_vec();
         let grace = request.grace.as_ref().map_or(micros(GRACE), length);
         let rotation = Rotation {
             key_id: request.key_id,
@@ -122,7 +126,7 @@ impl ApiKeys for Service {
         };
         let (mut answer, secret) = match self.keys.rotate(&caller, rotation).await? {
             Done::First(rotated) => (
-                show_rotated(&rotated, self.clock.now()),
+                shown::rotated(&rotated, self.clock.now()),
                 Some(rotated.plaintext.expose().to_owned()),
             ),
             Done::Again(before) => (before.decode()?, before.secret),
@@ -141,13 +145,11 @@ impl ApiKeys for Service {
             .keys
             .revoke(&caller, &request.key_id, &request.reason)
             .await?;
+        let epoch = key.revocation.as_ref().map_or(0, |ended| ended.epoch);
         Ok(Response::new(RevokeApiKeyResponse {
-            epoch: key
-                .revocation
-                .as_ref()
-                .map_or(0, |revocation| revocation.epoch),
+            epoch,
+            unconfirmed: self.keys.confirmed(epoch).await,
             api_key: Some(self.show(&key)),
-            unconfirmed: 0,
         }))
     }
 
@@ -162,7 +164,7 @@ impl ApiKeys for Service {
             api_key: Some(self.show(&key)),
             tenant_id: caller.tenant.as_ref().map_or("", TenantRef::id).to_owned(),
             active_products,
-            rate_limit: self.keys.own_limit(&caller).await?.map(show_left),
+            rate_limit: self.keys.own_limit(&caller).await?.map(shown::left),
         }))
     }
 
@@ -173,7 +175,53 @@ impl ApiKeys for Service {
         let caller = auth::caller(&request)?;
         let question = question(request.into_inner())?;
         let verdict = self.keys.verify(&caller, &question).await?;
-        Ok(Response::new(show_verdict(verdict)))
+        Ok(Response::new(shown::verdict(verdict)))
+    }
+
+    async fn watch_api_keys(
+        &self,
+        request: Request<WatchApiKeysRequest>,
+    ) -> Answer<BoxStream<WatchApiKeysResponse>> {
+        let caller = auth::caller(&request)?;
+        let cursor = request.into_inner().cursor;
+        let watcher = Watcher::open(self.keys.clone(), caller, &cursor).await?;
+        let frames = stream::unfold(Some(watcher), |watcher| async move {
+            let mut watcher = watcher?;
+            match watcher.next().await {
+                Ok(None) => None,
+                Ok(Some(frame)) => {
+                    let frame = Some(frame);
+                    Some((Ok(WatchApiKeysResponse { frame }), Some(watcher)))
+                }
+                Err(error) => Some((Err(Status::from(error)), None)),
+            }
+        });
+        Ok(Response::new(frames.boxed()))
+    }
+
+    async fn explain_access(
+        &self,
+        request: Request<ExplainAccessRequest>,
+    ) -> Answer<ExplainAccessResponse> {
+        let caller = auth::caller(&request)?;
+        let request = request.into_inner();
+        let asked = explain::Request {
+            whose: match request.subject {
+                None => explain::Whose::Own,
+                Some(Subject::KeyId(key_id)) => explain::Whose::Key(key_id),
+                Some(Subject::CallId(call_id)) => explain::Whose::Call(call_id),
+                Some(Subject::Key(key)) => explain::Whose::Plaintext(key),
+            },
+            product: request.product,
+            action: request.action,
+            host: request.host,
+            path: request.path,
+            client_ip: request.client_ip,
+        };
+        let explanation = self.keys.explain(&caller, asked).await?;
+        Ok(Response::new(ExplainAccessResponse {
+            explanation: Some(explanation),
+        }))
     }
 
     async fn get_api_key_usage(
@@ -195,7 +243,7 @@ impl ApiKeys for Service {
         });
         Ok(Response::new(GetApiKeyUsageResponse {
             buckets: buckets.collect(),
-            rate_limit: left.map(show_left),
+            rate_limit: left.map(shown::left),
         }))
     }
 
@@ -211,7 +259,7 @@ impl ApiKeys for Service {
             key_id => self.keys.limit_key(&caller, key_id, limit).await?,
         };
         Ok(Response::new(SetRateLimitResponse {
-            rate_limit: left.map(show_left),
+            rate_limit: left.map(shown::left),
         }))
     }
 }
@@ -243,15 +291,6 @@ fn new_values(key: ApiKey, mask: Option<&FieldMask>) -> Result<NewValues> {
     })
 }
 
-/// The answer to a rotation, without its secret.
-fn show_rotated(rotated: &Rotated, now: Micros) -> RotateApiKeyResponse {
-    RotateApiKeyResponse {
-        api_key: Some(show(&rotated.key, now)),
-        plaintext: String::new(),
-        previous: Some(show(&rotated.previous, now)),
-    }
-}
-
 fn question(request: VerifyApiKeyRequest) -> Result<Question> {
     let scope = format!("{}:{}", request.product, request.action);
     if !is_scope(&scope) || request.action.contains('*') {
@@ -279,59 +318,6 @@ fn question(request: VerifyApiKeyRequest) -> Result<Question> {
     })
 }
 
-fn show_verdict(verdict: Verdict) -> VerifyApiKeyResponse {
-    let refused = verdict.refusal.as_ref();
-    let reason = refused.map(|error| format!("ERROR_REASON_{}", error.reason()));
-    let reason = reason.and_then(|name| ErrorReason::from_str_name(&name));
-    let caller = verdict.record.as_ref().map(|record| &record.caller);
-    let tenant = caller.and_then(|caller| caller.tenant.as_ref());
-    let product = caller.and_then(|caller| caller.product.as_deref());
-    VerifyApiKeyResponse {
-        allowed: refused.is_none(),
-        reason: reason.unwrap_or_default().into(),
-        http_status: verdict.http_status,
-        key_id: caller.map_or_else(String::new, |caller| caller.key_id.to_string()),
-        tenant_id: tenant.map_or("", TenantRef::id).to_owned(),
-        key_product: product.unwrap_or_default().to_owned(),
-        scopes: caller.map_or_else(Vec::new, |caller| caller.scopes.list().to_vec()),
-        headers: headers(verdict.left.as_ref(), verdict.retry_after),
-        rate_limit: verdict.left.map(show_left),
-        cache_for: prost_types::Duration::try_from(verdict.cache_for).ok(),
-        epoch: verdict.epoch,
-        hint: refused.map_or("", Error::message).to_owned(),
-        degraded: verdict.degraded,
-        call_id: verdict.call_id,
-    }
-}
-
-/// The headers with which the product answers.
-fn headers(left: Option<&Left>, retry_after: Option<Duration>) -> BTreeMap<String, String> {
-    let mut headers = BTreeMap::new();
-    if let Some(left) = left {
-        let reset = left.reset_at.div_euclid(1_000_000) + 1;
-        headers.insert("X-RateLimit-Limit".to_owned(), left.limit.to_string());
-        headers.insert(
-            "X-RateLimit-Remaining".to_owned(),
-            left.remaining.to_string(),
-        );
-        headers.insert("X-RateLimit-Reset".to_owned(), reset.to_string());
-    }
-    if let Some(wait) = retry_after {
-        let seconds = wait.as_millis().div_ceil(1000);
-        headers.insert("Retry-After".to_owned(), seconds.to_string());
-    }
-    headers
-}
-
-fn show_left(left: Left) -> RateLimitState {
-    RateLimitState {
-        limit: left.limit,
-        remaining: left.remaining,
-        reset_time: Some(timestamp(left.reset_at)),
-        key_id: left.key_id.as_deref().unwrap_or_default().to_owned(),
-    }
-}
-
 fn length(duration: &prost_types::Duration) -> Micros {
     let seconds = duration.seconds.saturating_mul(1_000_000);
     seconds.saturating_add(i64::from(duration.nanos) / 1000)
@@ -339,7 +325,7 @@ fn length(duration: &prost_types::Duration) -> Micros {
 
 impl Service {
     fn show(&self, key: &Key) -> ApiKey {
-        show(key, self.clock.now())
+        shown::key(key, self.clock.now())
     }
 
     /// The answer to a call that made `key`, without its secret.
@@ -398,31 +384,4 @@ fn filter(product: String, states: &[i32]) -> Result<Filter> {
         }
     }
     Ok(filter)
-}
-
-fn show(key: &Key, now: Micros) -> ApiKey {
-    ApiKey {
-        key_id: key.key_id.clone(),
-        name: key.name.clone(),
-        scopes: key.scopes.clone(),
-        product: key.product.clone().unwrap_or_default(),
-        allowed_cidrs: key.cidrs.clone(),
-        requests_per_minute: key.requests_per_minute,
-        expire_time: key.expire_time.map(timestamp),
-        state: key.state(now).into(),
-        hint: key.hint.clone(),
-        last_use_time: key.last_use_time.map(timestamp),
-        successor_id: key.successor_id.clone().unwrap_or_default(),
-        revocation: key.revocation.as_ref().map(|revocation| Revocation {
-            time: Some(timestamp(revocation.time)),
-            revoked_by: revocation.by.clone(),
-            reason: revocation.reason.clone(),
-        }),
-        labels: key.labels.clone(),
-        create_time: Some(timestamp(key.create_time)),
-        etag: key.version.to_string(),
-        created_by: key.created_by.clone(),
-        tenant_id: key.tenant.as_ref().map_or("", TenantRef::id).to_owned(),
-        all_tenants: key.tenant.is_none(),
-    }
 }

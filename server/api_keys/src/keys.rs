@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::addresses::Cidr;
 use crate::cache::Cache;
 use crate::change;
+use crate::denials::{Denials, KEPT};
 use crate::error;
 use crate::follow;
 use crate::key::Key;
@@ -49,6 +50,7 @@ pub struct Keys {
     pub(crate) lookup: Lookup,
     pub(crate) limiter: Limiter,
     pub(crate) usage: Usage,
+    pub(crate) denials: Denials,
     /// Changes up to this sequence of the system log are known.
     pub(crate) epoch: watch::Sender<u64>,
 }
@@ -100,6 +102,7 @@ impl Keys {
             cache,
             limiter: Limiter::default(),
             usage: Usage::default(),
+            denials: Denials::default(),
             epoch: watch::Sender::new(0),
         }
     }
@@ -117,6 +120,7 @@ impl Keys {
         let mut swept_at = self.core.clock.now();
         loop {
             let more = turn.pause(BATCH_INTERVAL).await;
+            self.denials.write(&self.core.db).await?;
             self.usage.write(&self.core.db).await?;
             if !more {
                 return Ok(());
@@ -125,6 +129,7 @@ impl Keys {
             self.limiter.sweep(now);
             if !(0..micros(SWEEP_INTERVAL)).contains(&(now - swept_at)) {
                 Usage::sweep(&self.core.db, now).await?;
+                store::denials::sweep(&self.core.db, now - KEPT).await?;
                 swept_at = now;
             }
             turn.passed_for(BATCH_INTERVAL);

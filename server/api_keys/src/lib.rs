@@ -1,10 +1,12 @@
-//! The keys of the hub: create, show, revoke, and who is calling.
+//! The keys of the hub: create, change, end and watch them; decide, limit, count and explain what
+//! is done with them.
 //!
 //! Invariants:
 //! - The plaintext of a key is in the answer that made it, and nowhere else: stored is its SHA-256,
 //!   and no log, error or `Debug` shows it. For a safe retry it is kept sealed for 10 minutes.
-//! - A key that was revoked is refused by the next call on the same process, and by every process
-//!   once `Limits::key_cache_ttl` has passed.
+//! - A key that was revoked is refused by the next call on the same process, by others when they
+//!   see the system log grow, and by all once `Limits::key_cache_ttl` has passed.
+//! - Of a request to a product nothing is counted unless everything else allows it.
 //! - No key gives, or ends, rights that it does not have itself.
 //! - A call sees the keys of its tenant; one without tenant sees those that serve all tenants.
 //! - A key and the event that tells of it are one commit.
@@ -15,7 +17,9 @@ mod base_url;
 mod cache;
 mod change;
 mod decision;
+mod denials;
 mod error;
+mod explain;
 mod follow;
 mod grpc;
 mod issue;
@@ -29,6 +33,7 @@ mod revoke;
 mod rotate;
 mod scopes;
 mod secret;
+mod shown;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -36,6 +41,7 @@ mod unknown;
 mod update;
 mod usage;
 mod verify;
+mod watch;
 
 use std::sync::Arc;
 

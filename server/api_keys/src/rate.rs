@@ -178,7 +178,8 @@ fn span(wanted: Wanted, now: Micros) -> Result<Span> {
         known if [MINUTE, HOUR, DAY].contains(&known) => known,
         _ => return Err(Error::field("interval", "must be 60s, 3600s or 86400s")),
     };
-    let until = wanted.until.unwrap_or(now).min(now);
+    // A span that begins this very moment is one of them.
+    let until = wanted.until.map_or(now + 1, |until| until.min(now + 1));
     let since = wanted.since.unwrap_or(now - DAY);
     let since = since - since.rem_euclid(length);
     if (until.saturating_sub(since)) / length >= BUCKETS_MAX {

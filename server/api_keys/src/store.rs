@@ -7,6 +7,8 @@ use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
 use hub_core::storage::{Db, Migrations, Sql, Tx};
 
+pub(crate) mod denials;
+pub(crate) mod followers;
 pub(crate) mod limits;
 pub(crate) mod usage;
 
@@ -108,7 +110,12 @@ const OPERATORS: Sql = Sql::same(
 );
 
 /// The statements of the other files of the store, for the same test.
-pub const MORE_STATEMENTS: &[&[Sql]] = &[usage::STATEMENTS, limits::STATEMENTS];
+pub const MORE_STATEMENTS: &[&[Sql]] = &[
+    usage::STATEMENTS,
+    limits::STATEMENTS,
+    denials::STATEMENTS,
+    followers::STATEMENTS,
+];
 
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[

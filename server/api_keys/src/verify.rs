@@ -16,6 +16,7 @@ use hub_core::id;
 use hub_core::journal::TenantRef;
 
 use crate::decision::{self, Asked, Snapshot};
+use crate::denials::Denial;
 use crate::error;
 use crate::key::{End, Record, Seen};
 use crate::keys::Keys;
@@ -146,8 +147,13 @@ impl Keys {
             let outcome = verdict.refusal.as_ref().map_or(ALLOWED, Error::reason);
             self.usage.count(record, outcome, question.cost, now);
         }
-        if !question.dry_run && verdict.refusal.is_none() {
-            self.usage.used(record, now);
+        match &verdict.refusal {
+            _ if question.dry_run => {}
+            None => self.usage.used(record, now),
+            Some(refusal) => {
+                let denial = denial(&question.asked, refusal, &verdict.call_id, now);
+                self.denials.note(record, denial);
+            }
         }
         Ok(())
     }
@@ -190,11 +196,27 @@ impl Keys {
 
 /// A key of a tenant verifies those of its tenant; one of no tenant all, or, if the call names a
 /// tenant, those of that tenant and those of no tenant.
-fn may_verify(caller: &Caller, record: &Record) -> bool {
+pub(crate) fn may_verify(caller: &Caller, record: &Record) -> bool {
     match (&caller.tenant, &record.caller.tenant) {
         (None, _) => true,
         (Some(asking), Some(of)) => asking == of,
         (Some(_), None) => caller.all_tenants,
+    }
+}
+
+/// What is kept of a refusal.
+fn denial(asked: &Asked, refusal: &Error, call_id: &str, now: Micros) -> Denial {
+    let (_, action) = asked.scope.split_once(':').unwrap_or_default();
+    Denial {
+        call_id: call_id.to_owned(),
+        time: now,
+        reason: refusal.reason().to_owned(),
+        product: asked.product.clone(),
+        action: action.to_owned(),
+        host: asked.host.clone(),
+        path: asked.path.clone(),
+        client_ip: asked.client.map(|ip| ip.to_string()).unwrap_or_default(),
+        ..Denial::default()
     }
 }
 

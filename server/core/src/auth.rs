@@ -146,6 +146,17 @@ pub struct Credential<'a> {
     pub peer: Option<IpAddr>,
 }
 
+/// A call that was refused.
+#[derive(Debug, Clone, Copy)]
+pub struct Refusal<'a> {
+    /// Id of the call, `req_…`.
+    pub call_id: &'a str,
+    /// What was called.
+    pub policy: &'a MethodPolicy,
+    /// Why it was refused.
+    pub error: &'a Error,
+}
+
 /// A future of [`Authenticator`].
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
@@ -156,6 +167,9 @@ pub trait Authenticator: Send + Sync {
 
     /// Whether the key still works: long streams ask again while they run.
     fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()>;
+
+    /// A call was refused: the domain of keys may keep that, to explain it later.
+    fn refused(&self, _: Credential<'_>, _: Refusal<'_>) {}
 
     /// Whether a key of a product works for a tenant and has a scope; `None` if there is no
     /// telling.

@@ -60,7 +60,26 @@ pub(crate) async fn commit(
         independent: false,
         row: None,
     };
-    let appended = core.journal.commit(tx, vec![append]).await?;
+    commit_appends(core, tx, vec![append]).await
+}
+
+/// The same with an event in each of several logs.
+pub(crate) async fn commit_all(
+    core: &Core,
+    tx: Tx,
+    events: Vec<(Arc<Log>, NewEvent)>,
+) -> Result<()> {
+    let append = |(log, event)| Append {
+        log,
+        events: vec![event],
+        independent: false,
+    };
+    let appends = events.into_iter().map(append).collect();
+    commit_appends(core, tx, appends).await
+}
+
+async fn commit_appends(core: &Core, tx: Tx, appends: Vec<Append>) -> Result<()> {
+    let appended = core.journal.commit(tx, appends).await?;
     let mut outcomes = appended.iter().flat_map(|one| &one.outcomes);
     match outcomes.all(|outcome| matches!(outcome, Outcome::Stored { .. })) {
         true => Ok(()),

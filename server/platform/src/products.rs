@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use hub_core::audit::{self, Changes};
 use hub_core::auth::Caller;
 use hub_core::error::{Error, Result};
-use hub_core::journal::TenantRef;
+use hub_core::journal::{TenantRef, lock_head};
 use hub_core::module::Core;
 use hub_core::page::{self, List};
 use hub_core::products::{self, Product, ProductNo, Products, RATE_LIMITED_STATUS};
@@ -186,6 +186,7 @@ impl Catalog {
         let tenant = addressed::required(&self.core, caller, tenant_id).await?;
         let product = self.core.tenancy.products().await?.require(slug)?.clone();
         let log = self.core.journal.log(&tenant).await?;
+        let system = self.core.journal.log(&TenantRef::system()).await?;
         let now = self.core.clock.now();
         let mut tx = self.core.db.begin().await?;
         let bumped = tenancy::bump(&mut tx, &tenant).await?;
@@ -199,6 +200,8 @@ impl Catalog {
             update_time: now,
             updated_by: caller.key_id.to_string(),
         };
+        // Before the audit log, as whoever changes a key does.
+        lock_head(&mut tx, system.tenant()).await?;
         tenancy::put_subscription(&mut tx, &tenant, bumped.epoch, &after).await?;
         let change = audit::Change {
             caller,
@@ -208,20 +211,27 @@ impl Catalog {
             time: now,
         };
         audit::record(&mut tx, &tenant, change).await?;
-        let told = Told {
-            log: &log,
-            kind: "product_subscription.updated",
-            id: format!("product_subscription.{slug}.{}", bumped.epoch),
-            subject: slug,
-            tenant_id: tenant.id(),
-            data: serde_json::json!({
-                "product": slug,
-                "active": active,
-                "routingEpoch": bumped.epoch,
-            }),
-        };
-        let event = told.event(caller, now);
-        changes::commit(&self.core, tx, log.clone(), vec![event]).await?;
+        // In the hub's own log too: whoever caches decisions about keys follows that one.
+        let told = [&log, &system].map(|log| {
+            let told = Told {
+                log,
+                kind: "product_subscription.updated",
+                id: format!(
+                    "product_subscription.{}.{slug}.{}",
+                    tenant.id(),
+                    bumped.epoch
+                ),
+                subject: slug,
+                tenant_id: tenant.id(),
+                data: serde_json::json!({
+                    "product": slug,
+                    "active": active,
+                    "routingEpoch": bumped.epoch,
+                }),
+            };
+            (log.clone(), told.event(caller, now))
+        });
+        changes::commit_all(&self.core, tx, told.into()).await?;
         Ok(shown(product, after))
     }
 }

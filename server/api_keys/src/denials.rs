@@ -1,0 +1,124 @@
+//! Calls and decisions that were refused to keys that are known, so that ExplainAccess can tell of
+//! them by the id of the call.
+//!
+//! They are kept for 7 days. Only the first few of a minute are kept of each key, so that a client
+//! that goes on calling costs nothing, and only the newest of each tenant.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hub_core::clock::Micros;
+use hub_core::error::Result;
+use hub_core::journal::TenantRef;
+use hub_core::storage::Db;
+
+use crate::key::Record;
+use crate::store::denials as store;
+
+/// How long they are kept.
+pub(crate) const KEPT: Micros = 7 * 24 * 3600 * 1_000_000;
+/// Kept of a key in a minute.
+const OF_KEY_MAX: u32 = 10;
+/// Kept of all keys in a minute, at each process.
+const OF_MINUTE_MAX: usize = 1_000;
+/// Those that wait to be written.
+const PENDING_MAX: usize = 5_000;
+/// Longest text of each of what was asked.
+const TEXT_BYTES_MAX: usize = 256;
+const MINUTE: Micros = 60_000_000;
+
+/// A call that was refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Denial {
+    pub call_id: String,
+    pub tenant_no: i64,
+    pub key_id: String,
+    pub time: Micros,
+    pub reason: String,
+    pub product: String,
+    pub action: String,
+    pub host: String,
+    pub path: String,
+    pub client_ip: String,
+}
+
+#[derive(Default)]
+struct Pending {
+    denials: Vec<Denial>,
+    minute: Micros,
+    of_keys: HashMap<Arc<str>, u32>,
+    in_minute: usize,
+}
+
+/// The newest denials of this process.
+#[derive(Default)]
+pub(crate) struct Denials {
+    pending: Mutex<Pending>,
+}
+
+impl Denials {
+    /// Keeps a denial, if there are not too many.
+    pub fn note(&self, record: &Record, mut denial: Denial) {
+        let minute = denial.time - denial.time.rem_euclid(MINUTE);
+        let mut pending = self.pending();
+        if pending.minute != minute {
+            pending.minute = minute;
+            pending.in_minute = 0;
+            pending.of_keys.clear();
+        }
+        let of_key = pending.of_keys.get(&record.caller.key_id).copied();
+        let of_key = of_key.unwrap_or(0);
+        let full = pending.in_minute >= OF_MINUTE_MAX || pending.denials.len() >= PENDING_MAX;
+        if full || of_key >= OF_KEY_MAX {
+            return;
+        }
+        let key_id = record.caller.key_id.clone();
+        pending.of_keys.insert(key_id, of_key + 1);
+        pending.in_minute += 1;
+        denial.key_id = record.caller.key_id.to_string();
+        let tenant = record.caller.tenant.as_ref();
+        denial.tenant_no = tenant.map_or(0, TenantRef::number);
+        let texts = [
+            &mut denial.product,
+            &mut denial.action,
+            &mut denial.host,
+            &mut denial.path,
+        ];
+        texts.into_iter().for_each(cut);
+        pending.denials.push(denial);
+    }
+
+    /// Writes what waits; what could not be written waits for the next batch.
+    pub async fn write(&self, db: &Db) -> Result<()> {
+        let denials = std::mem::take(&mut self.pending().denials);
+        if denials.is_empty() {
+            return Ok(());
+        }
+        let written = store::insert(db, &denials).await;
+        if written.is_err() {
+            self.pending().denials.extend(denials);
+        }
+        written
+    }
+
+    /// The denial of this call, of whichever tenant.
+    pub async fn find(&self, db: &Db, call_id: &str) -> Result<Option<Denial>> {
+        let pending = {
+            let pending = self.pending();
+            let found = pending.denials.iter().find(|one| one.call_id == call_id);
+            found.cloned()
+        };
+        match pending {
+            Some(denial) => Ok(Some(denial)),
+            None => store::find(db, call_id).await,
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn cut(text: &mut String) {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+}

@@ -1,0 +1,120 @@
+//! What to do: complete calls, made of what was seen.
+
+use hub_core::explain::Checklist;
+use hub_proto::hub::explain::v1::{Fix, FixActor};
+use serde_json::json;
+
+use super::{Case, codes};
+use crate::decision::Step;
+use crate::limits::Left;
+
+const CREATE: &str = "hub.api_keys.v1.ApiKeys/CreateApiKey";
+const UPDATE: &str = "hub.api_keys.v1.ApiKeys/UpdateApiKey";
+const SET_LIMIT: &str = "hub.api_keys.v1.ApiKeys/SetRateLimit";
+const SET_PRODUCT: &str = "hub.platform.v1.Platform/SetProductSubscription";
+
+impl Case<'_> {
+    /// What mends a step that fails.
+    pub(super) fn fixes(&self, step: Step, checks: &Checklist) -> Vec<Fix> {
+        match step {
+            Step::Revoked | Step::Expired => self.another_key(checks),
+            Step::Address => self.allow_address(checks).into_iter().collect(),
+            Step::Subscription => vec![self.activate(checks)],
+            Step::Product | Step::Scope => self.add_scope(checks).into_iter().collect(),
+            Step::BaseUrl => self.right_host(),
+        }
+    }
+
+    /// The successor if there is one, and a new key with the same rights.
+    fn another_key(&self, checks: &Checklist) -> Vec<Fix> {
+        let key = self.key;
+        let use_successor = key.successor_id.as_ref().map(|successor| {
+            let title = format!("Use {successor}, the successor of {}", key.key_id);
+            Checklist::advice(FixActor::Caller, title)
+        });
+        let title = format!("Make a key with the rights of {}", key.key_id);
+        let request = json!({"apiKey": {
+            "name": key.name,
+            "scopes": key.scopes,
+            "product": key.product.as_deref().unwrap_or_default(),
+            "allowedCidrs": key.cidrs,
+        }});
+        let create = checks.fix(FixActor::Operator, title, CREATE, request);
+        use_successor.into_iter().chain([create]).collect()
+    }
+
+    fn allow_address(&self, checks: &Checklist) -> Option<Fix> {
+        let client = self.subject.asked.client?.to_canonical();
+        let bits = if client.is_ipv4() { 32 } else { 128 };
+        let mut cidrs = self.key.cidrs.clone();
+        cidrs.push(format!("{client}/{bits}"));
+        let title = format!("Allow {client} to {}", self.key.key_id);
+        let key = json!({"keyId": self.key.key_id, "allowedCidrs": cidrs});
+        let request = json!({"apiKey": key, "updateMask": "allowedCidrs"});
+        Some(checks.fix(FixActor::Operator, title, UPDATE, request))
+    }
+
+    fn activate(&self, checks: &Checklist) -> Fix {
+        let asked = &self.subject.asked.product;
+        let product = match self.key.product.as_deref() {
+            Some(own) if asked == super::HUB => own,
+            _ => asked,
+        };
+        let tenant = self.key.tenant.as_ref().map_or("", |tenant| tenant.id());
+        let title = format!("Activate the subscription to {product}");
+        let request = json!({"tenantId": tenant, "product": product, "active": true});
+        checks.fix(FixActor::Operator, title, SET_PRODUCT, request)
+    }
+
+    fn add_scope(&self, checks: &Checklist) -> Option<Fix> {
+        let scope = &self.subject.asked.scope;
+        if self.subject.action.is_empty() || self.key.scopes.contains(scope) {
+            return None;
+        }
+        let mut scopes = self.key.scopes.clone();
+        scopes.push(scope.clone());
+        let title = format!("Give {scope} to {}", self.key.key_id);
+        let key = json!({"keyId": self.key.key_id, "scopes": scopes});
+        let request = json!({"apiKey": key, "updateMask": "scopes"});
+        Some(checks.fix(FixActor::Operator, title, UPDATE, request))
+    }
+
+    fn right_host(&self) -> Vec<Fix> {
+        let product = self.seen.products.find(&self.subject.asked.product);
+        let base_urls = product.map_or(&[][..], |product| &product.base_urls);
+        let advice = |base_url: &String| {
+            Checklist::advice(FixActor::Caller, format!("Send the request to {base_url}"))
+        };
+        base_urls.iter().map(advice).collect()
+    }
+
+    pub(super) fn rate_fixes(&self, left: &Left, checks: &Checklist) -> Vec<Fix> {
+        let wait = "Wait until reset_at: the full limit is available again then".to_owned();
+        let wait = Checklist::advice(FixActor::Wait, wait);
+        let (whose, key_id) = match &left.key_id {
+            Some(_) => (self.key.key_id.as_str(), self.key.key_id.as_str()),
+            None => ("the tenant", ""),
+        };
+        let limit = left.limit.saturating_mul(2);
+        let title = format!("Raise the limit of {whose} to {limit} requests a minute");
+        let request = json!({"keyId": key_id, "requestsPerMinute": limit});
+        let raise = checks.fix(FixActor::Operator, title, SET_LIMIT, request);
+        vec![wait, raise]
+    }
+}
+
+/// The first fix of what would pass now.
+pub(super) fn again() -> Fix {
+    Checklist::advice(FixActor::Caller, "Send the request again".to_owned())
+}
+
+/// What mends a key that is missing, damaged or unknown; each step has its own.
+pub(super) fn of_form(code: &str) -> Option<Fix> {
+    let title = match code {
+        codes::PRESENTED => "Send the key as `authorization: Bearer tos_…`",
+        codes::WELL_FORMED => "Copy the key again, all 40 characters of it",
+        codes::KNOWN => "Use a key that was made for this hub and this tenant",
+        _ => return None,
+    };
+    Some(Checklist::advice(FixActor::Caller, title.to_owned()))
+}

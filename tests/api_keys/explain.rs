@@ -1,0 +1,285 @@
+//! ExplainAccess: why a request with a key was, or would be, refused.
+
+use hub_client::Hub;
+use hub_client::proto::hub::api_keys::v1::explain_access_request::Subject;
+use hub_client::proto::hub::api_keys::v1::{
+    ApiKey, ExplainAccessRequest, SetRateLimitRequest, VerifyApiKeyRequest,
+};
+use hub_client::proto::hub::explain::v1::{CheckResult, Explanation, Verdict};
+use hub_client::proto::hub::platform::v1::{
+    Product, SetProductSubscriptionRequest, UpdateProductRequest,
+};
+
+use super::verify::{backend, tickets, told, verify};
+use super::{Outcome, create, new_key, reason, revoke};
+use crate::support::{Backend, TestHub, post_json};
+
+/// All checks, in their order.
+const CHECKS: [&str; 13] = [
+    "KEY_PRESENTED",
+    "KEY_WELL_FORMED",
+    "KEY_KNOWN",
+    "KEY_NOT_REVOKED",
+    "KEY_NOT_EXPIRED",
+    "KEY_IP",
+    "KEY_PRODUCT_SUBSCRIBED",
+    "KEY_PRODUCT",
+    "KEY_BASE_URL",
+    "KEY_ACTION",
+    "KEY_RATE",
+    "KEY_PROPAGATED",
+    "KEY_WOULD_PASS_NOW",
+];
+
+async fn explain(client: &Hub, request: ExplainAccessRequest) -> Outcome<Explanation> {
+    let answer = client.api_keys().explain_access(request).await?;
+    let explanation = answer.into_inner().explanation.unwrap();
+    let codes: Vec<&str> = explanation
+        .checks
+        .iter()
+        .map(|check| &*check.code)
+        .collect();
+    assert_eq!(codes, CHECKS, "all of them, in their order");
+    Ok(explanation)
+}
+
+/// About reading tickets of PSA.
+fn about(subject: Subject) -> ExplainAccessRequest {
+    ExplainAccessRequest {
+        subject: Some(subject),
+        product: "psa".to_owned(),
+        action: "tickets.read".to_owned(),
+        ..ExplainAccessRequest::default()
+    }
+}
+
+fn call(call_id: &str) -> ExplainAccessRequest {
+    ExplainAccessRequest {
+        subject: Some(Subject::CallId(call_id.to_owned())),
+        ..ExplainAccessRequest::default()
+    }
+}
+
+fn result(explanation: &Explanation, code: &str) -> CheckResult {
+    let check = explanation.checks.iter().find(|check| check.code == code);
+    check.unwrap().result()
+}
+
+async fn made(hub: &TestHub, key: ApiKey) -> (String, String) {
+    let admin = hub.client(&hub.first_tenant().admin_key);
+    let made = create(&admin, key).await.unwrap();
+    (made.plaintext, made.api_key.unwrap().key_id)
+}
+
+/// Runs the first fix that is a call, as it stands.
+async fn fix(hub: &TestHub, key: &str, explanation: &Explanation) {
+    let fix = explanation
+        .fixes
+        .iter()
+        .find(|fix| !fix.rpc.is_empty())
+        .unwrap();
+    let json = json(fix.request.as_ref().unwrap());
+    let answer = post_json(hub.addr, &fix.rpc, key, &json.to_string()).await;
+    assert_eq!(answer.status, 200, "{} {json} {}", fix.rpc, answer.text());
+    assert!(fix.cli.contains(&fix.rpc), "{}", fix.cli);
+}
+
+fn json(message: &prost_types::Struct) -> serde_json::Value {
+    let fields = message.fields.iter();
+    fields
+        .map(|(name, field)| (name.clone(), value(field)))
+        .collect()
+}
+
+fn value(value: &prost_types::Value) -> serde_json::Value {
+    use prost_types::value::Kind;
+    match value.kind.as_ref().unwrap() {
+        Kind::NullValue(_) => serde_json::Value::Null,
+        Kind::NumberValue(number) => serde_json::json!(number),
+        Kind::StringValue(text) => serde_json::json!(text),
+        Kind::BoolValue(flag) => serde_json::json!(flag),
+        Kind::StructValue(fields) => json(fields),
+        Kind::ListValue(list) => list.values.iter().map(self::value).collect(),
+    }
+}
+
+/// A request that is refused: why, which check says so, and that the fix mends it.
+async fn refused_and_mended(
+    hub: &TestHub,
+    asked: VerifyApiKeyRequest,
+    why: (&str, &str),
+    by: &str,
+) {
+    let verifier = backend(hub).await;
+    let admin = hub.client(&hub.first_tenant().admin_key);
+    let refused = verify(&verifier, asked.clone()).await.unwrap();
+    assert_eq!(told(&refused).1, why.0);
+    let explained = explain(&admin, call(&refused.call_id)).await.unwrap();
+    assert_eq!(explained.primary_cause, why.1, "{explained:#?}");
+    assert_eq!(explained.verdict(), Verdict::Blocked, "{explained:#?}");
+    assert!(
+        explained
+            .checks
+            .iter()
+            .all(|check| check.doc_url.ends_with(&check.code))
+    );
+    fix(hub, by, &explained).await;
+    let again = VerifyApiKeyRequest {
+        dry_run: true,
+        ..asked
+    };
+    let mended = verify(&verifier, again).await.unwrap();
+    assert_eq!(told(&mended).1, "", "{}", mended.hint);
+    let explained = explain(&admin, call(&refused.call_id)).await.unwrap();
+    assert_eq!(explained.primary_cause, why.1);
+    assert_eq!(explained.verdict(), Verdict::FixedSince, "{explained:#?}");
+}
+
+both_databases! {
+    async fn a_missing_scope_is_named_and_the_fix_adds_it(hub: TestHub) {
+        let (key, _) = made(&hub, new_key("narrow", &["psa:notes.read"])).await;
+        let admin = hub.first_tenant().admin_key.clone();
+        refused_and_mended(&hub, tickets(&key), ("SCOPE_MISSING", "KEY_ACTION"), &admin).await;
+    }
+
+    async fn a_wrong_product_is_named_and_the_fix_adds_a_scope_of_it(hub: TestHub) {
+        let (key, _) = made(&hub, new_key("crm", &["crm:*"])).await;
+        let admin = hub.first_tenant().admin_key.clone();
+        refused_and_mended(&hub, tickets(&key), ("PRODUCT_MISMATCH", "KEY_PRODUCT"), &admin).await;
+    }
+
+    async fn a_wrong_address_is_named_and_the_fix_allows_it(hub: TestHub) {
+        let mut key = new_key("office", &["psa:*"]);
+        key.allowed_cidrs = vec!["10.0.0.0/8".to_owned()];
+        let (key, _) = made(&hub, key).await;
+        let asked = VerifyApiKeyRequest { client_ip: "192.0.2.7".to_owned(), ..tickets(&key) };
+        let admin = hub.first_tenant().admin_key.clone();
+        refused_and_mended(&hub, asked, ("IP_NOT_ALLOWED", "KEY_IP"), &admin).await;
+    }
+
+    async fn an_ended_subscription_is_named_and_the_fix_activates_it(hub: TestHub) {
+        let (key, _) = made(&hub, new_key("any", &["psa:*"])).await;
+        let request = SetProductSubscriptionRequest {
+            product: "psa".to_owned(),
+            active: false,
+            ..SetProductSubscriptionRequest::default()
+        };
+        let admin_key = hub.first_tenant().admin_key.clone();
+        let admin = hub.client(&admin_key);
+        admin.platform().set_product_subscription(request).await.unwrap();
+        let why = ("SUBSCRIPTION_INACTIVE", "KEY_PRODUCT_SUBSCRIBED");
+        refused_and_mended(&hub, tickets(&key), why, &admin_key).await;
+    }
+
+    async fn a_limit_that_is_used_up_is_named_and_the_fix_raises_it(hub: TestHub) {
+        let (key, key_id) = made(&hub, new_key("slow", &["psa:*"])).await;
+        let admin_key = hub.first_tenant().admin_key.clone();
+        let request = SetRateLimitRequest { key_id, requests_per_minute: 1 };
+        hub.client(&admin_key).api_keys().set_rate_limit(request).await.unwrap();
+        verify(&backend(&hub).await, tickets(&key)).await.unwrap();
+        refused_and_mended(&hub, tickets(&key), ("RATE_LIMITED", "KEY_RATE"), &admin_key).await;
+    }
+
+    async fn a_revoked_key_is_named_and_the_fix_makes_one_with_its_rights(hub: TestHub) {
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (key, key_id) = made(&hub, new_key("leaked", &["psa:*"])).await;
+        revoke(&admin, &key_id, "in a repository").await.unwrap();
+        let explained = explain(&admin, about(Subject::Key(key))).await.unwrap();
+        assert_eq!(explained.primary_cause, "KEY_NOT_REVOKED");
+        assert_eq!(explained.verdict(), Verdict::Blocked);
+        assert_eq!(result(&explained, "KEY_ACTION"), CheckResult::Pass, "all are looked at");
+        assert_eq!(result(&explained, "KEY_WOULD_PASS_NOW"), CheckResult::Fail);
+        fix(&hub, &hub.first_tenant().admin_key, &explained).await;
+        let by_id = explain(&admin, about(Subject::KeyId(key_id))).await.unwrap();
+        assert_eq!(by_id.primary_cause, "KEY_NOT_REVOKED");
+    }
+
+    async fn a_wrong_host_is_named_with_the_right_one(hub: TestHub) {
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let request = UpdateProductRequest {
+            product: Some(Product {
+                product: "psa".to_owned(),
+                base_urls: vec!["https://psa.example.com".to_owned()],
+                ..Product::default()
+            }),
+            ..UpdateProductRequest::default()
+        };
+        hub.client(&hub.operator_key).platform().update_product(request).await.unwrap();
+        let (_, key_id) = made(&hub, new_key("any", &["psa:*"])).await;
+        let at = |host: &str| ExplainAccessRequest {
+            host: host.to_owned(),
+            ..about(Subject::KeyId(key_id.clone()))
+        };
+        let wrong = explain(&admin, at("crm.example.com")).await.unwrap();
+        assert_eq!(wrong.primary_cause, "KEY_BASE_URL");
+        assert!(wrong.fixes[0].title.contains("https://psa.example.com"), "{wrong:#?}");
+        let right = explain(&admin, at("psa.example.com")).await.unwrap();
+        assert_eq!(right.verdict(), Verdict::Working, "{right:#?}");
+        assert_eq!(right.primary_cause, "");
+    }
+
+    async fn an_expired_key_is_named_and_the_fix_makes_another(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let mut key = new_key("short", &["psa:*"]);
+        key.expire_time = Some(hub_core::clock::timestamp(hub.clock.now() + 1_000_000));
+        let (_, key_id) = made(&hub, key).await;
+        hub.clock.advance(std::time::Duration::from_secs(1));
+        let explained = explain(&admin, about(Subject::KeyId(key_id))).await.unwrap();
+        assert_eq!(explained.primary_cause, "KEY_NOT_EXPIRED");
+        assert_eq!(explained.verdict(), Verdict::Blocked);
+        assert_eq!(result(&explained, "KEY_PROPAGATED"), CheckResult::Unknown, "just made");
+        fix(&hub, &hub.first_tenant().admin_key, &explained).await;
+    }
+
+    async fn what_is_no_key_is_told_so_and_nothing_more(hub: TestHub) {
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let other = hub.tenant().await;
+        for (key, cause) in [
+            ("", "KEY_PRESENTED"),
+            ("tos_short", "KEY_WELL_FORMED"),
+            ("tos_0000000000000000000000000000000p2w2A", "KEY_KNOWN"),
+            (&*other.admin_key, "KEY_KNOWN"),
+        ] {
+            let explained = explain(&admin, about(Subject::Key(key.to_owned()))).await.unwrap();
+            assert_eq!(explained.primary_cause, cause);
+            assert_eq!(explained.verdict(), Verdict::Blocked);
+            assert_eq!(result(&explained, "KEY_NOT_REVOKED"), CheckResult::Skipped);
+            assert_eq!(result(&explained, "KEY_WOULD_PASS_NOW"), CheckResult::Skipped);
+            assert!(explained.fixes.iter().all(|fix| fix.rpc.is_empty()));
+            let said = format!("{explained:?}");
+            assert!(key.is_empty() || !said.contains(key), "the key is not repeated");
+        }
+    }
+
+    async fn a_key_asks_about_itself_and_no_other(hub: TestHub) {
+        let client = hub.client(&hub.key("", &["psa:tickets.read"]).await);
+        let (plaintext, other) = made(&hub, new_key("other", &["psa:*"])).await;
+        let own = ExplainAccessRequest {
+            product: "psa".to_owned(),
+            action: "tickets.write".to_owned(),
+            ..ExplainAccessRequest::default()
+        };
+        let explained = explain(&client, own).await.unwrap();
+        assert_eq!(explained.primary_cause, "KEY_ACTION");
+        assert_eq!(reason(explain(&client, about(Subject::KeyId(other))).await), "SCOPE_MISSING");
+        assert_eq!(reason(explain(&client, about(Subject::Key(plaintext))).await), "SCOPE_MISSING");
+        assert_eq!(reason(explain(&client, call("req_none")).await), "CALL_NOT_FOUND");
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let unknown = about(Subject::KeyId("key_none".to_owned()));
+        assert_eq!(reason(explain(&admin, unknown).await), "KEY_NOT_FOUND");
+    }
+
+    async fn a_refused_call_of_the_hub_s_own_api_is_explained(hub: TestHub) {
+        let client = hub.client(&hub.key("psa", &["psa:*"]).await);
+        let refused = create(&client, new_key("mine", &[])).await.unwrap_err();
+        assert_eq!(refused.reason(), Some("SCOPE_MISSING"));
+        let call_id = refused.call_id().unwrap().to_owned();
+        let explained = explain(&client, call(&call_id)).await.unwrap();
+        assert_eq!(explained.primary_cause, "KEY_ACTION", "{explained:#?}");
+        assert!(explained.summary.contains("hub:keys.write"), "{}", explained.summary);
+        let other = hub.tenant().await;
+        let foreign = explain(&hub.client(&other.admin_key), call(&call_id)).await;
+        assert_eq!(reason(foreign), "CALL_NOT_FOUND");
+    }
+}

@@ -1,0 +1,181 @@
+//! WatchApiKeys: which decisions must not be used again.
+
+use std::time::Duration;
+
+use hub_client::Hub;
+use hub_client::proto::hub::api_keys::v1::watch_api_keys_response::Frame;
+use hub_client::proto::hub::api_keys::v1::{
+    ApiKeyChanges, RotateApiKeyRequest, WatchApiKeysRequest, WatchApiKeysResponse,
+};
+use hub_client::proto::hub::platform::v1::SetProductSubscriptionRequest;
+use tonic::Streaming;
+
+use super::verify::{backend, tickets, verify};
+use super::{create, new_key, revoke};
+use crate::support::{Backend, TestHub};
+
+/// What takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn watch(client: &Hub, cursor: &str) -> Streaming<WatchApiKeysResponse> {
+    let request = WatchApiKeysRequest {
+        cursor: cursor.to_owned(),
+    };
+    client
+        .api_keys()
+        .watch_api_keys(request)
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+async fn next(stream: &mut Streaming<WatchApiKeysResponse>) -> Frame {
+    let frame = tokio::time::timeout(PATIENCE, stream.message()).await;
+    frame
+        .expect("a frame in time")
+        .unwrap()
+        .unwrap()
+        .frame
+        .unwrap()
+}
+
+/// The next change; heartbeats are passed over.
+async fn change(stream: &mut Streaming<WatchApiKeysResponse>) -> ApiKeyChanges {
+    loop {
+        match next(stream).await {
+            Frame::Changes(changes) => return changes,
+            Frame::Progress(_) | Frame::CaughtUp(_) | Frame::Opened(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+both_databases! {
+    async fn a_watcher_is_told_of_a_revocation_with_its_epoch(hub: TestHub) {
+        let (verifier, admin) = (backend(&hub).await, hub.client(&hub.first_tenant().admin_key));
+        let made = create(&admin, new_key("watched", &["psa:*"])).await.unwrap();
+        let key_id = made.api_key.unwrap().key_id;
+        let mut stream = watch(&verifier, "").await;
+        let Frame::Opened(opened) = next(&mut stream).await else { panic!("not opened") };
+        assert_eq!(opened.heartbeat_interval.unwrap().seconds, 1);
+        assert!(matches!(next(&mut stream).await, Frame::CaughtUp(_)));
+        let began = std::time::Instant::now();
+        let revoked = revoke(&admin, &key_id, "leaked").await.unwrap();
+        let told = change(&mut stream).await;
+        assert_eq!(told.key_ids, [key_id.as_str()]);
+        assert_eq!(told.epoch, revoked.epoch);
+        assert_eq!(told.tenant_id, hub.first_tenant().id);
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        loop {
+            // Decisions know the revocation as soon as they say so.
+            let decided = verify(&verifier, tickets(&made.plaintext)).await.unwrap();
+            assert!(!decided.allowed);
+            if decided.epoch >= told.epoch {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn a_watcher_is_told_of_rotations_changes_and_ended_subscriptions(hub: TestHub) {
+        let (verifier, admin) = (backend(&hub).await, hub.client(&hub.first_tenant().admin_key));
+        let made = create(&admin, new_key("watched", &["psa:*"])).await.unwrap();
+        let key_id = made.api_key.unwrap().key_id;
+        let mut stream = watch(&verifier, "").await;
+        let request = RotateApiKeyRequest {
+            key_id: key_id.clone(),
+            ..RotateApiKeyRequest::default()
+        };
+        admin.api_keys().rotate_api_key(request).await.unwrap();
+        assert_eq!(change(&mut stream).await.key_ids, [key_id.as_str()]);
+        let request = SetProductSubscriptionRequest {
+            product: "voice".to_owned(),
+            active: false,
+            ..SetProductSubscriptionRequest::default()
+        };
+        admin.platform().set_product_subscription(request).await.unwrap();
+        let told = change(&mut stream).await;
+        assert_eq!(told.key_ids, ["*"]);
+        assert_eq!(told.tenant_id, hub.first_tenant().id);
+    }
+
+    async fn a_tenant_s_watcher_sees_its_tenant_only(hub: TestHub) {
+        let other = hub.tenant().await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let watcher = hub.client(&hub.key("psa", &["hub:keys.verify"]).await);
+        let mut stream = watch(&watcher, "").await;
+        let theirs = hub.client(&other.admin_key);
+        let foreign = create(&theirs, new_key("theirs", &[])).await.unwrap();
+        revoke(&theirs, &foreign.api_key.unwrap().key_id, "").await.unwrap();
+        let own = create(&admin, new_key("ours", &[])).await.unwrap().api_key.unwrap();
+        revoke(&admin, &own.key_id, "").await.unwrap();
+        let told = change(&mut stream).await;
+        assert_eq!(told.key_ids, [own.key_id.as_str()], "new keys are no news, others nobody's");
+    }
+
+    async fn a_cursor_resumes_and_a_foreign_one_is_refused(hub: TestHub) {
+        let (verifier, admin) = (backend(&hub).await, hub.client(&hub.first_tenant().admin_key));
+        let mut stream = watch(&verifier, "").await;
+        let Frame::Opened(opened) = next(&mut stream).await else { panic!("not opened") };
+        drop(stream);
+        let made = create(&admin, new_key("missed", &[])).await.unwrap().api_key.unwrap();
+        revoke(&admin, &made.key_id, "").await.unwrap();
+        let mut stream = watch(&verifier, &opened.cursor).await;
+        let told = change(&mut stream).await;
+        assert_eq!(told.key_ids, [made.key_id.as_str()]);
+        let mut again = watch(&verifier, &told.cursor).await;
+        assert!(matches!(next(&mut again).await, Frame::Opened(_)));
+        assert!(matches!(next(&mut again).await, Frame::CaughtUp(_)));
+        let watcher = hub.client(&hub.key("psa", &["hub:keys.verify"]).await);
+        let request = WatchApiKeysRequest { cursor: told.cursor };
+        let foreign = watcher.api_keys().watch_api_keys(request).await.unwrap_err();
+        assert_eq!(hub_client::Error::from(foreign).reason(), Some("CURSOR_INVALID"));
+    }
+
+    async fn a_heartbeat_comes_each_second_until_the_key_ends(backend: Backend) {
+        // The clock of this test runs fast.
+        let hub = TestHub::options(backend)
+            .limits(|limits| limits.stream_age_max = Duration::from_secs(1 << 30));
+        let hub = hub.manual_clock().start().await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let made = create(&admin, new_key("watcher", &["hub:keys.verify"])).await.unwrap();
+        let watcher = hub.client(&made.plaintext);
+        let mut stream = watch(&watcher, "").await;
+        assert!(matches!(next(&mut stream).await, Frame::Opened(_)));
+        assert!(matches!(next(&mut stream).await, Frame::CaughtUp(_)));
+        for _ in 0..3 {
+            let ticking = async {
+                loop {
+                    hub.clock.advance(Duration::from_millis(500));
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                frame = next(&mut stream) => {
+                    assert!(matches!(frame, Frame::Progress(_)), "{frame:?}");
+                }
+                () = ticking => {}
+            }
+        }
+        revoke(&admin, &made.api_key.unwrap().key_id, "").await.unwrap();
+        let ended = async {
+            loop {
+                match stream.message().await {
+                    Ok(_) => {}
+                    Err(status) => return hub_client::Error::from(status),
+                }
+            }
+        };
+        let ticking = async {
+            loop {
+                hub.clock.advance(Duration::from_millis(500));
+                tokio::task::yield_now().await;
+            }
+        };
+        let error = tokio::select! {
+            error = ended => error,
+            () = ticking => unreachable!(),
+        };
+        assert_eq!(error.reason(), Some("KEY_REVOKED"));
+    }
+}
