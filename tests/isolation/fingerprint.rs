@@ -22,6 +22,7 @@ const OTHER_TABLES: &[(&str, &str)] = &[
     // The hub's own processes.
     ("processes", "1 = 0"),
     ("live_processes", "1 = 0"),
+    ("key_followers", "1 = 0"),
     // A replay is of the key that called.
     (
         "replays",
@@ -38,7 +39,7 @@ const FLEETING: &[&str] = &[
     "session_id",
     "server_time",
     "rate_limit",
-    "last_used_time",
+    "last_use_time",
     "evaluate_time",
     "call_id",
 ];

@@ -1,7 +1,7 @@
 //! What each tenant has. A request here has to succeed as soon as its RPC is built; until then it
 //! is left out. `$MARK` is a text that only this tenant knows, `$N` counts, `$UUID` is new,
-//! `$key_` is the newest id with this prefix that the tenant has seen, and `$first_key_` the
-//! oldest.
+//! `$key_` is the newest id with this prefix that the tenant has seen, `$other_key_` the one before
+//! it, and `$first_key_` the oldest.
 
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +51,6 @@ pub const SEEDS: &[Seed] = &[
         r#"{"keyId":"$key_","requestsPerMinute":$N}"#,
     ),
     admin(
-        "hub.api_keys.v1.ApiKeys/UpdateApiKey",
-        1,
-        r#"{"apiKey":{"keyId":"$key_","labels":{"why":"$MARK"}},"updateMask":"labels"}"#,
-    ),
-    admin(
         "hub.api_keys.v1.ApiKeys/RotateApiKey",
         1,
         r#"{"keyId":"$key_","requestId":"$UUID"}"#,
@@ -64,6 +59,17 @@ pub const SEEDS: &[Seed] = &[
         "hub.api_keys.v1.ApiKeys/RevokeApiKey",
         1,
         r#"{"keyId":"$key_","reason":"$MARK"}"#,
+    ),
+    // Of two more, one is never revoked or rotated but by chance, so that it can be changed.
+    admin(
+        "hub.api_keys.v1.ApiKeys/CreateApiKey",
+        2,
+        r#"{"apiKey":{"name":"$MARK last $N","scopes":["psa:tickets.read"]},"requestId":"$UUID"}"#,
+    ),
+    admin(
+        "hub.api_keys.v1.ApiKeys/UpdateApiKey",
+        1,
+        r#"{"apiKey":{"keyId":"$other_key_","labels":{"why$N":"$MARK"}},"updateMask":"labels"}"#,
     ),
     admin(
         "hub.event_bus.v1.EventBus/PutEventType",
@@ -176,6 +182,7 @@ pub const READS: &[(&str, &str)] = &[
         r#"{"identity":{"source":"/psa/tickets","id":"one-1","product":"psa"}}"#,
     ),
     ("hub.event_bus.v1.EventBus/GetEvent", r#"{"sequence":"1"}"#),
+    ("hub.api_keys.v1.ApiKeys/WatchApiKeys", "{}"),
     (
         "hub.api_keys.v1.ApiKeys/ExplainAccess",
         r#"{"product":"psa","action":"tickets.read"}"#,

@@ -168,7 +168,12 @@ impl Owner {
         text = text.replace("$UUID", &uuid::Uuid::new_v4().to_string());
         for prefix in ["key_", "evt_", "sub_", "tnt_", "whe_", "job_", "ent_"] {
             let known = self.made(prefix);
-            let ends = [("", known.last()), ("first_", known.first())];
+            let before_last = known.len().checked_sub(2).and_then(|at| known.get(at));
+            let ends = [
+                ("", known.last()),
+                ("other_", before_last),
+                ("first_", known.first()),
+            ];
             for (end, id) in ends {
                 if let Some(id) = id {
                     text = text.replace(&format!("\"${end}{prefix}\""), &format!("{id:?}"));

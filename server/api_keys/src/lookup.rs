@@ -187,11 +187,14 @@ impl Inner {
 
 /// Looks up what waits until nothing does.
 async fn work(inner: Arc<Inner>) {
-    let shift = Shift(inner);
-    let inner = &shift.0;
+    let mut shift = Shift {
+        inner: inner.clone(),
+        ended: false,
+    };
     loop {
         let hashes = inner.take();
         if hashes.is_empty() {
+            shift.ended = true;
             return;
         }
         let fill = inner.cache.begin(inner.clock.now());
@@ -211,16 +214,21 @@ async fn work(inner: Arc<Inner>) {
 }
 
 /// A task that ends early, by a panic or with its runtime, leaves nobody waiting.
-struct Shift(Arc<Inner>);
+struct Shift {
+    inner: Arc<Inner>,
+    /// It found nothing more to do; another task may be at work already.
+    ended: bool,
+}
 
 impl Drop for Shift {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        if state.is_working {
-            state.is_working = false;
-            state.waiting.clear();
-            state.flights.clear();
+        if self.ended {
+            return;
         }
+        let mut state = self.inner.state();
+        state.is_working = false;
+        state.waiting.clear();
+        state.flights.clear();
     }
 }
 

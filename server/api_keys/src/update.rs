@@ -55,9 +55,11 @@ impl Keys {
         let before = self.get(caller, key_id).await?;
         let after = self.changed(caller, &before, new, now).await?;
         let changes = differences(&before, &after);
+        // A repetition is answered as the first time, whatever became of the key since.
         if changes.is_empty() {
             return Ok(before);
         }
+        check_active(&before, now)?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         lock_head(&mut tx, &TenantRef::system()).await?;
@@ -94,7 +96,6 @@ impl Keys {
         if !new.etag.is_empty() && new.etag != before.version.to_string() {
             return Err(Error::etag_mismatch(before.version));
         }
-        check_active(before, now)?;
         let products = self.core.tenancy.products().await?;
         if let Some(scopes) = &new.scopes {
             scopes::check_form(scopes, &products)?;
