@@ -1,7 +1,7 @@
 //! What each tenant has. A request here has to succeed as soon as its RPC is built; until then it
 //! is left out. `$MARK` is a text that only this tenant knows, `$N` counts, `$UUID` is new,
-//! `$key_` is the newest id with this prefix that the tenant has seen, `$other_key_` the one before
-//! it, and `$first_key_` the oldest.
+//! `$key_` is the newest id with this prefix that the tenant has seen, `$other_key_` and
+//! `$spare_key_` the two before it, and `$first_key_` the oldest.
 
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,18 +58,18 @@ pub const SEEDS: &[Seed] = &[
     admin(
         "hub.api_keys.v1.ApiKeys/RevokeApiKey",
         1,
-        r#"{"keyId":"$key_","reason":"$MARK"}"#,
+        r#"{"keyId":"$other_key_","reason":"$MARK"}"#,
     ),
-    // Of two more, one is never revoked or rotated but by chance, so that it can be changed.
+    // One each to rotate, to revoke and to change: what was ended cannot be changed any more.
     admin(
         "hub.api_keys.v1.ApiKeys/CreateApiKey",
-        2,
+        6,
         r#"{"apiKey":{"name":"$MARK last $N","scopes":["psa:tickets.read"]},"requestId":"$UUID"}"#,
     ),
     admin(
         "hub.api_keys.v1.ApiKeys/UpdateApiKey",
         1,
-        r#"{"apiKey":{"keyId":"$other_key_","labels":{"why$N":"$MARK"}},"updateMask":"labels"}"#,
+        r#"{"apiKey":{"keyId":"$spare_key_","labels":{"why$N":"$MARK"}},"updateMask":"labels"}"#,
     ),
     admin(
         "hub.event_bus.v1.EventBus/PutEventType",

@@ -168,10 +168,11 @@ impl Owner {
         text = text.replace("$UUID", &uuid::Uuid::new_v4().to_string());
         for prefix in ["key_", "evt_", "sub_", "tnt_", "whe_", "job_", "ent_"] {
             let known = self.made(prefix);
-            let before_last = known.len().checked_sub(2).and_then(|at| known.get(at));
+            let from_end = |at: usize| known.len().checked_sub(at).and_then(|at| known.get(at));
             let ends = [
                 ("", known.last()),
-                ("other_", before_last),
+                ("other_", from_end(2)),
+                ("spare_", from_end(3)),
                 ("first_", known.first()),
             ];
             for (end, id) in ends {
