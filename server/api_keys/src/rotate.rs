@@ -108,6 +108,7 @@ impl Keys {
             log,
             events: vec![event, made.event],
             independent: false,
+            row: None,
         };
         let appended = self.core.journal.commit(tx, vec![append]).await;
         // Whatever came of it: after a lost answer of the database the key may be rotated.

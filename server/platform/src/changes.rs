@@ -73,6 +73,7 @@ pub(crate) async fn commit_all(
         log,
         events: vec![event],
         independent: false,
+        row: None,
     };
     let appends = events.into_iter().map(append).collect();
     commit_appends(core, tx, appends).await
