@@ -131,6 +131,42 @@ both_databases! {
         assert_eq!(allowed, 100);
     }
 
+    async fn of_64_callers_one_gets_the_last_request_of_a_limit(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = crate::api_keys::verify::backend(&hub).await;
+        let (key, _) = made(&hub, "last").await;
+        assert!(verify(&verifier, costing(&key, 99)).await.unwrap().allowed);
+        let calls: Vec<_> = (0..64)
+            .map(|_| {
+                let (verifier, key) = (verifier.clone(), key.clone());
+                tokio::spawn(async move { verify(&verifier, tickets(&key)).await.unwrap() })
+            })
+            .collect();
+        let mut allowed = 0;
+        for call in calls {
+            let answer = call.await.unwrap();
+            assert_eq!(remaining(&answer), (100, 0));
+            allowed += u32::from(answer.allowed);
+        }
+        assert_eq!(allowed, 1);
+    }
+
+    async fn without_the_database_limits_hold_by_what_this_process_knows(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = crate::api_keys::verify::backend(&hub).await;
+        let (key, _) = made(&hub, "known").await;
+        assert!(verify(&verifier, tickets(&key)).await.unwrap().allowed);
+        hub.core.db.close().await;
+        let mut degraded = false;
+        for _ in 0..99 {
+            let answer = verify(&verifier, tickets(&key)).await.unwrap();
+            assert_eq!(told(&answer), (200, ""));
+            degraded |= answer.degraded;
+        }
+        assert_eq!(degraded, backend == Backend::Postgres, "others may have counted too");
+        assert_eq!(told(&verify(&verifier, tickets(&key)).await.unwrap()), (429, "RATE_LIMITED"));
+    }
+
     async fn a_key_has_a_limit_within_that_of_its_tenant(backend: Backend) {
         let hub = TestHub::options(backend).manual_clock().start().await;
         let verifier = crate::api_keys::verify::backend(&hub).await;

@@ -9,7 +9,7 @@ mod pages;
 mod retry;
 mod scopes;
 mod tenants;
-mod verify;
+pub mod verify;
 mod watch;
 
 use hub_client::proto::hub::api_keys::v1::{

@@ -4,6 +4,7 @@ mod forwarded;
 mod hints;
 mod keys;
 mod kills;
+mod limits;
 mod live;
 mod readiness;
 mod retry;

@@ -32,7 +32,7 @@ const HUB: &str = "hub";
 
 /// A question about a key that is known.
 struct Case<'a> {
-    keys: &'a Keys,
+    keys: &'a Arc<Keys>,
     subject: &'a Subject,
     key: &'a Key,
     record: Arc<Record>,
@@ -55,7 +55,11 @@ pub(crate) fn explains(reason: &str) -> bool {
 impl Keys {
     /// The answer. Errors: `KEY_NOT_FOUND`, `CALL_NOT_FOUND`, `SCOPE_MISSING`,
     /// `PRODUCT_NOT_FOUND`, `FIELD_INVALID`.
-    pub(crate) async fn explain(&self, caller: &Caller, request: Request) -> Result<Explanation> {
+    pub(crate) async fn explain(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: Request,
+    ) -> Result<Explanation> {
         let now = self.core.clock.now();
         let products = self.core.tenancy.products().await?;
         if !request.product.is_empty() {
@@ -78,7 +82,7 @@ impl Keys {
             record,
             now,
         };
-        let left = case.left(tenant);
+        let left = case.left(tenant).await;
         let mut fixes = Vec::new();
         for (step, code) in ORDER.iter().zip(codes::STEPS) {
             let look = case.look(*step);
@@ -221,11 +225,11 @@ impl Case<'_> {
         })
     }
 
-    fn left(&self, tenant: Option<&TenantRef>) -> Option<(Left, bool)> {
+    async fn left(&self, tenant: Option<&TenantRef>) -> Option<(Left, bool)> {
         let core = &self.keys.core;
         let default = core.limits.tenant_requests_per_minute;
         let limits = limits::of(&self.record, tenant.map(TenantRef::number), default);
-        let taken = self.keys.limiter.take(&limits, 1, true, self.now);
+        let taken = self.keys.take(&limits, 1, true).await;
         taken.left.map(|left| (left, taken.denied.is_none()))
     }
 

@@ -28,6 +28,7 @@ use crate::limits::Limiter;
 use crate::lookup::Lookup;
 use crate::scopes::{self, Rights};
 use crate::secret::Plaintext;
+use crate::settlement;
 use crate::store::{self, Filter};
 use crate::usage::{BATCH_INTERVAL, Usage};
 
@@ -49,6 +50,8 @@ pub struct Keys {
     pub(crate) cache: Arc<Cache>,
     pub(crate) lookup: Lookup,
     pub(crate) limiter: Limiter,
+    /// Held by whoever asks the other processes for portions of limits.
+    pub(crate) settling: tokio::sync::Mutex<()>,
     pub(crate) usage: Usage,
     pub(crate) denials: Denials,
     /// Changes up to this sequence of the system log are known.
@@ -100,7 +103,8 @@ impl Keys {
             lookup: Lookup::new(&core.db, &core.clock, &cache),
             core: core.clone(),
             cache,
-            limiter: Limiter::default(),
+            limiter: Limiter::new(core.db.is_postgres()),
+            settling: tokio::sync::Mutex::default(),
             usage: Usage::default(),
             denials: Denials::default(),
             epoch: watch::Sender::new(0),
@@ -113,6 +117,12 @@ impl Keys {
         workers.spawn("keys-follow", move |turn| follow::run(keys.clone(), turn));
         let keys = self.clone();
         workers.spawn("keys-usage", move |turn| keys.clone().write_usage(turn));
+        if self.core.db.is_postgres() {
+            let keys = self.clone();
+            workers.spawn("keys-limits", move |turn| {
+                settlement::run(keys.clone(), turn)
+            });
+        }
     }
 
     /// Writes what was counted, until it is stopped; then once more.

@@ -6,7 +6,8 @@
 //!   and no log, error or `Debug` shows it. For a safe retry it is kept sealed for 10 minutes.
 //! - A key that was revoked is refused by the next call on the same process, by others when they
 //!   see the system log grow, and by all once `Limits::key_cache_ttl` has passed.
-//! - Of a request to a product nothing is counted unless everything else allows it.
+//! - Of a request to a product nothing is counted unless everything else allows it. What all
+//!   processes let through in a minute is never more than the limit.
 //! - No key gives, or ends, rights that it does not have itself.
 //! - A call sees the keys of its tenant; one without tenant sees those that serve all tenants.
 //! - A key and the event that tells of it are one commit.
@@ -28,11 +29,14 @@ mod keys;
 mod limits;
 mod lookup;
 mod operator;
+mod portions;
 mod rate;
 mod revoke;
 mod rotate;
 mod scopes;
 mod secret;
+mod settlement;
+mod share;
 mod shown;
 mod store;
 #[cfg(test)]

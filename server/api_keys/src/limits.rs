@@ -4,17 +4,22 @@
 //! - Of the limits of a request all are counted or none; a denial counts nothing.
 //! - What is told of a limit is told of the one with the least left.
 //! - Only keys that are known have a window, so nobody fills the memory with keys that he made up.
+//! - On SQLite this process counts alone. On PostgreSQL several may, so each lets through what it
+//!   has a portion for (`portions.rs`), and asks the others when that is used up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hub_core::clock::Micros;
-use hub_core::window::{self, Window};
+use hub_core::window;
+use tokio::sync::watch;
 
 use crate::key::Record;
+use crate::portions::{Ask, Settled};
+use crate::share::{Fit, Share};
 
-/// Windows in memory; past this, a key or tenant that has none is let through uncounted.
+/// Subjects in memory; past this, a key or tenant that has none is let through uncounted.
 const WINDOWS_MAX: usize = 200_000;
 
 /// Whose requests are counted.
@@ -24,6 +29,16 @@ pub(crate) enum Subject {
     Family(Arc<str>),
     /// Those of all keys of a tenant, by its number.
     Tenant(i64),
+}
+
+impl Subject {
+    /// Its name in the database.
+    pub fn name(&self) -> String {
+        match self {
+            Subject::Family(first) => format!("key:{first}"),
+            Subject::Tenant(number) => format!("tenant:{number}"),
+        }
+    }
 }
 
 /// A limit that holds for a request.
@@ -56,80 +71,199 @@ pub(crate) struct Taken {
     pub degraded: bool,
 }
 
-/// The windows of this process.
-#[derive(Default)]
+/// What was decided, or who waits for what.
+pub(crate) enum Attempt {
+    Decided(Taken),
+    /// To be tried again when all of these have ended.
+    Asks(Vec<watch::Receiver<()>>),
+}
+
+/// What this process knows of all subjects.
 pub(crate) struct Limiter {
-    windows: Mutex<HashMap<Subject, Window>>,
+    state: Mutex<State>,
+    /// Other processes may count too.
+    shared: bool,
+}
+
+#[derive(Default)]
+struct State {
+    shares: HashMap<Subject, Share>,
+    /// Of these the other processes are to be asked.
+    waiting: VecDeque<Subject>,
 }
 
 impl Limiter {
+    /// With `shared`, other processes are asked before requests are let through.
+    pub fn new(shared: bool) -> Self {
+        Limiter {
+            state: Mutex::default(),
+            shared,
+        }
+    }
+
     /// Counts `cost` requests against all limits, or denies them; with `dry_run` it only tells.
-    pub fn take(&self, limits: &[Limit], cost: u32, dry_run: bool, now: Micros) -> Taken {
-        let mut windows = self.windows();
-        let mut denied: Option<Micros> = None;
-        for limit in limits {
-            let Some(window) = windows.get_mut(&limit.subject) else {
-                if cost > limit.per_minute {
-                    denied = denied.max(Some(now + window::LENGTH));
-                }
-                continue;
-            };
-            window.advance(now);
-            if window.used() + u64::from(cost) > u64::from(limit.per_minute) && cost > 0 {
-                let at = window.fits_at(cost, limit.per_minute, now);
-                denied = denied.max(Some(at));
-            }
+    pub fn take(&self, limits: &[Limit], cost: u32, dry_run: bool, now: Micros) -> Attempt {
+        let mut state = self.state();
+        let counts = !dry_run && cost > 0;
+        let fits: Vec<Fit> = limits
+            .iter()
+            .map(|limit| match self.shared {
+                true => state.fits(limit, cost, counts, now),
+                false => state.fits_here(limit, cost, now),
+            })
+            .collect();
+        let is_denied = fits.iter().any(|fit| matches!(fit, Fit::No(_)));
+        if !is_denied && fits.contains(&Fit::Unknown) {
+            let cost = if counts { cost } else { 0 };
+            let unknown = limits.iter().zip(&fits);
+            let unknown = unknown.filter(|(_, fit)| **fit == Fit::Unknown);
+            let asks = unknown.map(|(limit, _)| state.ask(limit, cost));
+            return Attempt::Asks(asks.collect());
         }
-        let mut degraded = false;
-        if denied.is_none() && !dry_run && cost > 0 {
-            for limit in limits {
-                degraded |= !count(&mut windows, &limit.subject, cost, now);
-            }
-        }
-        let left = limits.iter().map(|limit| left(&windows, limit, now));
+        Attempt::Decided(state.decide(limits, &fits, if counts { cost } else { 0 }, now))
+    }
+
+    /// The same by what is known here.
+    pub fn take_here(&self, limits: &[Limit], cost: u32, dry_run: bool, now: Micros) -> Taken {
+        let mut state = self.state();
+        let fits = limits.iter().map(|limit| state.fits_here(limit, cost, now));
+        let fits: Vec<Fit> = fits.collect();
+        let cost = if dry_run { 0 } else { cost };
+        let taken = state.decide(limits, &fits, cost, now);
         Taken {
-            left: left.min_by_key(|left| left.remaining),
-            denied: denied.map(|at| Duration::from_micros((at - now).max(1).unsigned_abs())),
-            degraded,
+            degraded: self.shared,
+            ..taken
         }
     }
 
-    /// Forgets windows that are empty.
+    /// Forgets subjects without requests.
     pub fn sweep(&self, now: Micros) {
-        let mut windows = self.windows();
-        sweep(&mut windows, now);
-        metrics::gauge!("hub_rate_windows").set(windows.len() as f64);
+        let mut state = self.state();
+        state.sweep(now);
+        metrics::gauge!("hub_rate_windows").set(state.shares.len() as f64);
     }
 
-    fn windows(&self) -> MutexGuard<'_, HashMap<Subject, Window>> {
-        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The others are to be told of portions whose time is over; at the end, of all.
+    pub fn give_back(&self, at_the_end: bool, now: Micros) {
+        let state = &mut *self.state();
+        for (subject, share) in &mut state.shares {
+            if at_the_end {
+                share.give_up(now);
+            }
+            if share.is_over(now) && share.ask(0, 0).1 {
+                state.waiting.push_back(subject.clone());
+            }
+        }
+    }
+
+    /// The subjects that are asked about next, with what the others are told.
+    pub fn begin(&self, subjects_max: usize, now: Micros) -> Vec<(Subject, Ask)> {
+        let state = &mut *self.state();
+        let count = state.waiting.len().min(subjects_max);
+        let next = state.waiting.drain(..count);
+        let shares = &mut state.shares;
+        let asks = next.filter_map(|subject| {
+            let ask = shares.get_mut(&subject)?.begin(now);
+            Some((subject, ask))
+        });
+        asks.collect()
+    }
+
+    /// What the others answered; nothing, if they could not be asked.
+    pub fn land(&self, subject: &Subject, ask: &Ask, settled: Option<Settled>, now: Micros) {
+        if let Some(share) = self.state().shares.get_mut(subject) {
+            share.land(ask, settled, now);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn sweep(windows: &mut HashMap<Subject, Window>, now: Micros) {
-    windows.retain(|_, window| {
-        window.advance(now);
-        window.used() > 0
-    });
-}
-
-/// False if there is no room for another window.
-fn count(windows: &mut HashMap<Subject, Window>, of: &Subject, cost: u32, now: Micros) -> bool {
-    if windows.len() >= WINDOWS_MAX && !windows.contains_key(of) {
-        return false;
+impl State {
+    fn fits(&mut self, limit: &Limit, cost: u32, counts: bool, now: Micros) -> Fit {
+        if cost > limit.per_minute {
+            return self.fits_here(limit, cost, now);
+        }
+        let is_full = self.shares.len() >= WINDOWS_MAX;
+        match self.shares.get_mut(&limit.subject) {
+            Some(share) => share.fits(limit.per_minute, cost, counts, now),
+            None if is_full => Fit::Perhaps,
+            None => Fit::Unknown,
+        }
     }
-    windows.entry(of.clone()).or_default().add(cost, now);
-    true
+
+    fn fits_here(&mut self, limit: &Limit, cost: u32, now: Micros) -> Fit {
+        match self.shares.get_mut(&limit.subject) {
+            Some(share) => share.fits_here(limit.per_minute, cost, now),
+            None if cost > limit.per_minute => Fit::No(now + window::LENGTH),
+            None => Fit::Yes,
+        }
+    }
+
+    fn ask(&mut self, limit: &Limit, cost: u32) -> watch::Receiver<()> {
+        let share = self.shares.entry(limit.subject.clone()).or_default();
+        let (answer, is_first) = share.ask(limit.per_minute, cost);
+        if is_first {
+            self.waiting.push_back(limit.subject.clone());
+        }
+        answer
+    }
+
+    /// Counts against all limits, unless one of them has no room.
+    fn decide(&mut self, limits: &[Limit], fits: &[Fit], cost: u32, now: Micros) -> Taken {
+        let full = fits.iter().filter_map(|fit| match fit {
+            Fit::No(at) => Some(*at),
+            _ => None,
+        });
+        let denied = full.max();
+        let mut degraded = fits.contains(&Fit::Perhaps);
+        if denied.is_none() && cost > 0 {
+            for limit in limits {
+                degraded |= !self.count(&limit.subject, cost, now);
+            }
+        }
+        let lefts = limits.iter().zip(fits).map(|(limit, fit)| {
+            let mut left = left(&self.shares, limit, now);
+            if matches!(fit, Fit::No(_)) && cost > 0 {
+                // Others may let through what is left here.
+                left.remaining = left.remaining.min(cost - 1);
+            }
+            left
+        });
+        Taken {
+            left: lefts.min_by_key(|left| left.remaining),
+            denied: denied.map(|at| Duration::from_micros((at - now).max(1).unsigned_abs())),
+            degraded: degraded && denied.is_none(),
+        }
+    }
+
+    /// False if there is no room for another subject.
+    fn count(&mut self, of: &Subject, cost: u32, now: Micros) -> bool {
+        if self.shares.len() >= WINDOWS_MAX && !self.shares.contains_key(of) {
+            return false;
+        }
+        self.shares.entry(of.clone()).or_default().count(cost, now);
+        true
+    }
+
+    fn sweep(&mut self, now: Micros) {
+        self.shares.retain(|_, share| {
+            share.advance(now);
+            share.counts()
+        });
+    }
 }
 
-fn left(windows: &HashMap<Subject, Window>, limit: &Limit, now: Micros) -> Left {
-    let window = windows.get(&limit.subject);
-    let used = window.map_or(0, Window::used);
+fn left(shares: &HashMap<Subject, Share>, limit: &Limit, now: Micros) -> Left {
+    let share = shares.get(&limit.subject);
+    let used = share.map_or(0, Share::used);
     let remaining = u64::from(limit.per_minute).saturating_sub(used);
     Left {
         limit: limit.per_minute,
         remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
-        reset_at: window.map_or(now, |window| window.reset_at(now)),
+        reset_at: share.map_or(now, |share| share.reset_at(now)),
         key_id: limit.key_id.clone(),
     }
 }
@@ -185,43 +319,46 @@ mod tests {
 
     #[test]
     fn the_limit_with_the_least_left_is_told() {
-        let limiter = Limiter::default();
+        let limiter = Limiter::new(false);
         assert_eq!(
-            remaining(&limiter.take(&limits(5, 100), 1, false, 0)),
+            remaining(&limiter.take_here(&limits(5, 100), 1, false, 0)),
             (4, true)
         );
         assert_eq!(
-            remaining(&limiter.take(&limits(500, 100), 1, false, 0)),
+            remaining(&limiter.take_here(&limits(500, 100), 1, false, 0)),
             (98, false)
         );
     }
 
     #[test]
     fn both_limits_are_counted_or_none() {
-        let limiter = Limiter::default();
+        let limiter = Limiter::new(false);
         for _ in 0..2 {
-            assert_eq!(limiter.take(&limits(2, 10), 1, false, 0).denied, None);
+            assert_eq!(limiter.take_here(&limits(2, 10), 1, false, 0).denied, None);
         }
         for _ in 0..50 {
-            let denied = limiter.take(&limits(2, 10), 1, false, SECOND);
+            let denied = limiter.take_here(&limits(2, 10), 1, false, SECOND);
             assert!(denied.denied.is_some());
             assert_eq!(remaining(&denied), (0, true));
         }
-        let tenant = limiter.take(&limits(2, 10)[1..], 0, false, SECOND);
+        let tenant = limiter.take_here(&limits(2, 10)[1..], 0, false, SECOND);
         assert_eq!(remaining(&tenant), (8, false), "denials count nothing");
     }
 
     #[test]
     fn a_cost_fits_whole_or_not_at_all_and_a_dry_run_counts_nothing() {
-        let limiter = Limiter::default();
+        let limiter = Limiter::new(false);
         let only = &limits(0, 10)[1..];
-        assert_eq!(remaining(&limiter.take(only, 7, true, 0)), (10, false));
-        assert_eq!(remaining(&limiter.take(only, 7, false, 0)), (3, false));
-        let denied = limiter.take(only, 4, false, SECOND);
+        assert_eq!(remaining(&limiter.take_here(only, 7, true, 0)), (10, false));
+        assert_eq!(remaining(&limiter.take_here(only, 7, false, 0)), (3, false));
+        let denied = limiter.take_here(only, 4, false, SECOND);
         assert_eq!(remaining(&denied), (3, false));
         assert_eq!(denied.denied, Some(Duration::from_millis(59_500)));
-        assert_eq!(remaining(&limiter.take(only, 3, false, SECOND)), (0, false));
-        assert_eq!(limiter.take(only, 0, false, SECOND).denied, None);
+        assert_eq!(
+            remaining(&limiter.take_here(only, 3, false, SECOND)),
+            (0, false)
+        );
+        assert_eq!(limiter.take_here(only, 0, false, SECOND).denied, None);
         assert!(
             limiter
                 .take(only, 11, true, 10 * 60 * SECOND)
@@ -232,22 +369,22 @@ mod tests {
 
     #[test]
     fn windows_that_are_empty_take_no_memory() {
-        let limiter = Limiter::default();
-        limiter.take(&limits(5, 5), 1, false, 0);
-        assert_eq!(limiter.windows().len(), 2);
+        let limiter = Limiter::new(false);
+        limiter.take_here(&limits(5, 5), 1, false, 0);
+        assert_eq!(limiter.state().shares.len(), 2);
         limiter.sweep(59 * SECOND);
-        assert_eq!(limiter.windows().len(), 2);
+        assert_eq!(limiter.state().shares.len(), 2);
         limiter.sweep(61 * SECOND);
-        assert_eq!(limiter.windows().len(), 0);
+        assert_eq!(limiter.state().shares.len(), 0);
     }
 
     #[test]
     fn of_many_threads_no_more_are_let_through_than_allowed() {
-        let limiter = Limiter::default();
+        let limiter = Limiter::new(false);
         let only = &limits(0, 1000)[1..];
         let allowed: usize = std::thread::scope(|scope| {
             let run = || {
-                let taken = (0..500).map(|_| limiter.take(only, 1, false, 0));
+                let taken = (0..500).map(|_| limiter.take_here(only, 1, false, 0));
                 taken.filter(|taken| taken.denied.is_none()).count()
             };
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(run)).collect();

@@ -1,6 +1,7 @@
 //! Setting limits, and what was used of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hub_core::audit::{self, Changes};
 use hub_core::auth::{self, Caller};
@@ -44,41 +45,42 @@ pub(crate) struct Wanted {
 
 impl Keys {
     /// What is left of the limits of the calling key; none if it has none.
-    pub(crate) async fn own_limit(&self, caller: &Caller) -> Result<Option<Left>> {
+    pub(crate) async fn own_limit(self: &Arc<Self>, caller: &Caller) -> Result<Option<Left>> {
         let key = self.own(caller).await?;
-        Ok(self.left_of_key(&key, caller.tenant.as_ref()))
+        Ok(self.left_of_key(&key, caller.tenant.as_ref()).await)
     }
 
-    fn left_of_key(&self, key: &Key, tenant: Option<&TenantRef>) -> Option<Left> {
+    async fn left_of_key(self: &Arc<Self>, key: &Key, tenant: Option<&TenantRef>) -> Option<Left> {
         let record = Record::new(key).ok()?;
         let default = self.core.limits.tenant_requests_per_minute;
         let limits = limits::of(&record, tenant.map(TenantRef::number), default);
-        self.left(&limits)
+        self.left(&limits).await
     }
 
-    fn left(&self, limits: &[Limit]) -> Option<Left> {
-        let now = self.core.clock.now();
-        self.limiter.take(limits, 0, true, now).left
+    async fn left(self: &Arc<Self>, limits: &[Limit]) -> Option<Left> {
+        self.take(limits, 0, true).await.left
     }
 
     /// What is left of the limit of a tenant.
-    async fn left_of_tenant(&self, tenant: &TenantRef) -> Result<Option<Left>> {
+    async fn left_of_tenant(self: &Arc<Self>, tenant: &TenantRef) -> Result<Option<Left>> {
         let per_minute = match store::limits::of_tenant(&self.core.db, tenant).await? {
             0 => self.core.limits.tenant_requests_per_minute,
             set => set,
         };
-        Ok(self.left(&[Limit {
-            subject: Subject::Tenant(tenant.number()),
-            per_minute,
-            key_id: None,
-        }]))
+        Ok(self
+            .left(&[Limit {
+                subject: Subject::Tenant(tenant.number()),
+                per_minute,
+                key_id: None,
+            }])
+            .await)
     }
 
     /// Sets the limit of a key and of all that it was rotated from or to; 0 = none of its own.
     ///
     /// Errors: `KEY_NOT_FOUND`, `SCOPE_ESCALATION`.
     pub(crate) async fn limit_key(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         key_id: &str,
         limit: u32,
@@ -113,13 +115,17 @@ impl Keys {
             requests_per_minute: limit,
             ..key
         };
-        Ok(self.left_of_key(&changed, caller.tenant.as_ref()))
+        Ok(self.left_of_key(&changed, caller.tenant.as_ref()).await)
     }
 
     /// Sets the limit of the tenant that the call names; 0 = the default.
     ///
     /// Errors: `OPERATOR_ONLY`, `TENANT_REQUIRED`.
-    pub(crate) async fn limit_tenant(&self, caller: &Caller, limit: u32) -> Result<Option<Left>> {
+    pub(crate) async fn limit_tenant(
+        self: &Arc<Self>,
+        caller: &Caller,
+        limit: u32,
+    ) -> Result<Option<Left>> {
         if !caller.is_operator() {
             return Err(auth::operator_only(&format!("{SET} of a tenant")));
         }
@@ -151,7 +157,7 @@ impl Keys {
     ///
     /// Errors: `KEY_NOT_FOUND`, `FIELD_INVALID`.
     pub(crate) async fn usage_of(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         key_id: &str,
         wanted: Wanted,
@@ -162,7 +168,7 @@ impl Keys {
             "" => (None, self.left_of_tenant(tenant).await?),
             key_id => {
                 let key = self.get(caller, key_id).await?;
-                let left = self.left_of_key(&key, Some(tenant));
+                let left = self.left_of_key(&key, Some(tenant)).await;
                 (Some(key.family), left)
             }
         };

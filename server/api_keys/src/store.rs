@@ -10,6 +10,7 @@ use hub_core::storage::{Db, Migrations, Sql, Tx};
 pub(crate) mod denials;
 pub(crate) mod followers;
 pub(crate) mod limits;
+pub(crate) mod standings;
 pub(crate) mod usage;
 
 use crate::key::{Key, Revocation};
@@ -115,6 +116,7 @@ pub const MORE_STATEMENTS: &[&[Sql]] = &[
     limits::STATEMENTS,
     denials::STATEMENTS,
     followers::STATEMENTS,
+    standings::STATEMENTS,
 ];
 
 /// Every statement of this file, for the test that prepares them.

@@ -60,7 +60,11 @@ pub(crate) struct Verdict {
 
 impl Keys {
     /// Decides about a request. Errors: `PRODUCT_NOT_FOUND`, `STORE_BUSY`.
-    pub(crate) async fn verify(&self, caller: &Caller, question: &Question) -> Result<Verdict> {
+    pub(crate) async fn verify(
+        self: &Arc<Self>,
+        caller: &Caller,
+        question: &Question,
+    ) -> Result<Verdict> {
         // Before anything is looked at: what is told has all changes up to here.
         let epoch = *self.epoch.borrow();
         let mut verdict = Verdict {
@@ -103,7 +107,7 @@ impl Keys {
 
     /// Everything that is decided of a key that is known.
     async fn judge(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         record: &Arc<Record>,
         question: &Question,
@@ -125,7 +129,7 @@ impl Keys {
         let default = self.core.limits.tenant_requests_per_minute;
         let limits = limits::of(record, tenant.map(TenantRef::number), default);
         let dry_run = question.dry_run || decided.is_err();
-        let taken = self.limiter.take(&limits, question.cost, dry_run, now);
+        let taken = self.take(&limits, question.cost, dry_run).await;
         verdict.record = Some(record.clone());
         verdict.cache_for = cache_for(record, now);
         match (decided, taken.denied, &taken.left) {

@@ -6,7 +6,7 @@
 //!
 //! A window takes 16 bytes for each slot in use, at most 121 of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::clock::Micros;
 
@@ -16,7 +16,7 @@ pub const LENGTH: Micros = 60_000_000;
 const SLOT: Micros = 500_000;
 
 /// The requests of one subject in the last minute.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Window {
     /// Number of the slot, and requests in it; rising.
     slots: VecDeque<(i64, u32)>,
@@ -40,6 +40,29 @@ impl Window {
             self.used -= u64::from(*requests);
             self.slots.pop_front();
         }
+    }
+
+    /// A window with these slots, in any order.
+    pub fn of_slots(slots: impl IntoIterator<Item = (i64, u32)>) -> Self {
+        let mut sorted: BTreeMap<i64, u32> = BTreeMap::new();
+        let mut used = 0;
+        for (slot, requests) in slots {
+            let counted = sorted.entry(slot).or_default();
+            *counted = counted.saturating_add(requests);
+            used += u64::from(requests);
+        }
+        let slots = sorted.into_iter().collect();
+        Window { slots, used }
+    }
+
+    /// Number of each slot, and requests in it, the oldest first.
+    pub fn slots(&self) -> impl Iterator<Item = (i64, u32)> + '_ {
+        self.slots.iter().copied()
+    }
+
+    /// The number of the slot in which a time lies.
+    pub fn slot(at: Micros) -> i64 {
+        at.div_euclid(SLOT)
     }
 
     /// Requests in the window.

@@ -202,6 +202,13 @@ pub const METRICS: &[Metric] = &[
         "Hub processes on the database that live, as this one sees it; itself included.",
     ),
     metric(
+        "hub_rate_settlements_failed_total",
+        Kind::Counter,
+        &[],
+        "Times that the processes could not agree on what is left of rate limits, so that each let \
+         through what it knew of.",
+    ),
+    metric(
         "hub_rate_windows",
         Kind::Gauge,
         &[],
