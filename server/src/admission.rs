@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use hub_core::auth::{self, Authenticator, Caller, Credential, Origin, Refusal};
 use hub_core::error::{Error, Result};
 use hub_core::internal::{self, Internal};
@@ -119,6 +119,22 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
     };
     response.extensions_mut().insert(caller);
     limited(response, decided.left)
+}
+
+/// The layer of what domains serve as plain HTTP: it tells them from where a request comes. Who is
+/// calling they find out themselves.
+pub async fn introduce(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    if gate.certificates && request.extensions().get::<Verified>().is_none() {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    let call_id = Call::of(&request).id;
+    request.extensions_mut().insert(Origin {
+        call_id,
+        client_ip: peer,
+        forwarded: false,
+    });
+    next.run(request).await
 }
 
 /// The answer with what is left of the limit, whether it is good or an error.

@@ -22,6 +22,8 @@ pub struct Config {
     /// Where the other processes on the database reach this one; none = `http://` or `https://` and
     /// the address that it listens on.
     pub advertise: Option<String>,
+    /// Blocks of addresses of proxies that are believed, with commas between.
+    pub trusted_proxies: String,
     /// Connections at once.
     pub connections_max: usize,
     /// File that gets the operator key at the first start, mode 0600; none = it is not written.
@@ -42,6 +44,8 @@ pub struct Config {
 
 /// Connections to the database unless told otherwise.
 pub const DATABASE_CONNECTIONS_MAX: u32 = 8;
+/// Proxies that are believed unless told otherwise: those of this machine.
+pub const TRUSTED_PROXIES: &str = "127.0.0.0/8,::1/128";
 /// Connections of callers unless told otherwise.
 pub const CONNECTIONS_MAX: usize = 20_000;
 
@@ -54,6 +58,7 @@ impl Config {
             database_bytes_max: 0,
             public_url: None,
             advertise: None,
+            trusted_proxies: TRUSTED_PROXIES.to_owned(),
             connections_max: CONNECTIONS_MAX,
             operator_key_file: None,
             migrate: true,

@@ -131,11 +131,12 @@ pub async fn start(
     let keys = modules::keys(&core)?;
     let operator_key = operator_key(&keys.keys, config.operator_key_file.as_deref()).await?;
     let authenticator = keys.authenticator.clone();
-    let services = modules::services(&core, keys);
+    let routers = modules::services(&core, keys);
     let health = HealthReporter::new();
     report(&health, ServingStatus::Serving).await;
     let router = listen::stack(Parts {
-        services,
+        services: routers.services,
+        http: routers.http,
         health: listen::routes(Routes::new(health_service(&health))),
         gate: gate(&config, &core, authenticator),
         explainer: Explainer::new(&core.public_url),
@@ -234,6 +235,7 @@ async fn open(
         tenancy: Tenancy::new(db.clone(), journal.clone()),
         jobs: Jobs::new(&db, &clock),
         public_url: public_url.into(),
+        trusted_proxies: config.trusted_proxies.as_str().into(),
         cursors: Arc::new(Cursors::new(key)),
         processes,
         internal,

@@ -33,6 +33,8 @@ pub fn descriptor_sets() -> [&'static [u8]; 3] {
 pub struct Parts {
     /// The services of the domains.
     pub services: Router,
+    /// What the domains serve as plain HTTP.
+    pub http: Router,
     /// The health service.
     pub health: Router,
     /// Decides who may call what.
@@ -47,6 +49,9 @@ pub struct Parts {
 
 /// The whole server as one service.
 pub fn stack(parts: Parts) -> Result<Router, String> {
+    let http = parts
+        .http
+        .layer(from_fn_with_state(parts.gate.clone(), admission::introduce));
     let bridge = Bridge::new(parts.explainer.clone(), parts.limits.clone())?;
     let column = ServiceBuilder::new()
         // JSON becomes gRPC first, so that everything below knows one protocol only. What is
@@ -81,6 +86,8 @@ pub fn stack(parts: Parts) -> Result<Router, String> {
         .route("/errors/{reason}", get(pages::reason))
         .route("/checks/{code}", get(pages::check))
         .with_state(parts.pages)
+        // They decide about the caller themselves.
+        .merge(http)
         .fallback_service(rpc)
         // Outermost: every answer, of a page too, has an id.
         .layer(from_fn(call::identify)))

@@ -103,12 +103,20 @@ pub fn keys(core: &Core) -> Result<Plugged, String> {
     keys_domain::module(core)
 }
 
+/// What all domains serve: gRPC, and plain HTTP beside it.
+pub struct Routers {
+    /// The services.
+    pub services: Router,
+    /// The routes of plain HTTP.
+    pub http: Router,
+}
+
 /// The services of all domains.
 #[cfg_attr(
     not(any(feature = "event_bus", feature = "platform")),
     expect(unused_variables, reason = "there is no domain to give it to")
 )]
-pub fn services(core: &Core, keys: Plugged) -> Router {
+pub fn services(core: &Core, keys: Plugged) -> Routers {
     #[cfg(feature = "api_keys")]
     keys.keys.work();
     let modules = Vec::<Module>::from([
@@ -118,9 +126,16 @@ pub fn services(core: &Core, keys: Plugged) -> Router {
         hub_platform::module(core, keys.keys),
         keys.module,
     ]);
-    modules.into_iter().fold(Router::new(), |all, module| {
+    let none = Routers {
+        services: Router::new(),
+        http: Router::new(),
+    };
+    modules.into_iter().fold(none, |all, module| {
         tracing::debug!(domain = module.name, "serving");
-        all.merge(module.router.reset_fallback())
+        Routers {
+            services: all.services.merge(module.router.reset_fallback()),
+            http: all.http.merge(module.http),
+        }
     })
 }
 

@@ -6,6 +6,7 @@ mod explain;
 mod keys;
 mod limits;
 mod pages;
+mod proxies;
 mod retry;
 mod scopes;
 mod tenants;

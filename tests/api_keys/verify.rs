@@ -46,7 +46,8 @@ pub async fn backend(hub: &TestHub) -> Hub {
     hub.client(&create(&operator, key).await.unwrap().plaintext)
 }
 
-async fn set_base_urls(hub: &TestHub, product: &str, base_urls: &[&str], status: u32) {
+/// Where a product is reached.
+pub async fn set_base_urls(hub: &TestHub, product: &str, base_urls: &[&str], status: u32) {
     let operator = hub.client(&hub.operator_key);
     let request = UpdateProductRequest {
         product: Some(Product {

@@ -96,7 +96,7 @@ impl Keys {
 
 /// The one key that the call presents. Never the first of several: whoever adds a header must not
 /// be able to choose who is calling.
-fn presented(headers: &HeaderMap) -> Result<Plaintext> {
+pub(crate) fn presented(headers: &HeaderMap) -> Result<Plaintext> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or_else(error::missing)?;
     if values.next().is_some() {

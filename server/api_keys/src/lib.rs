@@ -22,6 +22,7 @@ mod denials;
 mod error;
 mod explain;
 mod follow;
+mod forward_auth;
 mod grpc;
 mod issue;
 mod key;
@@ -30,6 +31,7 @@ mod limits;
 mod lookup;
 mod operator;
 mod portions;
+mod proxied;
 mod rate;
 mod revoke;
 mod rotate;
@@ -54,6 +56,8 @@ use hub_core::module::{Core, Module};
 use hub_proto::server::api_keys_server::ApiKeysServer;
 use tonic::service::Routes;
 
+use proxied::Trusted;
+
 pub use key::{Key, Revocation};
 pub use keys::{Created, Keys, NewKey, Page};
 pub use operator::Replaced;
@@ -72,6 +76,8 @@ pub struct Plugged {
 
 /// Plugs the domain in; its tables must be migrated.
 pub fn module(core: &Core) -> Result<Plugged, String> {
+    let trusted = Trusted::parse(&core.trusted_proxies)
+        .map_err(|problem| format!("--trusted-proxies: {problem}"))?;
     let keys = Arc::new(Keys::new(core));
     let service = grpc::Service {
         keys: keys.clone(),
@@ -84,6 +90,7 @@ pub fn module(core: &Core) -> Result<Plugged, String> {
     let module = Module {
         name: "api_keys",
         router,
+        http: forward_auth::router(&keys, trusted),
     };
     Ok(Plugged {
         module,

@@ -9,7 +9,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use hub_core::auth::Caller;
+use hub_core::auth::{Caller, Origin};
 use hub_core::clock::{Micros, micros};
 use hub_core::error::{Error, Result};
 use hub_core::id;
@@ -66,18 +66,7 @@ impl Keys {
         question: &Question,
     ) -> Result<Verdict> {
         // Before anything is looked at: what is told has all changes up to here.
-        let epoch = *self.epoch.borrow();
-        let mut verdict = Verdict {
-            record: None,
-            refusal: None,
-            http_status: 200,
-            left: None,
-            retry_after: None,
-            cache_for: Duration::ZERO,
-            epoch,
-            degraded: false,
-            call_id: call_id(caller),
-        };
+        let mut verdict = self.undecided(&caller.origin);
         match self.look_up(caller, &question.key).await? {
             Ok(record) => self.judge(caller, &record, question, &mut verdict).await?,
             Err(refusal) => {
@@ -85,9 +74,33 @@ impl Keys {
                 verdict.refusal = Some(refusal);
             }
         }
-        let outcome = verdict.refusal.as_ref().map_or("OK", Error::reason);
-        metrics::counter!("hub_key_decisions_total", "outcome" => outcome).increment(1);
+        note(&verdict);
         Ok(verdict)
+    }
+
+    /// A request without one key that could be looked up.
+    pub(crate) fn refused_unseen(&self, refusal: Error, origin: Origin) -> Verdict {
+        let verdict = Verdict {
+            http_status: 401,
+            refusal: Some(refusal),
+            ..self.undecided(&origin)
+        };
+        note(&verdict);
+        verdict
+    }
+
+    fn undecided(&self, origin: &Origin) -> Verdict {
+        Verdict {
+            record: None,
+            refusal: None,
+            http_status: 200,
+            left: None,
+            retry_after: None,
+            cache_for: Duration::ZERO,
+            epoch: *self.epoch.borrow(),
+            degraded: false,
+            call_id: call_id(origin),
+        }
     }
 
     /// The key that is presented, or why it is refused before anything of it is looked at.
@@ -198,6 +211,11 @@ impl Keys {
     }
 }
 
+fn note(verdict: &Verdict) {
+    let outcome = verdict.refusal.as_ref().map_or("OK", Error::reason);
+    metrics::counter!("hub_key_decisions_total", "outcome" => outcome).increment(1);
+}
+
 /// A key of a tenant verifies those of its tenant; one of no tenant all, or, if the call names a
 /// tenant, those of that tenant and those of no tenant.
 pub(crate) fn may_verify(caller: &Caller, record: &Record) -> bool {
@@ -235,8 +253,8 @@ fn cache_for(record: &Record, now: Micros) -> Duration {
 }
 
 /// The call itself names the decision; outside of a call it gets a name of its own.
-fn call_id(caller: &Caller) -> String {
-    match &*caller.origin.call_id {
+fn call_id(origin: &Origin) -> String {
+    match &*origin.call_id {
         "" => id::new("req"),
         known => known.to_owned(),
     }

@@ -76,6 +76,7 @@ pub fn module(core: &Core) -> Result<Plugged, String> {
         module: Module {
             name: "bootstrap",
             router: axum::Router::new(),
+            http: axum::Router::new(),
         },
         authenticator: keys.clone(),
         keys,

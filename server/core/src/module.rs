@@ -36,6 +36,8 @@ pub struct Core {
     pub sealer: Arc<Sealer>,
     /// The tenants.
     pub tenancy: Tenancy,
+    /// Blocks of addresses of proxies that are believed, with commas between.
+    pub trusted_proxies: Arc<str>,
     /// Where callers reach the server, without a slash at its end.
     pub public_url: Arc<str>,
     /// This process among those on the database.
@@ -61,4 +63,6 @@ pub struct Module {
     pub name: &'static str,
     /// Its gRPC services.
     pub router: axum::Router,
+    /// Its routes of plain HTTP; the extensions of a request have its `auth::Origin`.
+    pub http: axum::Router,
 }

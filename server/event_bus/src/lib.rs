@@ -106,6 +106,7 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
     Module {
         name: "event_bus",
         router,
+        http: axum::Router::new(),
     }
 }
 

@@ -44,5 +44,6 @@ pub fn module(core: &Core, issuer: Arc<dyn KeyIssuer>) -> Module {
     Module {
         name: "platform",
         router: Routes::new(server).into_axum_router().reset_fallback(),
+        http: axum::Router::new(),
     }
 }

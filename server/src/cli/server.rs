@@ -9,7 +9,7 @@ use hub_core::limits::Limits;
 
 use super::limits::LimitArgs;
 use crate::advertise;
-use crate::config::{CONNECTIONS_MAX, Config};
+use crate::config::{CONNECTIONS_MAX, Config, TRUSTED_PROXIES};
 use crate::telemetry::{LOG_FILTER, LogFormat, check_filter};
 
 /// Settings of every server.
@@ -49,6 +49,10 @@ pub struct ListenArgs {
     /// Threads that work; else one less than there are cores, at least one.
     #[arg(long)]
     pub worker_threads: Option<NonZeroUsize>,
+    /// Addresses of proxies that ask `/authz`, as CIDR with commas between: only what these say of
+    /// the client's address, host and path is believed.
+    #[arg(long, value_name = "CIDRS", default_value = TRUSTED_PROXIES)]
+    pub trusted_proxies: String,
     /// Connections of callers at once.
     #[arg(long, default_value_t = CONNECTIONS_MAX)]
     pub connections_max: usize,
@@ -77,6 +81,7 @@ impl ServerArgs {
         Config {
             public_url: self.listening.public_url.clone(),
             advertise: self.listening.advertise.clone(),
+            trusted_proxies: self.listening.trusted_proxies.clone(),
             connections_max: self.listening.connections_max,
             limits: self.limits(),
             ..database

@@ -163,6 +163,7 @@ async fn core(url: &str, clock: Clock) -> Core {
         tenancy: Tenancy::new(db.clone(), journal.clone()),
         jobs: Jobs::new(&db, &clock),
         public_url: "http://hub.example".into(),
+        trusted_proxies: "".into(),
         processes: Processes::aside(&db, clock.clone()),
         internal: Internal::new([7; 32], "prc_test"),
         peers: Arc::new(NoPeers),
