@@ -117,6 +117,9 @@ both_databases! {
         assert!(foreign.key_id.is_empty());
         let operators = verify(&verifier, tickets(&hub.operator_key)).await.unwrap();
         assert_eq!(told(&operators), (401, "KEY_NOT_RECOGNIZED"));
+        let backend = backend(&hub).await;
+        let own = verify(&backend, tickets(&key)).await.unwrap();
+        assert_eq!(own.rate_limit.unwrap().remaining, 99, "others count nothing of its tenant's");
     }
 
     async fn a_refusal_names_what_is_wrong_and_what_is_right(hub: TestHub) {

@@ -295,6 +295,7 @@ pub(crate) fn of(record: &Record, tenant_no: Option<i64>, tenant_default: u32) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::portions::Standings;
 
     const SECOND: Micros = 1_000_000;
 
@@ -361,7 +362,7 @@ mod tests {
         assert_eq!(limiter.take_here(only, 0, false, SECOND).denied, None);
         assert!(
             limiter
-                .take(only, 11, true, 10 * 60 * SECOND)
+                .take_here(only, 11, true, 10 * 60 * SECOND)
                 .denied
                 .is_some()
         );
@@ -376,6 +377,50 @@ mod tests {
         assert_eq!(limiter.state().shares.len(), 2);
         limiter.sweep(61 * SECOND);
         assert_eq!(limiter.state().shares.len(), 0);
+    }
+
+    /// Asks the others, in a process that is told what they know.
+    fn settle(process: &Limiter, name: &str, standings: &mut Standings, now: Micros) {
+        for (subject, ask) in process.begin(8, now) {
+            let settled = standings.settle(name, &ask, 3, now);
+            process.land(&subject, &ask, Some(settled), now);
+        }
+    }
+
+    #[test]
+    fn three_processes_let_through_the_limit_of_each_minute_and_no_more() {
+        let names = ["one", "two", "three"];
+        let processes = names.map(|_| Limiter::new(true));
+        let (mut standings, mut allowed) = (Standings::default(), Vec::new());
+        let only = &limits(0, 100)[1..];
+        let mut now = 0;
+        for turn in 0..20_000usize {
+            now += 20_000 + (turn as Micros * 7919) % 30_000;
+            let at = turn * turn % 7 % 3;
+            let (process, name) = (&processes[at], names[at]);
+            if turn % 15 == 0 {
+                process.give_back(false, now);
+                settle(process, name, &mut standings, now);
+            }
+            let taken = loop {
+                match process.take(only, 1, false, now) {
+                    Attempt::Decided(taken) => break taken,
+                    Attempt::Asks(_) => settle(process, name, &mut standings, now),
+                }
+            };
+            if taken.denied.is_none() {
+                allowed.push(now);
+            }
+        }
+        for (first, later) in allowed.iter().zip(&allowed[100..]) {
+            assert!(later - first >= window::LENGTH, "{first} {later}");
+        }
+        let minutes = now / (window::LENGTH + 500_000);
+        assert!(
+            allowed.len() as i64 >= 90 * minutes,
+            "{} {minutes}",
+            allowed.len()
+        );
     }
 
     #[test]
