@@ -267,7 +267,9 @@ both_databases! {
         assert_eq!(hub.keys.ensure_operator().await.unwrap(), None, "also once it was revoked");
     }
 
-    async fn an_unknown_key_is_recognised_as_soon_as_it_is_there(hub: TestKeys) {
+    async fn an_unknown_key_is_recognised_as_soon_as_this_process_hears_of_a_new_one(
+        hub: TestKeys
+    ) {
         let (plaintext, created) = (crate::Plaintext::generate().unwrap(), hub.create(&[]).await);
         let unknown = authenticate(&hub.keys, plaintext.expose()).await.unwrap_err();
         assert_eq!(unknown.reason(), "KEY_NOT_RECOGNIZED");
@@ -276,6 +278,8 @@ both_databases! {
         let key = crate::Key { key_id: "key_new".into(), ..created.key };
         store::insert(&mut tx, &hub.tenant, &key, &plaintext.hash()).await.unwrap();
         tx.commit().await.unwrap();
+        // What the log of the hub tells each process when a key is made, wherever that is.
+        hub.keys.lookup.made();
         authenticate(&hub.keys, plaintext.expose()).await.unwrap();
     }
 }
