@@ -145,6 +145,11 @@ pub const SEEDS: &[Seed] = &[
         r#"{"subscriptionId":"$sub_"}"#,
     ),
     product(
+        "hub.event_bus.v1.EventBus/Pull",
+        0,
+        r#"{"subscription":"$sub_","maxEvents":$N}"#,
+    ),
+    product(
         "hub.event_bus.v1.EventBus/Publish",
         6,
         r#"{"events":[{"id":"one-$N","source":"/psa/tickets","specVersion":"1.0",

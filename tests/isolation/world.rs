@@ -188,7 +188,7 @@ impl Owner {
 
     /// Its ids with a prefix, the newest last: those that were made, if there are such, and not
     /// those that follow from other ids.
-    fn made(&self, prefix: &str) -> Vec<&String> {
+    pub fn made(&self, prefix: &str) -> Vec<&String> {
         let mut all = self.known.with_prefix(prefix);
         // Events that tell of a thing have its id and more as their own.
         all.retain(|id| !id.contains('.'));

@@ -277,7 +277,6 @@ impl Case<'_> {
     /// Whether this process knows all changes, and what it would decide now.
     fn add_now(&self, checks: &mut Checklist, left: Option<&(Left, bool)>) {
         let ttl = self.keys.core.limits.key_cache_ttl;
-        let known = *self.keys.epoch.borrow();
         let is_old = |at: Micros| self.now - at >= hub_core::clock::micros(ttl);
         let changed = [
             Some(self.key.create_time),
@@ -285,7 +284,8 @@ impl Case<'_> {
         ];
         let settled = changed.into_iter().flatten().all(is_old);
         let detail = match settled {
-            true => format!("The hub knows all changes of keys up to epoch {known}."),
+            // Not up to which epoch: that tells how often the keys of others change.
+            true => "All verifiers know the key as it is.".to_owned(),
             false => format!(
                 "The key was changed less than {} s ago: a verifier may not know it yet.",
                 ttl.as_secs()
@@ -297,12 +297,7 @@ impl Case<'_> {
         };
         let title = codes::title(codes::PROPAGATED);
         let finding = Finding::current(codes::PROPAGATED, title).both(result);
-        checks.add(
-            finding
-                .needs(&[KNOWN])
-                .detail(detail)
-                .saw_number("epoch", known),
-        );
+        checks.add(finding.needs(&[KNOWN]).detail(detail));
         let fits = left.is_none_or(|(_, fits)| *fits) || self.subject.asked.product == HUB;
         let looks = ORDER.map(|step| self.look(step).now);
         let result = match (fits, looks) {

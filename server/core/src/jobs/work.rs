@@ -160,8 +160,14 @@ impl Jobs {
 
     /// Keeps a job as long as its chunk takes; returns when it is lost.
     async fn keep(&self, run: &Run) {
+        let clock = &self.inner.clock;
+        let mut began = clock.now();
         loop {
-            self.inner.clock.sleep(RENEWAL).await;
+            // From sign to sign, however long the database takes for one.
+            let passed = u64::try_from(clock.now() - began).unwrap_or(0);
+            let wait = RENEWAL.saturating_sub(Duration::from_micros(passed));
+            clock.sleep(wait).await;
+            began = clock.now();
             match self.renew(run).await {
                 Ok(true) => {}
                 Ok(false) => return,
