@@ -17,7 +17,13 @@ from docs import CHECKS, ERRORS
 
 SECONDS_MAX = 30
 ADDRESS = "127.0.0.1:7070"
-NOT_UNDERSTOOD = ("is not the request of this method", "The hub has no method", "KEY_M", "KEY_NOT_R")
+NOT_UNDERSTOOD = (
+    "is not the request of this method",
+    "The hub has no method",
+    "[KEY_MISSING]",
+    "[KEY_MALFORMED]",
+    "[KEY_NOT_RECOGNIZED]",
+)
 
 
 def commands():

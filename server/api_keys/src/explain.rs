@@ -374,6 +374,8 @@ fn conclude(
     if verdict == Verdict::FixedSince {
         fixes.insert(0, fixes::again());
     }
+    // Several checks may call for the same.
+    fixes.dedup();
     let scope = &subject.asked.scope;
     let summary = match (&cause, verdict) {
         (_, Verdict::FixedSince) => {
