@@ -68,6 +68,23 @@ fn the_page_lists_exactly_the_metrics_there_are() {
     }
 }
 
+/// Portal takes an event and acknowledges it, which is answered after a checkpoint.
+async fn consume_one(hub: &TestHub) {
+    let key = hub.key("portal", &["hub:events.read"]).await;
+    let call = async |method: &str, body: &str| {
+        let method = format!("hub.event_bus.v1.EventBus/{method}");
+        let answer = post_json(hub.addr, &method, &key, body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        answer.json()
+    };
+    let pull = r#"{"subscription":"portal","maxEvents":1,"wait":"20s"}"#;
+    let pulled = call("Pull", pull).await;
+    let lease = pulled["events"][0]["leaseId"].as_str().unwrap();
+    let acks = format!(r#"{{"subscription":"portal","acks":{{"ack":["{lease}"]}}}}"#);
+    let acked = call("Acknowledge", &acks).await;
+    assert_eq!(acked["results"][0]["outcome"], "ACK_OUTCOME_OK");
+}
+
 both_databases! {
     async fn what_is_shown_is_what_the_page_lists(hub: TestHub) {
         let key = hub.key("psa", &["hub:events.publish"]).await;
@@ -75,6 +92,7 @@ both_databases! {
             "type":"ticket.created","textData":"{}"}]}"#;
         let published = post_json(hub.addr, "hub.event_bus.v1.EventBus/Publish", &key, event).await;
         assert_eq!(published.status, StatusCode::OK, "{}", published.text());
+        consume_one(&hub).await;
         let metrics = request(hub.addr, Method::GET, "/metrics", &[], "").await;
         let shown = shown(metrics.text());
         let labels = |labels: &[&str]| labels.iter().map(|label| (*label).to_owned()).collect();
