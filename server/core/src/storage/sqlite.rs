@@ -17,6 +17,9 @@ const PAGE_BYTES: u32 = 8192;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A read page of the journal may wait for others; longer than this the caller is told.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that are opened at the start and stay: as many as a page of the event log reads side
+/// by side. To open them took most of the time of the first such page.
+const READERS_KEPT: u32 = 6;
 
 pub(crate) struct Sqlite {
     pub(super) path: PathBuf,
@@ -70,7 +73,11 @@ impl Sqlite {
         assert_durable(&mut connection).await?;
         let read = SqlitePoolOptions::new()
             .max_connections(options.connections_max)
+            .min_connections(options.connections_max.min(READERS_KEPT))
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A file does not go away as a server may: there is nothing to renew.
+            .idle_timeout(None)
+            .max_lifetime(None)
             .connect_lazy_with(connect.read_only(true));
         let writer = Writer {
             connection,
