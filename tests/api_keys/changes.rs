@@ -74,6 +74,22 @@ both_databases! {
         assert_eq!(reason(unknown), "FIELD_INVALID");
     }
 
+    async fn a_long_list_changes_at_its_end_and_a_label_without_a_value_is_one(hub: TestHub) {
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let scopes: Vec<String> = (10..70).map(|n| format!("psa:action_number_{n}.read")).collect();
+        let (_, key) = made(&hub, &[]).await;
+        let first = update(&admin, ApiKey { scopes, ..key }, &["scopes"]).await.unwrap();
+        let mut fewer = first.clone();
+        assert_eq!(fewer.scopes.pop().unwrap(), "psa:action_number_69.read");
+        let changed = update(&admin, fewer.clone(), &["scopes"]).await.unwrap();
+        assert_eq!(changed.scopes, fewer.scopes);
+        assert_ne!(changed.etag, first.etag);
+        let labels = [("on-call".to_owned(), String::new())].into();
+        let marked = ApiKey { labels, ..changed };
+        let changed = update(&admin, marked.clone(), &["labels"]).await.unwrap();
+        assert_eq!(changed.labels, marked.labels);
+    }
+
     async fn a_changed_scope_holds_for_the_next_call(hub: TestHub) {
         let admin = hub.client(&hub.first_tenant().admin_key);
         let (plaintext, key) = made(&hub, &["hub:keys.read"]).await;

@@ -101,6 +101,16 @@ both_databases! {
         assert_eq!(reason(refused), "OPERATOR_ONLY");
     }
 
+    async fn a_long_list_of_base_urls_changes_at_its_end(hub: TestHub) {
+        let operator = Client::operator(&hub);
+        let urls = |count| (0..count).map(|n| format!("https://api-{n}.crm.example")).collect();
+        for count in [60, 59] {
+            let new = Product { base_urls: urls(count), ..named("crm", "CRM") };
+            let changed = send(&operator, update(new.clone(), &["base_urls"], false)).await;
+            assert_eq!(changed.unwrap().base_urls, new.base_urls);
+        }
+    }
+
     async fn a_new_product_is_for_tenants_that_subscribe_to_it(hub: TestHub) {
         let (operator, admin) = (Client::operator(&hub), Client::admin(&hub));
         let new = named("field-app", "Field App");

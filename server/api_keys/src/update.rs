@@ -54,11 +54,11 @@ impl Keys {
         let (tenant, now) = (tenant_of(caller), self.core.clock.now());
         let before = self.get(caller, key_id).await?;
         let after = self.changed(caller, &before, new, now).await?;
-        let changes = differences(&before, &after);
         // A repetition is answered as the first time, whatever became of the key since.
-        if changes.is_empty() {
+        if after == before {
             return Ok(before);
         }
+        let changes = differences(&before, &after);
         check_active(&before, now)?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
@@ -150,7 +150,11 @@ fn differences(before: &Key, after: &Key) -> Changes {
         );
     let names = before.labels.keys().chain(after.labels.keys());
     names.fold(changes, |changes, name| {
-        let value = |key: &Key| key.labels.get(name).cloned().unwrap_or_default();
+        let value = |key: &Key| match key.labels.get(name).map(String::as_str) {
+            // Not the same as no label.
+            Some("") => "\"\"".to_owned(),
+            value => value.unwrap_or_default().to_owned(),
+        };
         changes.field(&format!("labels.{name}"), value(before), value(after))
     })
 }

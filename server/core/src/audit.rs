@@ -66,9 +66,11 @@ impl Changes {
     /// is new had empty values.
     #[must_use]
     pub fn field(mut self, path: &str, old: impl Display, new: impl Display) -> Self {
-        let (old, new) = (cut(old.to_string()), cut(new.to_string()));
+        let (old, new) = (old.to_string(), new.to_string());
+        // Before they are cut: long values may differ at their end only.
         if old != new {
-            self.0.insert(path.to_owned(), format!("{old} -> {new}"));
+            let change = format!("{} -> {}", cut(old), cut(new));
+            self.0.insert(path.to_owned(), change);
         }
         self
     }
@@ -226,5 +228,7 @@ mod tests {
         assert!(changes.0["reason"].len() <= VALUE_BYTES_MAX + 8);
         assert!(changes.0["reason"].ends_with('…'));
         assert!(Changes::new().field("a", 1, 1).is_empty());
+        let longer = format!("{long}!");
+        assert!(!Changes::new().field("a", &long, &longer).is_empty());
     }
 }
