@@ -169,8 +169,8 @@ impl Keys {
         };
         scopes::check_within(caller, rights)?;
         check_fields(&new, now)?;
-        self.check_reach(caller, new.expire_time, &new.cidrs)
-            .await?;
+        let own = self.reach(caller).await?;
+        scopes::check_reach(own.as_ref(), new.expire_time, &new.cidrs)?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         if let Some(Retry { call, .. }) = &retry
@@ -257,21 +257,14 @@ impl Keys {
         })
     }
 
-    /// `SCOPE_ESCALATION` if a key would be good for longer, or from more addresses, than the
-    /// calling key is itself. An administrator may give both.
-    pub(crate) async fn check_reach(
-        &self,
-        caller: &Caller,
-        expire_time: Option<Micros>,
-        cidrs: &[String],
-    ) -> Result<()> {
+    /// The calling key, if keys that it makes may reach no further than it does itself. Of an
+    /// administrator they may. Asked for before a transaction begins, as the log is.
+    pub(crate) async fn reach(&self, caller: &Caller) -> Result<Option<Key>> {
         if caller.scopes.is_administrator() {
-            return Ok(());
+            return Ok(None);
         }
-        match store::by_id(&self.core.db, &caller.key_id).await? {
-            Some((own, _)) => scopes::check_reach(&own, expire_time, cidrs),
-            None => Ok(()),
-        }
+        let own = store::by_id(&self.core.db, &caller.key_id).await?;
+        Ok(own.map(|(own, _)| own))
     }
 
     /// The log of the hub itself. Asked for before a transaction begins: to look it up may take a

@@ -85,13 +85,18 @@ impl Keys {
         key_id: &str,
         limit: u32,
     ) -> Result<Option<Left>> {
-        let (tenant, now) = (tenant_of(caller), self.core.clock.now());
-        let key = self.get(caller, key_id).await?;
+        let tenant = tenant_of(caller);
+        let mut key = self.get(caller, key_id).await?;
         scopes::check_within(caller, key.rights())?;
         if key.requests_per_minute != limit {
             let log = self.system_log().await?;
             let mut tx = self.core.db.begin().await?;
             lock_head(&mut tx, &TenantRef::system()).await?;
+            let now = self.core.clock.now();
+            // Nobody changes it any more; someone may have, since it was looked at.
+            let found = store::find_in(&mut tx, &tenant, key_id).await?;
+            key = found.ok_or_else(|| crate::error::not_found(key_id))?;
+            scopes::check_within(caller, key.rights())?;
             store::limits::set_of_family(&mut tx, &tenant, &key.family, limit).await?;
             let changed = store::find_in(&mut tx, &tenant, key_id).await?;
             let changed = changed.ok_or_else(|| crate::error::not_found(key_id))?;

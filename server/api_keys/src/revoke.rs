@@ -48,6 +48,15 @@ impl Keys {
         let mut tx = self.core.db.begin().await?;
         // The row carries the sequence of its event, so nobody may append in between.
         let epoch = lock_head(&mut tx, &TenantRef::system()).await? + 1;
+        // Nobody changes it any more; someone may have, since it was looked at.
+        let key = store::find_in(&mut tx, &tenant, key_id).await?;
+        let key = key.ok_or_else(|| crate::error::not_found(key_id))?;
+        scopes::check_within(caller, key.rights())?;
+        if key.revocation.is_some() {
+            drop(tx);
+            self.cache.forget(key_id);
+            return Ok(key);
+        }
         let time = self.core.clock.now();
         let by = caller.key_id.to_string();
         let revocation = Revocation {
@@ -56,14 +65,9 @@ impl Keys {
             reason: reason.to_owned(),
             epoch,
         };
-        let Some(key) = store::revoke(&mut tx, &tenant, key_id, &revocation).await? else {
-            drop(tx);
-            return self.get(caller, key_id).await;
-        };
-        let before = Key {
-            revocation: None,
-            ..key.clone()
-        };
+        let before = key;
+        let key = store::revoke(&mut tx, &tenant, key_id, &revocation).await?;
+        let key = key.ok_or_else(|| Error::internal("a key changed under its lock"))?;
         let change = audit::Change {
             caller,
             action: REVOKE,

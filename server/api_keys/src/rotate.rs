@@ -63,10 +63,12 @@ impl Keys {
 
     async fn rotate_now(&self, caller: &Caller, rotation: Rotation) -> Result<Done<Rotated>> {
         let (tenant, now) = (tenant_of(caller), self.core.clock.now());
-        let key = self.get(caller, &rotation.key_id).await?;
-        scopes::check_within(caller, key.rights())?;
-        self.check_reach(caller, key.expire_time, &key.cidrs)
-            .await?;
+        let own = self.reach(caller).await?;
+        let check = |key: &Key| {
+            scopes::check_within(caller, key.rights())?;
+            scopes::check_reach(own.as_ref(), key.expire_time, &key.cidrs)
+        };
+        check(&self.get(caller, &rotation.key_id).await?)?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         if let Some((call, _)) = &rotation.retry
@@ -78,6 +80,8 @@ impl Keys {
         let head = lock_head(&mut tx, &TenantRef::system()).await?;
         let old = store::find_in(&mut tx, &tenant, &rotation.key_id).await?;
         let old = old.ok_or_else(|| crate::error::not_found(&rotation.key_id))?;
+        // Nobody changes it any more; someone may have, since it was looked at.
+        check(&old)?;
         check_active(&old, now)?;
         let successor = successor(&old, caller, now)?;
         let key_id = successor.0.key_id.clone();

@@ -115,8 +115,8 @@ impl Keys {
             ..before.clone()
         };
         scopes::check_within(caller, after.rights())?;
-        self.check_reach(caller, after.expire_time, &after.cidrs)
-            .await?;
+        let own = self.reach(caller).await?;
+        scopes::check_reach(own.as_ref(), after.expire_time, &after.cidrs)?;
         Ok(after)
     }
 }

@@ -2,9 +2,12 @@
 
 use hub_core::auth::Authenticator;
 use hub_core::clock::micros;
+use hub_core::journal::lock_head;
 
 use super::*;
+use crate::Key;
 use crate::key::Record;
+use crate::rotate::{GRACE, Rotation};
 use crate::store;
 
 /// What takes longer has failed.
@@ -140,6 +143,37 @@ both_databases! {
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
         assert_eq!(answers[0].epoch, before + 1);
         assert_eq!(system.head().seq, before + 1);
+    }
+
+    async fn a_key_whose_rights_grow_meanwhile_is_not_rotated_revoked_or_limited_by_fewer(
+        hub: TestKeys
+    ) {
+        for act in ["rotate", "revoke", "limit"] {
+            let key = hub.create(&["psa:tickets.read"]).await.key;
+            let mut tx = hub.core.db.begin().await.unwrap();
+            lock_head(&mut tx, &TenantRef::system()).await.unwrap();
+            let (keys, key_id) = (hub.keys.clone(), key.key_id.clone());
+            let narrow = caller(Some(&hub.tenant), &["hub:keys.write", "psa:tickets.read"]);
+            let task = tokio::spawn(async move {
+                let rotation = Rotation { key_id: key_id.clone(), grace: GRACE, retry: None };
+                match act {
+                    "rotate" => keys.rotate(&narrow, rotation).await.map(drop),
+                    "revoke" => keys.revoke(&narrow, &key_id, "").await.map(drop),
+                    _ => keys.limit_key(&narrow, &key_id, 7).await.map(drop),
+                }
+            });
+            // Meanwhile it looks at the key as it was, and then waits for the lock.
+            for _ in 0..50 {
+                hub.keys.get(&hub.administrator(), &key.key_id).await.unwrap();
+            }
+            let wider = Key { scopes: texts(&["psa:*"]), ..key };
+            store::update(&mut tx, &hub.tenant, &wider).await.unwrap().unwrap();
+            tx.commit().await.unwrap();
+            let refused = task.await.unwrap().unwrap_err();
+            assert_eq!(refused.reason(), "SCOPE_ESCALATION", "{act}");
+            let key = hub.keys.get(&hub.administrator(), &wider.key_id).await.unwrap();
+            assert_eq!(key.version, 2, "{act}");
+        }
     }
 
     async fn a_revocation_goes_on_when_its_caller_is_gone(hub: TestKeys) {
