@@ -5,10 +5,11 @@ use std::time::Duration;
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::{
     ApiKey, GetApiKeyRequest, GetApiKeyUsageRequest, GetApiKeyUsageResponse, RateLimitState,
-    RotateApiKeyRequest, SetRateLimitRequest, VerifyApiKeyRequest, VerifyApiKeyResponse,
-    WhoAmIRequest,
+    RotateApiKeyRequest, SetRateLimitRequest, UpdateApiKeyRequest, VerifyApiKeyRequest,
+    VerifyApiKeyResponse, WhoAmIRequest,
 };
 use hub_client::proto::hub::platform::v1::{Product, UpdateProductRequest};
+use prost_types::FieldMask;
 use tonic::Code;
 
 use super::verify::{backend, tickets, told, verify};
@@ -211,6 +212,27 @@ both_databases! {
         assert_eq!(reason(set(&client, "key_none", 1).await), "KEY_NOT_FOUND");
         let narrow = create(&client, new_key("narrow", &["psa:tickets.read"])).await.unwrap();
         set(&client, &narrow.api_key.unwrap().key_id, 1).await.unwrap();
+    }
+
+    async fn a_key_limits_no_successor_with_more_rights_than_its_own(hub: TestHub) {
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let scopes = ["hub:limits.write", "hub:keys.write", "psa:tickets.read"];
+        let client = hub.client(&hub.key("", &scopes).await);
+        let old = create(&admin, new_key("old", &["psa:tickets.read"])).await.unwrap();
+        let old_id = old.api_key.unwrap().key_id;
+        let request = RotateApiKeyRequest { key_id: old_id.clone(), ..Default::default() };
+        let next = admin.api_keys().rotate_api_key(request).await.unwrap().into_inner();
+        set(&client, &old_id, 5).await.unwrap();
+        let scopes = vec!["psa:*".to_owned()];
+        let wider = ApiKey { scopes, etag: String::new(), ..next.api_key.unwrap() };
+        let request = UpdateApiKeyRequest {
+            api_key: Some(wider.clone()),
+            update_mask: Some(FieldMask { paths: vec!["scopes".to_owned()] }),
+        };
+        admin.api_keys().update_api_key(request).await.unwrap();
+        assert_eq!(reason(set(&client, &old_id, 1).await), "SCOPE_ESCALATION");
+        revoke(&admin, &wider.key_id, "").await.unwrap();
+        assert_eq!(set(&client, &old_id, 1).await.unwrap().limit, 1);
     }
 
     async fn a_product_may_want_403_for_a_limit(hub: TestHub) {

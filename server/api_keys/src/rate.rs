@@ -97,6 +97,10 @@ impl Keys {
             let found = store::find_in(&mut tx, &tenant, key_id).await?;
             key = found.ok_or_else(|| crate::error::not_found(key_id))?;
             scopes::check_within(caller, key.rights())?;
+            // It limits them too.
+            for one in store::working_of_family(&mut tx, &tenant, &key.family, now).await? {
+                scopes::check_within(caller, one.rights())?;
+            }
             store::limits::set_of_family(&mut tx, &tenant, &key.family, limit).await?;
             let changed = store::find_in(&mut tx, &tenant, key_id).await?;
             let changed = changed.ok_or_else(|| crate::error::not_found(key_id))?;

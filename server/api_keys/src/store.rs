@@ -18,6 +18,9 @@ use crate::secret::plaintext::Hash;
 
 /// Keys of a product that are looked through, the newest first.
 const OF_PRODUCT_MAX: i64 = 1000;
+/// Keys of a family that work at once and are looked at, the newest first: older ones have no
+/// rights that those did not have when they were made.
+const OF_FAMILY_MAX: i64 = 1000;
 /// Keys that one statement looks up.
 pub const LOOKED_UP_MAX: usize = 32;
 /// Greater than every id.
@@ -55,6 +58,13 @@ const FIND: Sql = Sql::same(concat!(
     "select ",
     columns!(),
     " from api_keys where tenant_no = $1 and key_id = $2"
+));
+const WORKING_OF_FAMILY: Sql = Sql::same(concat!(
+    "select ",
+    columns!(),
+    " from api_keys where tenant_no = $1 and family = $2
+       and revoke_time is null and (expire_time is null or expire_time > $3)
+     order by key_id desc limit $4"
 ));
 // A scope of a product is found by its JSON text, `"psa:`; slugs have no character that JSON
 // escapes. The states are those of `Key::state`.
@@ -125,6 +135,7 @@ pub const STATEMENTS: &[Sql] = &[
     BY_HASHES,
     BY_ID,
     FIND,
+    WORKING_OF_FAMILY,
     LIST,
     SCOPES_OF_PRODUCT,
     REVOKE,
@@ -283,6 +294,23 @@ pub async fn find(db: &Db, tenant: &TenantRef, key_id: &str) -> Result<Option<Ke
 pub async fn find_in(tx: &mut Tx, tenant: &TenantRef, key_id: &str) -> Result<Option<Key>> {
     let query = tx.query(FIND).bind(tenant.number()).bind(key_id.to_owned());
     query.optional::<Row>().await?.map(Row::key).transpose()
+}
+
+/// The keys of a family that work, as a transaction sees them.
+pub async fn working_of_family(
+    tx: &mut Tx,
+    tenant: &TenantRef,
+    family: &str,
+    now: Micros,
+) -> Result<Vec<Key>> {
+    let query = tx.query(WORKING_OF_FAMILY).bind(tenant.number());
+    let query = query.bind(family.to_owned()).bind(now).bind(OF_FAMILY_MAX);
+    query
+        .all::<Row>()
+        .await?
+        .into_iter()
+        .map(Row::key)
+        .collect()
 }
 
 /// At most `count` keys of a tenant, newest first, after the one named `after`.
