@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::{
-    ApiKey, GetApiKeyRequest, GetApiKeyUsageRequest, GetApiKeyUsageResponse, RateLimitState,
-    RotateApiKeyRequest, SetRateLimitRequest, UpdateApiKeyRequest, VerifyApiKeyRequest,
-    VerifyApiKeyResponse, WhoAmIRequest,
+    ApiKey, ExplainAccessRequest, GetApiKeyRequest, GetApiKeyUsageRequest, GetApiKeyUsageResponse,
+    RateLimitState, RotateApiKeyRequest, SetRateLimitRequest, UpdateApiKeyRequest,
+    VerifyApiKeyRequest, VerifyApiKeyResponse, WhoAmIRequest,
 };
 use hub_client::proto::hub::platform::v1::{Product, UpdateProductRequest};
 use prost_types::FieldMask;
@@ -202,6 +202,33 @@ both_databases! {
         assert_eq!(who_am_i(&admin).await.unwrap().rate_limit.unwrap().limit, 1000);
         set(&operator(&hub), "", 0).await.unwrap();
         assert_eq!(remaining(&verify(&verifier, tickets(&key)).await.unwrap()).0, 100);
+    }
+
+    async fn a_key_of_no_tenant_has_the_limit_of_the_tenant_that_it_is_used_for(hub: TestHub) {
+        let tenant = &hub.first_tenant().id;
+        let root = hub.client(&hub.operator_key);
+        let all = ApiKey { all_tenants: true, ..new_key("for all", &["psa:*", "hub:keys.verify"]) };
+        let key = create(&root, all).await.unwrap().plaintext;
+        let naming = Hub::builder(hub.url()).api_key(&key).tenant(tenant).connect_lazy().unwrap();
+        let limits = async || {
+            let verified = verify(&naming, tickets(&key)).await.unwrap();
+            assert_eq!(told(&verified), (200, ""));
+            let own = who_am_i(&naming).await.unwrap().rate_limit.unwrap();
+            let asked = ExplainAccessRequest {
+                product: "psa".to_owned(),
+                action: "tickets.read".to_owned(),
+                ..ExplainAccessRequest::default()
+            };
+            let explained = naming.api_keys().explain_access(asked).await.unwrap().into_inner();
+            let told = format!("{:?}", explained.explanation.unwrap());
+            assert!(told.contains(&format!("of {} requests are left", own.limit)), "{told}");
+            (remaining(&verified).0, own.limit)
+        };
+        assert_eq!(limits().await, (100, 100));
+        set(&operator(&hub), "", 1000).await.unwrap();
+        assert_eq!(limits().await, (1000, 1000));
+        set(&operator(&hub), "", 0).await.unwrap();
+        assert_eq!(limits().await, (100, 100));
     }
 
     async fn a_key_limits_only_keys_within_its_own_rights(hub: TestHub) {

@@ -22,7 +22,7 @@ use hub_proto::hub::explain::v1::{CheckResult, Explanation, Verdict};
 use crate::decision::{self, Asked, ORDER, Snapshot, Step};
 use crate::key::{Key, Record, Seen};
 use crate::keys::Keys;
-use crate::limits::{self, Left};
+use crate::limits::Left;
 use codes::KNOWN;
 use subject::{Form, Subject};
 pub(crate) use subject::{Request, Whose};
@@ -226,9 +226,7 @@ impl Case<'_> {
     }
 
     async fn left(&self, tenant: Option<&TenantRef>) -> Option<(Left, bool)> {
-        let core = &self.keys.core;
-        let default = core.limits.tenant_requests_per_minute;
-        let limits = limits::of(&self.record, tenant.map(TenantRef::number), default);
+        let limits = self.keys.limits(&self.record, tenant).await;
         let taken = self.keys.take(&limits, 1, true).await;
         taken.left.map(|left| (left, taken.denied.is_none()))
     }

@@ -10,7 +10,7 @@ use hub_core::error::Result;
 use hub_core::journal::{Log, Page};
 use hub_core::worker::Turn;
 
-use crate::change::{self, CREATED, Change, Whose};
+use crate::change::{self, CREATED, Change, TENANT_LIMITED, Whose};
 use crate::keys::Keys;
 use crate::store::followers;
 
@@ -29,6 +29,7 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
     // What was missed while nobody followed is not known.
     let mut at = log.head().seq;
     keys.cache.forget_all(|_| true);
+    keys.tenant_limits.forget();
     keys.epoch.send_replace(at);
     if keys.core.db.is_postgres() {
         followers::forget(&keys.core.db).await?;
@@ -91,6 +92,7 @@ pub(crate) async fn catch_up(keys: &Keys, log: &Log, mut at: u64) -> Result<u64>
             Page::AtEnd => return Ok(at),
             Page::Gap { to, .. } => {
                 keys.cache.forget_all(|_| true);
+                keys.tenant_limits.forget();
                 keys.lookup.made();
                 at = to;
             }
@@ -108,6 +110,9 @@ pub(crate) async fn catch_up(keys: &Keys, log: &Log, mut at: u64) -> Result<u64>
 }
 
 fn apply(keys: &Keys, change: &Change) {
+    if change.kind == TENANT_LIMITED {
+        keys.tenant_limits.forget();
+    }
     match &change.whose {
         Whose::Key(_) if change.kind == CREATED => keys.lookup.made(),
         Whose::Key(key_id) => keys.cache.forget(key_id),

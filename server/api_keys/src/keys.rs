@@ -30,6 +30,7 @@ use crate::scopes::{self, Rights};
 use crate::secret::Plaintext;
 use crate::settlement;
 use crate::store::{self, Filter};
+use crate::tenant_limits::TenantLimits;
 use crate::usage::{BATCH_INTERVAL, Usage};
 
 /// Where the events about keys come from.
@@ -50,6 +51,7 @@ pub struct Keys {
     pub(crate) cache: Arc<Cache>,
     pub(crate) lookup: Lookup,
     pub(crate) limiter: Limiter,
+    pub(crate) tenant_limits: TenantLimits,
     /// Held by whoever asks the other processes for portions of limits.
     pub(crate) settling: tokio::sync::Mutex<()>,
     pub(crate) usage: Usage,
@@ -104,6 +106,7 @@ impl Keys {
             core: core.clone(),
             cache,
             limiter: Limiter::new(core.db.is_postgres()),
+            tenant_limits: TenantLimits::default(),
             settling: tokio::sync::Mutex::default(),
             usage: Usage::default(),
             denials: Denials::default(),

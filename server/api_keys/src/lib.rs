@@ -41,6 +41,7 @@ mod settlement;
 mod share;
 mod shown;
 mod store;
+mod tenant_limits;
 #[cfg(test)]
 mod tests;
 mod unknown;

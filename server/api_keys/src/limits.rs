@@ -270,7 +270,7 @@ fn left(shares: &HashMap<Subject, Share>, limit: &Limit, now: Micros) -> Left {
 
 /// The limits of a request with this key for this tenant: the key's own if it has one, then the
 /// tenant's. A key that serves all tenants has a tenant's limit only where a tenant is named.
-pub(crate) fn of(record: &Record, tenant_no: Option<i64>, tenant_default: u32) -> Vec<Limit> {
+pub(crate) fn of(record: &Record, tenant_no: Option<i64>, tenant_limit: u32) -> Vec<Limit> {
     let mut limits = Vec::with_capacity(2);
     if record.limits.own > 0 {
         limits.push(Limit {
@@ -282,10 +282,7 @@ pub(crate) fn of(record: &Record, tenant_no: Option<i64>, tenant_default: u32) -
     if let Some(number) = tenant_no {
         limits.push(Limit {
             subject: Subject::Tenant(number),
-            per_minute: match record.limits.tenant {
-                0 => tenant_default,
-                set => set,
-            },
+            per_minute: tenant_limit,
             key_id: None,
         });
     }

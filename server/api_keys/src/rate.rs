@@ -13,7 +13,7 @@ use hub_core::journal::{NewEvent, TenantRef, lock_head};
 use crate::change::{LIMITED, TENANT_LIMITED};
 use crate::key::{Key, Record};
 use crate::keys::{Keys, SOURCE, key_event, tenant_of};
-use crate::limits::{self, Left, Limit, Subject};
+use crate::limits::{Left, Limit, Subject};
 use crate::scopes;
 use crate::store;
 use crate::store::usage::Span;
@@ -52,9 +52,7 @@ impl Keys {
 
     async fn left_of_key(self: &Arc<Self>, key: &Key, tenant: Option<&TenantRef>) -> Option<Left> {
         let record = Record::new(key).ok()?;
-        let default = self.core.limits.tenant_requests_per_minute;
-        let limits = limits::of(&record, tenant.map(TenantRef::number), default);
-        self.left(&limits).await
+        self.left(&self.limits(&record, tenant).await).await
     }
 
     async fn left(self: &Arc<Self>, limits: &[Limit]) -> Option<Left> {
@@ -157,6 +155,7 @@ impl Keys {
             let committed = self.commit(tx, log, event).await;
             self.cache
                 .forget_all(|record| record.caller.tenant.as_ref() == Some(&tenant));
+            self.tenant_limits.forget();
             committed?;
         }
         self.left_of_tenant(&tenant).await

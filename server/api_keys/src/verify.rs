@@ -20,12 +20,14 @@ use crate::denials::Denial;
 use crate::error;
 use crate::key::{End, Record, Seen};
 use crate::keys::Keys;
-use crate::limits::{self, Left};
+use crate::limits::Left;
 use crate::secret::Plaintext;
 use crate::usage::ALLOWED;
 
 /// How long a verifier may use a decision again while it watches the keys.
 const CACHED_FOR: Duration = Duration::from_secs(5);
+/// How long a look-up may take of what is known anyway: a database that hangs is away.
+pub(crate) const LOOKED_UP_WITHIN: Duration = Duration::from_millis(500);
 /// Seconds that are told to wait at most.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
@@ -139,8 +141,7 @@ impl Keys {
             now,
         };
         let decided = decision::decide(snapshot, &question.asked);
-        let default = self.core.limits.tenant_requests_per_minute;
-        let limits = limits::of(record, tenant.map(TenantRef::number), default);
+        let limits = self.limits(record, tenant).await;
         let dry_run = question.dry_run || decided.is_err();
         let taken = self.take(&limits, question.cost, dry_run).await;
         verdict.record = Some(record.clone());
