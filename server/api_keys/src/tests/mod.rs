@@ -3,6 +3,7 @@
 mod keys;
 mod race;
 mod retry;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;

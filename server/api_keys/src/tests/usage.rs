@@ -1,0 +1,57 @@
+//! What keys were used for, written by several processes at once.
+
+use super::*;
+use crate::Key;
+use crate::key::Record;
+use crate::store::{self, usage::Span};
+use crate::usage::{ALLOWED, DAY};
+
+/// More than one transaction writes.
+const KEYS: usize = 300;
+const ROUNDS: u64 = 8;
+
+fn records(hub: &TestKeys) -> Vec<Record> {
+    let of = |number: usize| {
+        let family = format!("key_{number}");
+        let key = Key {
+            key_id: family.clone(),
+            tenant: Some(hub.tenant.clone()),
+            family,
+            ..crate::key::tests::key()
+        };
+        Record::new(&key).unwrap()
+    };
+    (0..KEYS).map(of).collect()
+}
+
+/// What was allowed to all keys of the tenant.
+async fn allowed(hub: &TestKeys) -> u64 {
+    let span = Span {
+        length: DAY,
+        since: 0,
+        until: i64::MAX,
+    };
+    let rows = store::usage::read(&hub.core.db, &hub.tenant, None, &span).await;
+    let allowed = rows.unwrap().into_iter().filter(|row| row.1 == ALLOWED);
+    allowed.map(|row| row.2.unsigned_abs()).sum()
+}
+
+both_databases! {
+    async fn processes_write_what_they_counted_of_the_same_keys_at_once(hub: TestKeys) {
+        let processes = [hub.keys.clone(), hub.other_process(), hub.other_process()];
+        for _ in 0..ROUNDS {
+            let writes = processes.each_ref().map(|keys| {
+                for record in records(&hub) {
+                    keys.usage.count(&record, ALLOWED, 1, START);
+                    keys.usage.used(&record, START);
+                }
+                let (keys, db) = (keys.clone(), hub.core.db.clone());
+                tokio::spawn(async move { keys.usage.write(&db).await })
+            });
+            for write in writes {
+                write.await.unwrap().unwrap();
+            }
+        }
+        assert_eq!(allowed(&hub).await, 3 * ROUNDS * KEYS as u64);
+    }
+}
