@@ -133,8 +133,7 @@ impl Keys {
         let mut swept_at = self.core.clock.now();
         loop {
             let more = turn.pause(BATCH_INTERVAL).await;
-            self.denials.write(&self.core.db).await?;
-            self.usage.write(&self.core.db).await?;
+            self.write_counts().await?;
             if !more {
                 return Ok(());
             }
@@ -147,6 +146,13 @@ impl Keys {
             }
             turn.passed_for(BATCH_INTERVAL);
         }
+    }
+
+    /// One that fails does not keep the other from being written.
+    pub(crate) async fn write_counts(&self) -> Result<()> {
+        let usage = self.usage.write(&self.core.db).await;
+        let denials = self.denials.write(&self.core.db).await;
+        usage.and(denials)
     }
 
     /// Makes a key.

@@ -1,7 +1,10 @@
 //! What keys were used for, written by several processes at once.
 
+use hub_core::storage::Sql;
+
 use super::*;
 use crate::Key;
+use crate::denials::Denial;
 use crate::key::Record;
 use crate::store::{self, usage::Span};
 use crate::usage::{ALLOWED, DAY};
@@ -37,6 +40,17 @@ async fn allowed(hub: &TestKeys) -> u64 {
 }
 
 both_databases! {
+    async fn usage_is_written_while_denials_cannot_be(hub: TestKeys) {
+        let record = &records(&hub)[0];
+        hub.keys.usage.count(record, ALLOWED, 5, START);
+        hub.keys.denials.note(record, Denial::default());
+        let mut tx = hub.core.db.begin().await.unwrap();
+        tx.query(Sql::same("drop table key_denials")).execute().await.unwrap();
+        tx.commit().await.unwrap();
+        hub.keys.write_counts().await.unwrap_err();
+        assert_eq!(allowed(&hub).await, 5);
+    }
+
     async fn processes_write_what_they_counted_of_the_same_keys_at_once(hub: TestKeys) {
         let processes = [hub.keys.clone(), hub.other_process(), hub.other_process()];
         for _ in 0..ROUNDS {
