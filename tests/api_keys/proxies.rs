@@ -76,6 +76,15 @@ both_databases! {
         }
     }
 
+    async fn a_request_with_a_key_in_its_query_string_is_refused(hub: TestHub) {
+        let key = hub.key("", &["psa:*"]).await;
+        let (header, uri) = (bearer(&key), format!("/tickets?key={key}"));
+        let headers = [("authorization", &*header), ("x-forwarded-uri", &*uri)];
+        let answer = ask(hub.addr, TICKETS, &headers).await;
+        assert_eq!((answer.status.as_u16(), &*reason(&answer)), (401, "KEY_MALFORMED"));
+        assert!(!answer.text().contains(&key));
+    }
+
     async fn a_proxy_that_asks_wrongly_lets_nothing_through(hub: TestHub) {
         let key = bearer(&hub.key("", &["psa:*"]).await);
         for query in [

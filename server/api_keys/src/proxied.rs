@@ -22,6 +22,7 @@ use crate::authenticate::presented;
 use crate::decision::Asked;
 use crate::error;
 use crate::keys::Keys;
+use crate::secret::Plaintext;
 use crate::shown;
 use crate::verify::Question;
 
@@ -70,7 +71,8 @@ impl Keys {
             let problem = "and product must be given by the proxy's configuration";
             return Err(Error::field("action", problem));
         }
-        let key = match key_of(&proxied.headers) {
+        let presented = key_of(&proxied.headers);
+        let key = match check_query(&proxied.path).and(presented) {
             Ok(key) => key,
             Err(refusal) => return Ok(shown::verdict(self.refused_unseen(refusal, origin))),
         };
@@ -100,6 +102,18 @@ fn key_of(headers: &HeaderMap) -> Result<String> {
         return Err(error::malformed(problem));
     }
     Ok(key.expose().to_owned())
+}
+
+/// `KEY_MALFORMED` if a key stands in the query of a path. Logs keep what stands there, on its way
+/// to the hub and behind it, so such a key has leaked, whatever else the request presents.
+fn check_query(path: &str) -> Result<()> {
+    let query = path.split_once('?').unwrap_or_default().1;
+    if !Plaintext::is_in(query) {
+        return Ok(());
+    }
+    tracing::warn!("a request was refused that has a key in its query string");
+    let problem = "The request carries a key in its query string, which logs keep: rotate that key";
+    Err(error::malformed(problem))
 }
 
 /// A proxy serves all tenants: it may ask about every key.
@@ -226,8 +240,32 @@ mod tests {
     }
 
     #[test]
+    fn a_key_in_a_query_is_refused_and_not_repeated() {
+        let key = Plaintext::generate().unwrap().expose().to_owned();
+        for path in [
+            "",
+            "/",
+            "/?",
+            "/?key=tos_1",
+            &format!("/{key}"),
+            &format!("/?k={}", &key[1..]),
+        ] {
+            assert!(check_query(path).is_ok(), "{path}");
+        }
+        for path in [
+            format!("/t?key={key}"),
+            format!("?a=tos_&{key}#x"),
+            format!("/?{key}&{key}"),
+        ] {
+            let error = check_query(&path).unwrap_err();
+            assert_eq!(error.reason(), "KEY_MALFORMED");
+            assert!(!format!("{error:?}").contains(&key[4..30]));
+        }
+    }
+
+    #[test]
     fn two_places_for_a_key_are_refused() {
-        let key = crate::secret::Plaintext::generate().unwrap();
+        let key = Plaintext::generate().unwrap();
         let mut headers = HeaderMap::new();
         let bearer = format!("Bearer {}", key.expose());
         headers.insert("authorization", bearer.parse().unwrap());

@@ -230,6 +230,7 @@ pub(crate) fn may_verify(caller: &Caller, record: &Record) -> bool {
 /// What is kept of a refusal.
 fn denial(asked: &Asked, refusal: &Error, call_id: &str, now: Micros) -> Denial {
     let (_, action) = asked.scope.split_once(':').unwrap_or_default();
+    let path = asked.path.split(['?', '#']).next();
     Denial {
         call_id: call_id.to_owned(),
         time: now,
@@ -237,7 +238,8 @@ fn denial(asked: &Asked, refusal: &Error, call_id: &str, now: Micros) -> Denial 
         product: asked.product.clone(),
         action: action.to_owned(),
         host: asked.host.clone(),
-        path: asked.path.clone(),
+        // Without its query, in which people put what is secret.
+        path: path.unwrap_or_default().to_owned(),
         client_ip: asked.client.map(|ip| ip.to_string()).unwrap_or_default(),
         ..Denial::default()
     }

@@ -59,6 +59,15 @@ impl Plaintext {
         (check_digits(checked) == check).then(|| Plaintext(text.to_owned()))
     }
 
+    /// Whether a whole key stands in a text.
+    pub fn is_in(text: &str) -> bool {
+        let mut places = text.match_indices(PREFIX);
+        places.any(|(at, _)| {
+            let key = text.get(at..at + LENGTH);
+            key.is_some_and(|key| Plaintext::parse(key).is_some())
+        })
+    }
+
     /// The text itself: for the answer that shows it, for nothing else.
     pub fn expose(&self) -> &str {
         &self.0

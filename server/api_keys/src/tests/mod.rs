@@ -4,6 +4,7 @@ mod keys;
 mod race;
 mod retry;
 mod usage;
+mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
