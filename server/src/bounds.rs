@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use hub_core::error::Error;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
@@ -49,6 +49,21 @@ pub async fn deadline(State(longest): State<Duration>, request: Request, next: N
     }
 }
 
+/// Both for plain HTTP, where a refusal needs a status of its own: 503.
+pub async fn plain(State(longest): State<Duration>, request: Request, next: Next) -> Response {
+    let connection = request.extensions().get::<Connection>().cloned();
+    let place = connection
+        .as_ref()
+        .map(|connection| connection.calls.try_acquire());
+    if matches!(place, Some(Err(_))) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    match tokio::time::timeout(longest, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
 /// `grpc-timeout`: at most 8 digits and a unit.
 fn requested(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
@@ -74,7 +89,31 @@ fn refuse(error: Error) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::middleware::from_fn_with_state;
+    use axum::routing::get;
+    use tower::Service;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_plain_http_is_refused_with_a_status_of_its_own() {
+        let longest = Duration::from_millis(1);
+        let mut router = Router::new()
+            .route("/now", get(async || "yes"))
+            .route("/never", get(std::future::pending::<()>))
+            .layer(from_fn_with_state(longest, plain));
+        for (path, places, status) in [("/now", 1, 200), ("/now", 0, 503), ("/never", 1, 503)] {
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = path.parse().unwrap();
+            request.extensions_mut().insert(Connection {
+                calls: Arc::new(Semaphore::new(places)),
+                calls_max: places,
+            });
+            let answer = router.call(request).await.unwrap();
+            assert_eq!(answer.status(), status, "{path} {places}");
+        }
+    }
 
     #[test]
     fn a_timeout_is_digits_and_a_unit() {

@@ -51,7 +51,12 @@ pub struct Parts {
 pub fn stack(parts: Parts) -> Result<Router, String> {
     let http = parts
         .http
-        .layer(from_fn_with_state(parts.gate.clone(), admission::introduce));
+        .layer(from_fn_with_state(parts.gate.clone(), admission::introduce))
+        // As calls are bounded below.
+        .layer(from_fn_with_state(
+            parts.limits.request_timeout,
+            bounds::plain,
+        ));
     let bridge = Bridge::new(parts.explainer.clone(), parts.limits.clone())?;
     let column = ServiceBuilder::new()
         // JSON becomes gRPC first, so that everything below knows one protocol only. What is
