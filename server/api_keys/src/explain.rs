@@ -20,7 +20,7 @@ use hub_core::tenancy;
 use hub_proto::hub::explain::v1::{CheckResult, Explanation, Verdict};
 
 use crate::decision::{self, Asked, ORDER, Snapshot, Step};
-use crate::key::{Key, Record, Seen};
+use crate::key::{Key, Record};
 use crate::keys::Keys;
 use crate::limits::Left;
 use codes::KNOWN;
@@ -36,7 +36,9 @@ struct Case<'a> {
     subject: &'a Subject,
     key: &'a Key,
     record: Arc<Record>,
-    seen: Seen,
+    products: Arc<Products>,
+    /// What the tenant may use, if there is one.
+    usable: Option<Arc<tenancy::Snapshot>>,
     now: Micros,
 }
 
@@ -78,7 +80,11 @@ impl Keys {
             keys: self,
             subject: &subject,
             key,
-            seen: self.seen_now(products, tenant, now).await?,
+            usable: match tenant {
+                Some(tenant) => Some(self.core.tenancy.current(tenant).await?.1),
+                None => None,
+            },
+            products,
             record,
             now,
         };
@@ -95,22 +101,6 @@ impl Keys {
         case.add_rate(&mut checks, left.as_ref(), &mut fixes);
         case.add_now(&mut checks, left.as_ref());
         Ok(conclude(checks, &subject, fixes, now))
-    }
-
-    async fn seen_now(
-        &self,
-        products: Arc<Products>,
-        tenant: Option<&TenantRef>,
-        now: Micros,
-    ) -> Result<Seen> {
-        Ok(Seen {
-            products,
-            tenant: match tenant {
-                Some(tenant) => Some(self.core.tenancy.current(tenant).await?.1),
-                None => None,
-            },
-            at: now,
-        })
     }
 }
 
@@ -157,10 +147,10 @@ impl Case<'_> {
 
     /// As it is decided: by `decision.rs`, or for the hub's own API by admission.
     fn check(&self, step: Step, asked: &Asked) -> Result<()> {
-        let products = &self.seen.products;
+        let products = &*self.products;
         let product = products.require(&asked.product);
         let is_active = |slug: &str| {
-            let tenant = self.seen.tenant.as_ref();
+            let tenant = self.usable.as_ref();
             let number = products.number(slug);
             tenant.is_none_or(|tenant| number.is_some_and(|number| tenant.is_active(number)))
         };

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use hub_core::audit::Changes;
 use hub_core::auth::{Caller, Origin, Scopes};
 use hub_core::clock::{Micros, timestamp};
 use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
-use hub_core::products::Products;
-use hub_core::tenancy::Snapshot;
 use hub_proto::hub::api_keys::v1::ApiKeyState;
 
 use crate::addresses::Cidr;
@@ -140,9 +138,6 @@ pub(crate) struct Record {
     /// See [`Key::family`].
     pub family: Arc<str>,
     pub limits: Limits,
-    /// Whether its tenant may use products, as it was seen last: for the seconds after the
-    /// database went away.
-    pub seen: Mutex<Option<Seen>>,
 }
 
 /// Requests per minute.
@@ -152,15 +147,6 @@ pub(crate) struct Limits {
     pub own: u32,
     /// Of its tenant; 0 = the default.
     pub tenant: u32,
-}
-
-/// What tenant and products were at a time.
-#[derive(Debug, Clone)]
-pub(crate) struct Seen {
-    pub products: Arc<Products>,
-    /// Nothing, if the key serves all tenants and the call names none.
-    pub tenant: Option<Arc<Snapshot>>,
-    pub at: Micros,
 }
 
 impl Record {
@@ -188,7 +174,6 @@ impl Record {
                 own: key.requests_per_minute,
                 tenant: key.tenant_limit,
             },
-            seen: Mutex::new(None),
         })
     }
 

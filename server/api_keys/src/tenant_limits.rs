@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use hub_core::clock::{Micros, micros};
 use hub_core::journal::TenantRef;
+use hub_core::tenancy::LOOKED_UP_WITHIN;
 use tokio::time::timeout;
 
 use crate::key::Record;
 use crate::keys::Keys;
 use crate::limits::{self, Limit};
 use crate::store;
-use crate::verify::LOOKED_UP_WITHIN;
 
 /// Tenants in memory; past this all are looked up again.
 const TENANTS_MAX: usize = 10_000;

@@ -6,19 +6,18 @@
 //! - A key that the caller may not verify is, for the caller, one that does not exist.
 //! - Without the database, keys that were looked up are decided for as long as they are believed.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hub_core::auth::{Caller, Origin};
-use hub_core::clock::{Micros, micros};
+use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::id;
-use hub_core::journal::TenantRef;
 
 use crate::decision::{self, Asked, Snapshot};
 use crate::denials::Denial;
 use crate::error;
-use crate::key::{End, Record, Seen};
+use crate::key::{End, Record};
 use crate::keys::Keys;
 use crate::limits::Left;
 use crate::secret::Plaintext;
@@ -26,8 +25,6 @@ use crate::usage::ALLOWED;
 
 /// How long a verifier may use a decision again while it watches the keys.
 const CACHED_FOR: Duration = Duration::from_secs(5);
-/// How long a look-up may take of what is known anyway: a database that hangs is away.
-pub(crate) const LOOKED_UP_WITHIN: Duration = Duration::from_millis(500);
 /// Seconds that are told to wait at most.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
@@ -130,14 +127,13 @@ impl Keys {
     ) -> Result<()> {
         let now = self.core.clock.now();
         let tenant = record.caller.tenant.as_ref().or(caller.tenant.as_ref());
-        let seen = self.seen(record, tenant, now).await?;
-        let product = seen.products.require(&question.asked.product)?;
-        let is_active = seen.tenant.as_ref();
+        let (products, usable) = self.core.tenancy.usable(tenant).await?;
+        let product = products.require(&question.asked.product)?;
         let snapshot = Snapshot {
             record,
             product,
-            products: &seen.products,
-            is_active: is_active.is_none_or(|tenant| tenant.is_active(product.number)),
+            products: &products,
+            is_active: usable.is_none_or(|tenant| tenant.is_active(product.number)),
             now,
         };
         let decided = decision::decide(snapshot, &question.asked);
@@ -174,41 +170,6 @@ impl Keys {
             }
         }
         Ok(())
-    }
-
-    /// What the tenant may use, and the products; while the database is away as it was a moment
-    /// ago.
-    async fn seen(&self, record: &Record, tenant: Option<&TenantRef>, now: Micros) -> Result<Seen> {
-        let look = async {
-            let products = self.core.tenancy.products().await?;
-            let tenant = match tenant {
-                Some(tenant) => Some(self.core.tenancy.current(tenant).await?.1),
-                None => None,
-            };
-            Ok(Seen {
-                products,
-                tenant,
-                at: now,
-            })
-        };
-        let looked: Result<Seen> = look.await;
-        // Of a key that serves all tenants, only what is of no tenant is kept.
-        let keeps = record.caller.tenant.is_some() || tenant.is_none();
-        let mut kept = record.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match looked {
-            Ok(seen) => {
-                let is_old = |kept: &Seen| now - kept.at > micros(CACHED_FOR) / 10;
-                if keeps && kept.as_ref().is_none_or(is_old) {
-                    *kept = Some(seen.clone());
-                }
-                Ok(seen)
-            }
-            Err(error) => {
-                let ttl = micros(self.core.limits.key_cache_ttl);
-                let fresh = |kept: &&Seen| keeps && (0..ttl).contains(&(now - kept.at));
-                kept.as_ref().filter(fresh).cloned().ok_or(error)
-            }
-        }
     }
 }
 

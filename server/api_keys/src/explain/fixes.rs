@@ -80,7 +80,7 @@ impl Case<'_> {
     }
 
     fn right_host(&self) -> Vec<Fix> {
-        let product = self.seen.products.find(&self.subject.asked.product);
+        let product = self.products.find(&self.subject.asked.product);
         let base_urls = product.map_or(&[][..], |product| &product.base_urls);
         let advice = |base_url: &String| {
             Checklist::advice(FixActor::Caller, format!("Send the request to {base_url}"))

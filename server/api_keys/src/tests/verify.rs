@@ -1,5 +1,10 @@
 //! Decisions, and what is kept of them.
 
+use std::time::Duration;
+
+use hub_core::auth;
+use hub_core::storage::Sql;
+
 use super::*;
 use crate::decision::Asked;
 use crate::verify::Question;
@@ -21,6 +26,25 @@ pub fn tickets(key: &Created) -> Question {
 }
 
 both_databases! {
+    async fn known_keys_pass_for_five_seconds_after_the_database_went_away(hub: TestKeys) {
+        let new = NewKey { scopes: texts(&["psa:*"]), product: "psa".into(), ..named("known") };
+        let key = hub.keys.create(&hub.administrator(), new, None).await.unwrap();
+        let (key, all) = (key.first().unwrap(), caller(None, &["hub:*"]));
+        let call = async || {
+            let caller = hub.authenticate(&key).await?;
+            auth::check_subscription(&caller, &hub.core.tenancy).await?;
+            hub.keys.verify(&all, &tickets(&key)).await
+        };
+        assert!(call().await.unwrap().refusal.is_none());
+        hub.core.db.close().await;
+        for _ in 0..2 {
+            hub.core.clock.advance(Duration::from_secs(2));
+            assert!(call().await.unwrap().refusal.is_none());
+        }
+        hub.core.clock.advance(Duration::from_secs(1));
+        assert_eq!(call().await.err().unwrap().reason(), "STORE_BUSY");
+    }
+
     async fn of_a_refusal_the_path_is_kept_without_its_query(hub: TestKeys) {
         let key = hub.create(&["crm:*"]).await;
         for (path, kept) in [("/t?key=secret", "/t"), ("/t#secret", "/t"), ("?secret", "")] {
@@ -33,4 +57,21 @@ both_databases! {
             assert_eq!(denial.unwrap().path, kept);
         }
     }
+}
+
+/// Only PostgreSQL can hang.
+#[tokio::test]
+async fn known_keys_pass_while_the_database_hangs() {
+    let hub = TestKeys::open(true).await;
+    let (key, all) = (hub.create(&["psa:*"]).await, caller(None, &["hub:*"]));
+    let allowed = async || {
+        let verdict = hub.keys.verify(&all, &tickets(&key)).await.unwrap();
+        verdict.refusal.is_none()
+    };
+    assert!(allowed().await);
+    let mut blocking = hub.core.db.begin().await.unwrap();
+    let lock = Sql::same("lock table journal_heads in access exclusive mode");
+    blocking.query(lock).execute().await.unwrap();
+    hub.core.clock.advance(Duration::from_secs(2));
+    assert!(allowed().await);
 }

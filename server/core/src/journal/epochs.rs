@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
 
 use super::{Journal, TenantRef};
-use crate::clock::Micros;
+use crate::clock::{Micros, micros};
 use crate::error::Result;
 use crate::storage::{Failure, Sql, Tx};
 
@@ -156,6 +156,18 @@ impl Journal {
         let (epoch,) = row.ok_or_else(|| crate::tenancy::not_found(tenant.id()))?;
         let epoch = epoch.unsigned_abs();
         Ok(self.epochs.learn(tenant.number(), epoch, now))
+    }
+
+    /// The epoch that was known last, if that was less than `Limits::key_cache_ttl` ago: for calls
+    /// that go on for so long while the database is away.
+    pub fn routing_epoch_lately(&self, tenant: &TenantRef) -> Option<u64> {
+        let known = self.epochs.known_of(tenant.number());
+        let age = self
+            .clock
+            .now()
+            .checked_sub(known.checked_at.load(Ordering::Acquire))?;
+        let is_late = (0..micros(self.limits.key_cache_ttl)).contains(&age);
+        is_late.then(|| known.epoch.load(Ordering::Acquire))
     }
 
     /// Changes when the epoch of some tenant has risen, as far as this process has seen.

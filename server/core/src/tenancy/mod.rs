@@ -12,7 +12,9 @@ mod versioned;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use tonic::Code;
 
 pub use snapshot::{Blocked, Snapshot};
@@ -29,6 +31,9 @@ pub use crate::journal::{Bumped, bump};
 use crate::journal::{Journal, TenantRef};
 use crate::products::{ProductNo, Products};
 use crate::storage::{Db, Sql, Tx};
+
+/// How long a look-up may take of what is known anyway: a database that hangs is away.
+pub const LOOKED_UP_WITHIN: Duration = Duration::from_millis(500);
 
 /// Tenants kept in memory; past this they are looked up again.
 const CACHED_MAX: usize = 100_000;
@@ -62,6 +67,9 @@ pub const STATEMENTS: &[Sql] = &[FIND, BY_NUMBER, LOCK, NEXT, INSERT, INSERT_HEA
 
 /// Statements about what tenants may use, for the same test.
 pub const CONFIGURATION_STATEMENTS: &[Sql] = store::STATEMENTS;
+
+/// The products, and what a tenant may use if one is named.
+pub type Usable = (Arc<Products>, Option<Arc<Snapshot>>);
 
 /// Looks tenants up, and what they may use; cheap to clone.
 #[derive(Clone)]
@@ -126,12 +134,48 @@ impl Tenancy {
             .collect())
     }
 
-    /// `SUBSCRIPTION_INACTIVE` unless the tenant's subscription to a product is active, as it was
-    /// at most a second ago.
+    /// The products, and what a tenant may use if one is named, at most a second old; while the
+    /// database is away, at most `Limits::key_cache_ttl`. Errors: `STORE_BUSY`.
+    pub async fn usable(&self, tenant: Option<&TenantRef>) -> Result<Usable> {
+        let look = async {
+            let products = self.products().await?;
+            let snapshot = match tenant {
+                Some(tenant) => Some(self.current(tenant).await?.1),
+                None => None,
+            };
+            Ok((products, snapshot))
+        };
+        let failure = match timeout(LOOKED_UP_WITHIN, look).await {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(error)) => error,
+            Err(_) => Error::store_busy("The database does not answer", "tenancy_late"),
+        };
+        self.usable_lately(tenant).ok_or(failure)
+    }
+
+    fn usable_lately(&self, tenant: Option<&TenantRef>) -> Option<Usable> {
+        let (journal, system) = (&self.journal, TenantRef::system());
+        let epoch = journal.routing_epoch_lately(&system)?;
+        let products = self.products.known(&system, epoch)?;
+        let snapshot = match tenant {
+            Some(tenant) => {
+                let epoch = journal.routing_epoch_lately(tenant)?;
+                Some(self.snapshots.known(tenant, epoch)?)
+            }
+            None => None,
+        };
+        Some((products, snapshot))
+    }
+
+    /// `SUBSCRIPTION_INACTIVE` unless the tenant's subscription to a product is active, as
+    /// [`Tenancy::usable`] knows it.
     pub async fn require_active(&self, tenant: &TenantRef, slug: &str) -> Result<()> {
-        let (_, snapshot) = self.current(tenant).await?;
-        let number = self.products().await?.number(slug);
-        match number.is_some_and(|number| snapshot.is_active(number)) {
+        let (products, snapshot) = self.usable(Some(tenant)).await?;
+        let active = |snapshot: Arc<Snapshot>| {
+            let number = products.number(slug);
+            number.is_some_and(|number| snapshot.is_active(number))
+        };
+        match snapshot.is_some_and(active) {
             true => Ok(()),
             false => Err(inactive(slug)),
         }

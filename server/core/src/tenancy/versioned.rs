@@ -57,6 +57,11 @@ impl<T: ?Sized> Versioned<T> {
         Ok(value)
     }
 
+    /// The same, if it is in memory.
+    pub fn known(&self, tenant: &TenantRef, epoch: u64) -> Option<Arc<T>> {
+        self.find((tenant.number(), epoch))
+    }
+
     fn find(&self, key: (i64, u64)) -> Option<Arc<T>> {
         let mut generations = self.lock();
         if let Some(found) = generations.young.get(&key) {
