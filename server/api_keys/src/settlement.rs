@@ -68,20 +68,32 @@ impl Keys {
     }
 
     async fn settle_waiting(&self) {
-        loop {
-            let asks = self.limiter.begin(SUBJECTS_MAX, self.core.clock.now());
-            if asks.is_empty() {
-                return;
+        while self.settle_next().await {}
+    }
+
+    /// One transaction; false if nothing waits for one.
+    pub(crate) async fn settle_next(&self) -> bool {
+        let mut landing = self.landing(SUBJECTS_MAX);
+        if landing.asks.is_empty() {
+            return false;
+        }
+        let settled = timeout(PATIENCE, self.settle(&landing.asks)).await;
+        match settled.unwrap_or_else(|_| Err(busy("limits_late"))) {
+            Ok(settled) => landing.land(settled),
+            Err(error) => {
+                metrics::counter!("hub_rate_settlements_failed_total").increment(1);
+                tracing::warn!("limits are not shared with other processes now: {error}");
+                // Nor are the others that wait: they would fail one transaction after the other.
+                drop(self.landing(usize::MAX));
             }
-            let mut landing = Landing { keys: self, asks };
-            let settled = timeout(PATIENCE, self.settle(&landing.asks)).await;
-            match settled.unwrap_or_else(|_| Err(busy("limits_late"))) {
-                Ok(settled) => landing.land(settled),
-                Err(error) => {
-                    metrics::counter!("hub_rate_settlements_failed_total").increment(1);
-                    tracing::warn!("limits are not shared with other processes now: {error}");
-                }
-            }
+        }
+        true
+    }
+
+    fn landing(&self, subjects_max: usize) -> Landing<'_> {
+        Landing {
+            keys: self,
+            asks: self.limiter.begin(subjects_max, self.core.clock.now()),
         }
     }
 

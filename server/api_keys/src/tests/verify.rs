@@ -7,6 +7,7 @@ use hub_core::storage::Sql;
 
 use super::*;
 use crate::decision::Asked;
+use crate::limits::{Attempt, Limit, Subject};
 use crate::verify::Question;
 
 /// May a key read tickets of PSA?
@@ -74,4 +75,31 @@ async fn known_keys_pass_while_the_database_hangs() {
     blocking.query(lock).execute().await.unwrap();
     hub.core.clock.advance(Duration::from_secs(2));
     assert!(allowed().await);
+}
+
+/// On SQLite there is nobody to ask.
+#[tokio::test]
+async fn while_the_database_is_away_all_that_wait_for_limits_are_told_at_once() {
+    let hub = TestKeys::open(true).await;
+    let mut waiting = Vec::new();
+    for number in 0..200 {
+        let limit = Limit {
+            subject: Subject::Tenant(number),
+            per_minute: 100,
+            key_id: None,
+        };
+        match hub.keys.limiter.take(&[limit], 1, false, START) {
+            Attempt::Asks(asks) => waiting.extend(asks),
+            Attempt::Decided(taken) => panic!("{taken:?}"),
+        }
+    }
+    hub.core.db.close().await;
+    assert!(hub.keys.settle_next().await);
+    assert!(
+        !hub.keys.settle_next().await,
+        "some wait for another transaction"
+    );
+    for mut told in waiting {
+        assert!(told.changed().await.is_err(), "it only ends");
+    }
 }
