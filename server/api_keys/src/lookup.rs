@@ -5,7 +5,8 @@
 //! - Whoever asks for the same key at once waits for one query.
 //! - An answer is of a query that began after the last revocation that this process knew when it
 //!   was given; else it is asked again. So no call that begins after a revocation is let through.
-//! - Keys that were known a moment ago go before those that never were.
+//! - Keys that were known a moment ago go before those that never were, and take their place where
+//!   there is none.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +25,7 @@ use crate::unknown::Unknown;
 
 /// Hashes that wait for their query; with more, calls with keys that are not in memory are told to
 /// come again.
-const WAITING_MAX: usize = 10_000;
+pub(crate) const WAITING_MAX: usize = 10_000;
 /// Queries for one key while revocations go on; then the call is told to come again.
 const ATTEMPTS_MAX: u32 = 10;
 
@@ -114,6 +115,13 @@ impl Lookup {
         told.unwrap()
     }
 
+    /// Waits for a look-up that nobody does.
+    #[cfg(test)]
+    pub fn wait(&self, hash: &Hash) -> Result<watch::Receiver<Option<Found>>> {
+        let answer = self.0.board(&mut self.0.state(), hash);
+        answer.map(|(answer, _)| answer)
+    }
+
     #[cfg(test)]
     pub fn remembered(&self) -> usize {
         let state = self.0.state();
@@ -135,16 +143,30 @@ impl Inner {
         if let Some(flight) = state.flights.get(hash) {
             return Ok((flight.told.subscribe(), false));
         }
-        if state.waiting.len() >= WAITING_MAX {
+        let was_known = self.cache.was_known(hash);
+        let is_full = state.waiting.len() >= WAITING_MAX;
+        if is_full && !(was_known && self.make_room(state)) {
             return Err(busy("lookups_full"));
         }
         let (told, answer) = watch::channel(None);
         state.flights.insert(*hash, Flight { told, attempts: 0 });
-        match self.cache.was_known(hash) {
+        match was_known {
             true => state.waiting.push_front(*hash),
             false => state.waiting.push_back(*hash),
         }
         Ok((answer, !std::mem::replace(&mut state.is_working, true)))
+    }
+
+    /// Tells the last key that waits and never was known to come again; false if it was known.
+    fn make_room(&self, state: &mut State) -> bool {
+        let last = state
+            .waiting
+            .pop_back_if(|last| !self.cache.was_known(last));
+        let flight = last.and_then(|last| state.flights.remove(&last));
+        if let Some(flight) = &flight {
+            let _ = flight.told.send(Some(Err(busy("lookups_full"))));
+        }
+        flight.is_some()
     }
 
     /// What is asked for next; nothing ends the work.

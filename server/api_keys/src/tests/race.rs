@@ -7,6 +7,7 @@ use hub_core::journal::lock_head;
 use super::*;
 use crate::Key;
 use crate::key::Record;
+use crate::lookup::WAITING_MAX;
 use crate::rotate::{GRACE, Rotation};
 use crate::store;
 
@@ -65,6 +66,25 @@ both_databases! {
             }
         }
         assert!(hub.keys.lookup.remembered() <= 10_000);
+    }
+
+    async fn a_known_key_finds_a_place_in_a_full_queue_and_an_unknown_one_does_not(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        hub.authenticate(&created).await.unwrap();
+        hub.core.clock.advance(hub.core.limits.key_cache_ttl);
+        let unknown = |number: usize| {
+            let mut hash = [7; 32];
+            hash[..8].copy_from_slice(&number.to_be_bytes());
+            hub.keys.lookup.wait(&hash)
+        };
+        let waiting: Vec<_> = (0..WAITING_MAX).map(|number| unknown(number).unwrap()).collect();
+        assert_eq!(unknown(WAITING_MAX).unwrap_err().reason(), "STORE_BUSY");
+        let known = hub.keys.lookup.wait(&created.plaintext.hash()).unwrap();
+        assert!(known.borrow().is_none(), "it waits");
+        let told: Vec<bool> = waiting.iter().map(|one| one.borrow().is_some()).collect();
+        assert!(told.ends_with(&[false, true]), "the last one made room");
+        let busy = waiting.last().unwrap().borrow().clone().unwrap().unwrap_err();
+        assert_eq!(busy.reason(), "STORE_BUSY");
     }
 
     async fn a_key_that_was_made_a_moment_ago_elsewhere_works(hub: TestKeys) {
