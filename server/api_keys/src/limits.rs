@@ -384,12 +384,41 @@ mod tests {
         }
     }
 
+    /// Takes one request, asking the others as often as it must.
+    fn take(process: &Limiter, name: &str, standings: &mut Standings, now: Micros) -> bool {
+        let only = &limits(0, 100)[1..];
+        loop {
+            match process.take(only, 1, false, now) {
+                Attempt::Decided(taken) => return taken.denied.is_none(),
+                Attempt::Asks(_) => settle(process, name, standings, now),
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_process_does_not_need_of_its_portion_another_uses_in_the_same_minute() {
+        let (idle, busy) = (Limiter::new(true), Limiter::new(true));
+        let mut standings = Standings::default();
+        let mut allowed = u32::from(take(&idle, "idle", &mut standings, 0));
+        // A burst comes after the portion has ended, and before its process has told.
+        for turn in 0..20 {
+            let now = 2_050_000 + turn * 100_000;
+            for _ in 0..20 {
+                allowed += u32::from(take(&busy, "busy", &mut standings, now));
+            }
+            if turn % 5 == 4 {
+                idle.give_back(false, now);
+                settle(&idle, "idle", &mut standings, now);
+            }
+        }
+        assert_eq!(allowed, 100);
+    }
+
     #[test]
     fn three_processes_let_through_the_limit_of_each_minute_and_no_more() {
         let names = ["one", "two", "three"];
         let processes = names.map(|_| Limiter::new(true));
         let (mut standings, mut allowed) = (Standings::default(), Vec::new());
-        let only = &limits(0, 100)[1..];
         let mut now = 0;
         for turn in 0..20_000usize {
             now += 20_000 + (turn as Micros * 7919) % 30_000;
@@ -399,13 +428,7 @@ mod tests {
                 process.give_back(false, now);
                 settle(process, name, &mut standings, now);
             }
-            let taken = loop {
-                match process.take(only, 1, false, now) {
-                    Attempt::Decided(taken) => break taken,
-                    Attempt::Asks(_) => settle(process, name, &mut standings, now),
-                }
-            };
-            if taken.denied.is_none() {
+            if take(process, name, &mut standings, now) {
                 allowed.push(now);
             }
         }

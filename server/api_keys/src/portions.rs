@@ -7,7 +7,7 @@
 //! - What all processes counted in the last minute, and what they still may, is never more than the
 //!   limit. So no minute has more requests than the limit, wherever they arrive.
 //! - A portion is good for [`GOOD_FOR`]. Its process tells then what it made of it; of one that
-//!   does not, all of it counts as used, for it may have been killed.
+//!   does not within [`TOLD_WITHIN`], all of it counts as used, for it may have been killed.
 //! - The more is used up, the smaller the portions, down to one request: what one process does not
 //!   need does not keep the others from the rest.
 
@@ -16,6 +16,9 @@ use hub_core::window::Window;
 
 /// How long a portion is good.
 pub(crate) const GOOD_FOR: Micros = 2_000_000;
+/// How long after the end of a portion its process may take to tell: a round of looking for such
+/// portions and a transaction. Until then it is neither used nor free.
+const TOLD_WITHIN: Micros = 1_500_000;
 /// Who gets nothing because others still may, asks again after this.
 const ASKED_AGAIN: Micros = 250_000;
 
@@ -129,9 +132,9 @@ impl Standings {
 }
 
 impl Standing {
-    /// A portion whose time is over counts as used; what was counted a minute ago goes.
+    /// A portion that nobody told of in time counts as used; what was counted a minute ago goes.
     fn pass(&mut self, now: Micros) {
-        if self.ends <= now && self.portion > 0 {
+        if self.ends + TOLD_WITHIN <= now && self.portion > 0 {
             let all = u32::try_from(self.portion).unwrap_or(u32::MAX);
             let slot = (Window::slot(self.ends), all);
             self.counted = Window::of_slots(self.counted.slots().chain([slot]));
@@ -214,6 +217,14 @@ mod tests {
         let told = standings.settle("busy", &ask(&[], 0, 9, 6), 2, SECOND);
         assert_eq!((told.granted, told.others.used()), (6, 0));
         let told = standings.settle("busy", &ask(&[(2, 6)], 0, 9, 4), 2, 3 * SECOND);
+        let again = 3 * SECOND + ASKED_AGAIN;
+        assert_eq!(
+            told.refused,
+            Some((4, again)),
+            "it may still tell of its portion"
+        );
+        let now = GOOD_FOR + TOLD_WITHIN;
+        let told = standings.settle("busy", &ask(&[(2, 6)], 0, 9, 4), 2, now);
         assert_eq!(told.others.used(), 3, "its portion ended without a word");
         let (cost, at) = told.refused.unwrap();
         assert_eq!((cost, told.granted), (4, 0));
