@@ -66,6 +66,7 @@ impl Keys {
         let own = self.reach(caller).await?;
         let check = |key: &Key| {
             scopes::check_within(caller, key.rights())?;
+            scopes::check_all_tenants(caller, key)?;
             scopes::check_reach(own.as_ref(), key.expire_time, &key.cidrs)
         };
         check(&self.get(caller, &rotation.key_id).await?)?;

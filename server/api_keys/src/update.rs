@@ -93,6 +93,7 @@ impl Keys {
         now: Micros,
     ) -> Result<Key> {
         scopes::check_within(caller, before.rights())?;
+        scopes::check_all_tenants(caller, before)?;
         if !new.etag.is_empty() && new.etag != before.version.to_string() {
             return Err(Error::etag_mismatch(before.version));
         }

@@ -3,6 +3,7 @@
 mod keys;
 mod race;
 mod retry;
+mod rights;
 mod usage;
 mod verify;
 
