@@ -123,29 +123,35 @@ both_databases! {
         let hub = TestHub::options(backend).manual_clock().start().await;
         let admin = hub.client(&hub.first_tenant().admin_key);
         let end = hub.clock.now() + 3_600_000_000;
-        let limited = ApiKey {
+        let limited = |scopes: &[&str]| ApiKey {
             expire_time: Some(timestamp(end)),
             allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
-            ..new_key("limited", &["hub:keys.write", "psa:*"])
+            ..new_key("limited", scopes)
         };
-        let client = hub.client(&create(&admin, limited.clone()).await.unwrap().plaintext);
         let child = |expire_time, cidrs: &[&str]| ApiKey {
             expire_time,
             allowed_cidrs: cidrs.iter().map(|block| (*block).to_owned()).collect(),
             ..new_key("child", &["psa:*"])
         };
         let office = &["127.0.0.1/32"];
-        for wider in [
-            child(None, office),
-            child(Some(timestamp(end + 1)), office),
-            child(Some(timestamp(end)), &[]),
-            child(Some(timestamp(end)), &["0.0.0.0/0"]),
-        ] {
-            assert_eq!(reason(create(&client, wider).await), "SCOPE_ESCALATION");
+        for scopes in [&["hub:keys.write", "psa:*"][..], &["hub:*"]] {
+            let limited = create(&admin, limited(scopes)).await.unwrap();
+            let client = hub.client(&limited.plaintext);
+            for wider in [
+                child(None, office),
+                child(Some(timestamp(end + 1)), office),
+                child(Some(timestamp(end)), &[]),
+                child(Some(timestamp(end)), &["0.0.0.0/0"]),
+            ] {
+                assert_eq!(reason(create(&client, wider).await), "SCOPE_ESCALATION");
+            }
+            let same = create(&client, child(Some(timestamp(end)), office)).await.unwrap();
+            let longer = ApiKey { expire_time: None, ..same.api_key.unwrap() };
+            let longer = update(&client, longer, &["expire_time"]).await;
+            assert_eq!(reason(longer), "SCOPE_ESCALATION");
+            let free = create(&admin, new_key("free", &["psa:*"])).await.unwrap().api_key.unwrap();
+            assert_eq!(reason(rotate(&client, &free.key_id, 60).await), "SCOPE_ESCALATION");
         }
-        let same = create(&client, child(Some(timestamp(end)), office)).await.unwrap();
-        let longer = ApiKey { expire_time: None, ..same.api_key.unwrap() };
-        assert_eq!(reason(update(&client, longer, &["expire_time"]).await), "SCOPE_ESCALATION");
     }
 
     async fn a_rotated_key_works_until_its_grace_ends(backend: Backend) {
