@@ -79,6 +79,8 @@ impl Keys {
         }
         // Rows carry the sequences of their events, so nobody may append in between.
         let head = lock_head(&mut tx, &TenantRef::system()).await?;
+        // After the wait for the lock, in which the key may have ended.
+        let now = self.core.clock.now();
         let old = store::find_in(&mut tx, &tenant, &rotation.key_id).await?;
         let old = old.ok_or_else(|| crate::error::not_found(&rotation.key_id))?;
         // Nobody changes it any more; someone may have, since it was looked at.

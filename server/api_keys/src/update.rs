@@ -59,10 +59,12 @@ impl Keys {
             return Ok(before);
         }
         let changes = differences(&before, &after);
-        check_active(&before, now)?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         lock_head(&mut tx, &TenantRef::system()).await?;
+        // After the wait for the lock, in which the key may have ended.
+        let now = self.core.clock.now();
+        check_active(&before, now)?;
         let Some(after) = store::update(&mut tx, &tenant, &after).await? else {
             drop(tx);
             let current = self.get(caller, key_id).await?;

@@ -10,6 +10,7 @@ use crate::key::Record;
 use crate::lookup::WAITING_MAX;
 use crate::rotate::{GRACE, Rotation};
 use crate::store;
+use crate::update::NewValues;
 
 /// What takes longer has failed.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
@@ -193,6 +194,34 @@ both_databases! {
             assert_eq!(refused.reason(), "SCOPE_ESCALATION", "{act}");
             let key = hub.keys.get(&hub.administrator(), &wider.key_id).await.unwrap();
             assert_eq!(key.version, 2, "{act}");
+        }
+    }
+
+    async fn a_key_that_ends_while_its_change_waits_is_not_changed(hub: TestKeys) {
+        for act in ["rotate", "update"] {
+            let expire_time = Some(hub.core.clock.now() + 60_000_000);
+            let new = NewKey { expire_time, ..named("a minute") };
+            let key = hub.keys.create(&hub.administrator(), new, None).await.unwrap();
+            let key_id = key.first().unwrap().key.key_id;
+            let mut tx = hub.core.db.begin().await.unwrap();
+            lock_head(&mut tx, &TenantRef::system()).await.unwrap();
+            let (keys, administrator) = (hub.keys.clone(), hub.administrator());
+            let target = key_id.clone();
+            let task = tokio::spawn(async move {
+                let rotation = Rotation { key_id: target.clone(), grace: GRACE, retry: None };
+                let new = NewValues { name: Some("late".to_owned()), ..NewValues::default() };
+                match act {
+                    "rotate" => keys.rotate(&administrator, rotation).await.map(drop),
+                    _ => keys.update(&administrator, &target, new).await.map(drop),
+                }
+            });
+            // Meanwhile it looks at the key as it is, and then waits for the lock.
+            for _ in 0..50 {
+                hub.keys.get(&hub.administrator(), &key_id).await.unwrap();
+            }
+            hub.core.clock.advance(std::time::Duration::from_secs(60));
+            drop(tx);
+            assert_eq!(task.await.unwrap().unwrap_err().reason(), "KEY_STATE_INVALID", "{act}");
         }
     }
 
