@@ -177,9 +177,8 @@ impl Keys {
             all_tenants: new.all_tenants,
         };
         scopes::check_within(caller, rights)?;
-        check_fields(&new, now)?;
+        check_cidrs(&new.cidrs)?;
         let own = self.reach(caller).await?;
-        scopes::check_reach(own.as_ref(), new.expire_time, &new.cidrs)?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         if let Some(Retry { call, .. }) = &retry
@@ -187,6 +186,9 @@ impl Keys {
         {
             return Ok(Done::Again(answer));
         }
+        // Not of a retry: the key that it made may have expired since.
+        check_expire_time(new.expire_time, now)?;
+        scopes::check_reach(own.as_ref(), new.expire_time, &new.cidrs)?;
         // Before the audit log, as whoever revokes a key does.
         lock_head(&mut tx, &TenantRef::system()).await?;
         let made = self
@@ -387,11 +389,6 @@ fn tenant_of_new(caller: &Caller, all_tenants: bool) -> Result<TenantRef> {
         return Err(Error::field("api_key.all_tenants", problem));
     }
     Ok(TenantRef::system())
-}
-
-fn check_fields(new: &NewKey, now: Micros) -> Result<()> {
-    check_expire_time(new.expire_time, now)?;
-    check_cidrs(&new.cidrs)
 }
 
 pub(crate) fn check_expire_time(expire_time: Option<Micros>, now: Micros) -> Result<()> {

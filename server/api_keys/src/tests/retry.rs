@@ -164,6 +164,21 @@ both_databases! {
         assert_eq!(create(&hub, &caller, "two", UUID).await.unwrap(), second);
     }
 
+    async fn a_retry_is_answered_also_when_the_key_has_expired(hub: TestKeys) {
+        let caller = hub.administrator();
+        let message = |key: &Key| key.key_id.clone().into_bytes();
+        let message = &message;
+        let create = async || {
+            let new = NewKey { expire_time: Some(START + 60_000_000), ..named("one") };
+            let retry = call(&caller, "one", UUID).map(|call| Retry { call, message });
+            hub.keys.create(&caller, new, retry).await
+        };
+        let first = create().await.unwrap().first().unwrap();
+        hub.core.clock.advance(Duration::from_secs(60));
+        let Done::Again(answer) = create().await.unwrap() else { panic!("done twice") };
+        assert_eq!(answer.message, first.key.key_id.as_bytes());
+    }
+
     async fn an_error_is_not_remembered(hub: TestKeys) {
         let caller = hub.administrator();
         let past = NewKey { expire_time: Some(START), ..named("one") };
