@@ -11,6 +11,7 @@ use hub_core::journal::TenantRef;
 use crate::denials::Denial;
 use crate::key::Record;
 use crate::keys::Keys;
+use crate::lookup::{ATTEMPTS_MAX, busy};
 use crate::secret::Plaintext;
 use crate::store;
 use crate::{error, explain};
@@ -80,17 +81,22 @@ impl Authenticator for Keys {
 
 impl Keys {
     async fn record_by_id(&self, key_id: &str) -> Result<Option<Arc<Record>>> {
-        let now = self.core.clock.now();
-        if let Some(known) = self.cache.by_id(key_id, now) {
-            return Ok(Some(known));
+        for _ in 0..ATTEMPTS_MAX {
+            let now = self.core.clock.now();
+            if let Some(known) = self.cache.by_id(key_id, now) {
+                return Ok(Some(known));
+            }
+            let fill = self.cache.begin(now);
+            let Some((key, hash)) = store::by_id(&self.core.db, key_id).await? else {
+                return Ok(None);
+            };
+            let record = Record::read(&key)?;
+            // Else a key was changed meanwhile, and it may be this one.
+            if self.cache.finish(fill, hash, record.clone()) {
+                return Ok(Some(record));
+            }
         }
-        let fill = self.cache.begin(now);
-        let Some((key, hash)) = store::by_id(&self.core.db, key_id).await? else {
-            return Ok(None);
-        };
-        let record = Record::read(&key)?;
-        self.cache.finish(fill, hash, record.clone());
-        Ok(Some(record))
+        Err(busy("keys_change"))
     }
 }
 

@@ -27,7 +27,7 @@ use crate::unknown::Unknown;
 /// come again.
 pub(crate) const WAITING_MAX: usize = 10_000;
 /// Queries for one key while revocations go on; then the call is told to come again.
-const ATTEMPTS_MAX: u32 = 10;
+pub(crate) const ATTEMPTS_MAX: u32 = 10;
 
 type Found = Result<Option<Arc<Record>>>;
 
@@ -254,6 +254,6 @@ impl Drop for Shift {
     }
 }
 
-fn busy(cause: &'static str) -> Error {
+pub(crate) fn busy(cause: &'static str) -> Error {
     Error::store_busy("The key could not be looked up now", cause)
 }
