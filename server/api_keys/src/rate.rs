@@ -196,7 +196,7 @@ fn span(wanted: Wanted, now: Micros) -> Result<Span> {
     let until = wanted.until.map_or(now + 1, |until| until.min(now + 1));
     let since = wanted.since.unwrap_or(now - DAY);
     let since = since - since.rem_euclid(length);
-    if (until.saturating_sub(since)) / length >= BUCKETS_MAX {
+    if until.saturating_sub(since) > BUCKETS_MAX * length {
         let problem = format!("and until must have at most {BUCKETS_MAX} intervals between them");
         return Err(Error::field("since", problem));
     }
@@ -248,4 +248,22 @@ fn tenant_event(
             .to_string(),
     }
     .encode()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thousand_buckets_are_shown_and_no_more() {
+        let now = 5000 * HOUR;
+        let wanted = |since| Wanted {
+            since: Some(since),
+            until: Some(now),
+            interval: 0,
+        };
+        assert!(span(wanted(now - 1000 * HOUR), now).is_ok());
+        assert!(span(wanted(now - 1000 * HOUR - 1), now).is_err());
+        assert!(span(wanted(Micros::MIN / 2), now).is_err());
+    }
 }
