@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::{
-    ApiKey, ApiKeyState, RotateApiKeyRequest, RotateApiKeyResponse, UpdateApiKeyRequest,
+    ApiKey, ApiKeyState, RotateApiKeyRequest, RotateApiKeyResponse, SetRateLimitRequest,
+    UpdateApiKeyRequest,
 };
 use hub_core::clock::timestamp;
 use prost_types::FieldMask;
@@ -72,6 +73,22 @@ both_databases! {
         assert_eq!(reason(stale), "ETAG_MISMATCH");
         let unknown = update(&admin, ApiKey { etag: String::new(), ..key }, &["product"]).await;
         assert_eq!(reason(unknown), "FIELD_INVALID");
+    }
+
+    async fn without_a_mask_a_limit_that_would_not_change_is_refused(hub: TestHub) {
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (_, key) = made(&hub, &[]).await;
+        let update = async |key: ApiKey| {
+            let request = UpdateApiKeyRequest { api_key: Some(key), update_mask: None };
+            Ok(admin.api_keys().update_api_key(request).await?.into_inner().api_key.unwrap())
+        };
+        let limited = ApiKey { requests_per_minute: 5, name: "slow".to_owned(), ..key.clone() };
+        assert_eq!(reason(update(limited).await), "FIELD_INVALID");
+        let request = SetRateLimitRequest { key_id: key.key_id.clone(), requests_per_minute: 5 };
+        admin.api_keys().set_rate_limit(request).await.unwrap();
+        let same = ApiKey { requests_per_minute: 5, etag: String::new(), ..key };
+        let same = update(ApiKey { name: "slow".to_owned(), ..same }).await.unwrap();
+        assert_eq!((same.requests_per_minute, same.name.as_str()), (5, "slow"));
     }
 
     async fn a_long_list_changes_at_its_end_and_a_label_without_a_value_is_one(hub: TestHub) {

@@ -287,6 +287,10 @@ fn new_values(key: ApiKey, mask: Option<&FieldMask>) -> Result<NewValues> {
         cidrs: named("allowed_cidrs").then_some(key.allowed_cidrs),
         expire_time: named("expire_time").then(|| key.expire_time.as_ref().map(from_timestamp)),
         labels: named("labels").then_some(key.labels),
+        requests_per_minute: match mask {
+            None => key.requests_per_minute,
+            Some(_) => 0,
+        },
         etag: key.etag,
     })
 }

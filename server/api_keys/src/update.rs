@@ -28,6 +28,8 @@ pub(crate) struct NewValues {
     /// None inside = it never ends.
     pub expire_time: Option<Option<Micros>>,
     pub labels: Option<BTreeMap<String, String>>,
+    /// Not to be changed here: what a call without a mask says of it must be so.
+    pub requests_per_minute: u32,
     /// Version that the key must have; empty = any.
     pub etag: String,
 }
@@ -98,6 +100,10 @@ impl Keys {
         scopes::check_all_tenants(caller, before)?;
         if !new.etag.is_empty() && new.etag != before.version.to_string() {
             return Err(Error::etag_mismatch(before.version));
+        }
+        if ![0, before.requests_per_minute].contains(&new.requests_per_minute) {
+            let problem = "is set by SetRateLimit; leave it out here";
+            return Err(Error::field("api_key.requests_per_minute", problem));
         }
         let products = self.core.tenancy.products().await?;
         if let Some(scopes) = &new.scopes {
