@@ -17,6 +17,8 @@ use crate::store;
 use crate::{error, explain};
 
 const SCHEME: &str = "bearer";
+/// A header that other systems carry keys in.
+const OTHER_HEADER: &str = "x-api-key";
 
 impl Authenticator for Keys {
     fn authenticate<'a>(&'a self, credential: Credential<'a>) -> Answer<'a, Caller> {
@@ -100,14 +102,19 @@ impl Keys {
     }
 }
 
-/// The one key that the call presents. Never the first of several: whoever adds a header must not
-/// be able to choose who is calling.
+/// The one key that the call presents. Never one of several, and two places are as bad as two keys:
+/// whoever adds a header must not be able to choose who is calling.
 pub(crate) fn presented(headers: &HeaderMap) -> Result<Plaintext> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or_else(error::missing)?;
     if values.next().is_some() {
         return Err(error::malformed(
             "The call carries two authorization headers",
+        ));
+    }
+    if headers.contains_key(OTHER_HEADER) {
+        return Err(error::malformed(
+            "The call carries two keys, in authorization and x-api-key",
         ));
     }
     let text = value
@@ -175,6 +182,19 @@ mod tests {
         }
         assert_eq!(answer(&[&bearer, &bearer]), Err("KEY_MALFORMED"));
         assert_eq!(answer(&[&bearer, ""]), Err("KEY_MALFORMED"));
+    }
+
+    #[test]
+    fn two_places_for_a_key_are_refused() {
+        let key = Plaintext::generate().unwrap();
+        let mut headers = HeaderMap::new();
+        let bearer = format!("Bearer {}", key.expose());
+        headers.insert(AUTHORIZATION, bearer.parse().unwrap());
+        assert_eq!(presented(&headers).unwrap().expose(), key.expose());
+        headers.insert(OTHER_HEADER, HeaderValue::from_static("1"));
+        assert_eq!(presented(&headers).unwrap_err().reason(), "KEY_MALFORMED");
+        headers.remove(AUTHORIZATION);
+        assert_eq!(presented(&headers).unwrap_err().reason(), "KEY_MISSING");
     }
 
     #[test]

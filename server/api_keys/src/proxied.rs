@@ -26,8 +26,6 @@ use crate::secret::Plaintext;
 use crate::shown;
 use crate::verify::Question;
 
-/// A header that other systems carry keys in.
-const OTHER_HEADER: &str = "x-api-key";
 /// What a proxy says of the request that it asks about.
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
@@ -71,9 +69,9 @@ impl Keys {
             let problem = "and product must be given by the proxy's configuration";
             return Err(Error::field("action", problem));
         }
-        let presented = key_of(&proxied.headers);
+        let presented = presented(&proxied.headers);
         let key = match check_query(&proxied.path).and(presented) {
-            Ok(key) => key,
+            Ok(key) => key.expose().to_owned(),
             Err(refusal) => return Ok(shown::verdict(self.refused_unseen(refusal, origin))),
         };
         let question = Question {
@@ -91,17 +89,6 @@ impl Keys {
         let verdict = self.verify(&asking(origin), &question).await?;
         Ok(shown::verdict(verdict))
     }
-}
-
-/// The one key of the request. Two places are as bad as two keys: whoever adds a header must not
-/// choose.
-fn key_of(headers: &HeaderMap) -> Result<String> {
-    let key = presented(headers)?;
-    if headers.contains_key(OTHER_HEADER) {
-        let problem = "The request carries two keys, in authorization and x-api-key";
-        return Err(error::malformed(problem));
-    }
-    Ok(key.expose().to_owned())
 }
 
 /// `KEY_MALFORMED` if a key stands in the query of a path. Logs keep what stands there, on its way
@@ -261,18 +248,5 @@ mod tests {
             assert_eq!(error.reason(), "KEY_MALFORMED");
             assert!(!format!("{error:?}").contains(&key[4..30]));
         }
-    }
-
-    #[test]
-    fn two_places_for_a_key_are_refused() {
-        let key = Plaintext::generate().unwrap();
-        let mut headers = HeaderMap::new();
-        let bearer = format!("Bearer {}", key.expose());
-        headers.insert("authorization", bearer.parse().unwrap());
-        assert_eq!(key_of(&headers).unwrap(), key.expose());
-        headers.insert(OTHER_HEADER, "1".parse().unwrap());
-        assert_eq!(key_of(&headers).unwrap_err().reason(), "KEY_MALFORMED");
-        headers.remove("authorization");
-        assert_eq!(key_of(&headers).unwrap_err().reason(), "KEY_MISSING");
     }
 }
