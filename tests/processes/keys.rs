@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use hub_client::proto::hub::api_keys::v1::RotateApiKeyRequest;
+
 use super::Fleet;
 use crate::api_keys::{create, new_key, reason, revoke, who_am_i};
 use crate::durability::load;
@@ -31,6 +33,24 @@ async fn revoked_elsewhere(flags: &[&str]) -> Duration {
 async fn a_revocation_is_known_to_all_processes_when_it_is_answered() {
     let took = revoked_elsewhere(&[]).await;
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_without_grace_is_known_to_all_processes_when_it_is_answered() {
+    let fleet = Fleet::start(2, &["--notify-interval", "0s"]).await;
+    let operator_key = fleet.hubs[0].ready["operatorKey"].as_str().unwrap();
+    let tenant = Tenant::create(&load::client(fleet.addr(0), operator_key)).await;
+    let admin = load::client(fleet.addr(0), &tenant.admin_key);
+    let made = create(&admin, new_key("leaked", &["psa:*"])).await.unwrap();
+    let there = load::client(fleet.addr(1), &made.plaintext);
+    who_am_i(&there).await.unwrap();
+    let request = RotateApiKeyRequest {
+        key_id: made.api_key.unwrap().key_id,
+        grace: Some(prost_types::Duration::default()),
+        ..RotateApiKeyRequest::default()
+    };
+    admin.api_keys().rotate_api_key(request).await.unwrap();
+    assert_eq!(reason(who_am_i(&there).await), "KEY_REVOKED");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -125,10 +125,16 @@ impl ApiKeys for Service {
             retry: call.map(|call| (call, message)),
         };
         let (mut answer, secret) = match self.keys.rotate(&caller, rotation).await? {
-            Done::First(rotated) => (
-                shown::rotated(&rotated, self.clock.now()),
-                Some(rotated.plaintext.expose().to_owned()),
-            ),
+            Done::First(rotated) => {
+                // Without grace it is a revocation, and answered as one.
+                if let Some(ended) = &rotated.previous.revocation {
+                    self.keys.confirmed(ended.epoch).await;
+                }
+                (
+                    shown::rotated(&rotated, self.clock.now()),
+                    Some(rotated.plaintext.expose().to_owned()),
+                )
+            }
             Done::Again(before) => (before.decode()?, before.secret),
         };
         answer.plaintext = secret.unwrap_or_default();
