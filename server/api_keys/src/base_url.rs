@@ -2,7 +2,10 @@
 //!
 //! A base URL covers its own host and everything below its path, by whole segments. Host and path
 //! are brought into one form first, so that case, a trailing dot, the usual port, `//`, `.` and
-//! `..` (also as `%2e`) lead to the same answer as for the server that receives the request.
+//! `..` (also as `%2e`) lead to the same answer as for the server that receives the request. Some
+//! servers take `%2f` and `%5c` for separators, and drop `;` and what follows it in a segment, and
+//! others do not: a path is covered if it is in both readings. Where no path is told, the host alone
+//! counts.
 
 /// Whether `base_url`, e.g. `https://api.example.com/psa`, covers this host and path.
 pub(crate) fn covers(base_url: &str, host: &str, path: &str) -> bool {
@@ -19,8 +22,9 @@ pub(crate) fn covers(base_url: &str, host: &str, path: &str) -> bool {
     let (Some(asked), Some(base)) = (authority(host, usual), authority(base_host, usual)) else {
         return false;
     };
-    let (asked_path, base_path) = (segments(path), segments(base_path));
-    asked == base && asked_path.starts_with(&base_path)
+    let base_path = segments(base_path);
+    let is_below = |path: &str| segments(path).starts_with(&base_path);
+    asked == base && (path.is_empty() || (is_below(path) && is_below(&decoded(path))))
 }
 
 /// Host and port; `None` if it is no plain host.
@@ -36,6 +40,19 @@ fn authority(text: &str, usual_port: &str) -> Option<(String, String)> {
     let is_plain = !host.is_empty() && host.bytes().all(plain);
     let is_port = port.bytes().all(|b| b.is_ascii_digit());
     (is_plain && is_port).then(|| (host.to_ascii_lowercase(), port.to_owned()))
+}
+
+/// A path without its query as those servers read it that decode separators and drop parameters.
+fn decoded(path: &str) -> String {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let path = ["%2f", "%2F", "%5c", "%5C"]
+        .iter()
+        .fold(path.to_owned(), |path, separator| {
+            path.replace(separator, "/")
+        });
+    let segments = path.split(['/', '\\']);
+    let segments = segments.map(|segment| segment.split(';').next().unwrap_or_default());
+    segments.collect::<Vec<_>>().join("/")
 }
 
 /// The segments of a path without its query, with `.` and `..` followed.
@@ -70,6 +87,8 @@ mod tests {
             ("api.example.com", "//psa//tickets"),
             ("api.example.com", "/crm/../psa/"),
             ("api.example.com", "/crm/%2e%2E/psa/"),
+            ("api.example.com", "/psa/a%2Fb;v=1"),
+            ("api.example.com", ""),
         ] {
             assert!(covers(PSA, host, path), "{host} {path}");
         }
@@ -88,6 +107,13 @@ mod tests {
             ("api.example.com", "/psa/../crm"),
             ("api.example.com", "/psa/%2e%2e/crm"),
             ("api.example.com", "/psa\\..\\crm"),
+            ("api.example.com", "/psa/..%2fcrm"),
+            ("api.example.com", "/psa/x%2F..%5C..%5ccrm"),
+            ("api.example.com", "/psa/%2e%2e%2fcrm"),
+            ("api.example.com", "/psa/..;/crm"),
+            ("api.example.com", "/psa/%2e.;x=1/crm"),
+            ("api.example.com", "/crm%2f..%2fpsa/tickets"),
+            ("api.example.com", "/"),
             ("api.example.com:8443", "/psa"),
             ("user@api.example.com", "/psa"),
             ("api.example.com\r\n", "/psa"),
