@@ -180,6 +180,15 @@ both_databases! {
         refused_and_mended(&hub, tickets(&key), ("RATE_LIMITED", "KEY_RATE"), &admin_key).await;
     }
 
+    async fn a_request_that_counts_as_more_than_the_limit_is_explained_as_such(hub: TestHub) {
+        let (key, key_id) = made(&hub, new_key("slow", &["psa:*"])).await;
+        let admin_key = hub.first_tenant().admin_key.clone();
+        let request = SetRateLimitRequest { key_id, requests_per_minute: 5 };
+        hub.client(&admin_key).api_keys().set_rate_limit(request).await.unwrap();
+        let costly = VerifyApiKeyRequest { cost: Some(50), ..tickets(&key) };
+        refused_and_mended(&hub, costly, ("RATE_LIMITED", "KEY_RATE"), &admin_key).await;
+    }
+
     async fn a_revoked_key_is_named_and_the_fix_makes_one_with_its_rights(hub: TestHub) {
         let admin = hub.client(&hub.first_tenant().admin_key);
         let (key, key_id) = made(&hub, new_key("leaked", &["psa:*"])).await;

@@ -61,6 +61,7 @@ impl Authenticator for Keys {
             action: scope.split_once(':').unwrap_or_default().1.to_owned(),
             path: refusal.policy.method.to_owned(),
             client_ip: credential.peer.map(|ip| ip.to_string()).unwrap_or_default(),
+            cost: 1,
             ..Denial::default()
         };
         self.denials.note(&record, denial);

@@ -40,6 +40,8 @@ pub(crate) struct Denial {
     pub host: String,
     pub path: String,
     pub client_ip: String,
+    /// Requests that it counted as.
+    pub cost: u32,
 }
 
 #[derive(Default)]

@@ -217,7 +217,7 @@ impl Case<'_> {
 
     async fn left(&self, tenant: Option<&TenantRef>) -> Option<(Left, bool)> {
         let limits = self.keys.limits(&self.record, tenant).await;
-        let taken = self.keys.take(&limits, 1, true).await;
+        let taken = self.keys.take(&limits, self.subject.cost(), true).await;
         taken.left.map(|left| (left, taken.denied.is_none()))
     }
 
@@ -242,7 +242,14 @@ impl Case<'_> {
             },
             Some((left, fits)) => Look {
                 now: holds(*fits),
-                detail: format!("{} of {} requests are left.", left.remaining, left.limit),
+                detail: match (left.remaining, left.limit, self.subject.cost()) {
+                    (remaining, limit, 0 | 1) => {
+                        format!("{remaining} of {limit} requests are left.")
+                    }
+                    (remaining, limit, cost) => format!(
+                        "{remaining} of {limit} requests are left, and it counts as {cost}."
+                    ),
+                },
                 metadata: vec![
                     ("limit", left.limit.to_string()),
                     ("remaining", left.remaining.to_string()),

@@ -165,7 +165,7 @@ impl Keys {
             _ if question.dry_run => {}
             None => self.usage.used(record, now),
             Some(refusal) => {
-                let denial = denial(&question.asked, refusal, &verdict.call_id, now);
+                let denial = denial(question, refusal, &verdict.call_id, now);
                 self.denials.note(record, denial);
             }
         }
@@ -189,7 +189,8 @@ pub(crate) fn may_verify(caller: &Caller, record: &Record) -> bool {
 }
 
 /// What is kept of a refusal.
-fn denial(asked: &Asked, refusal: &Error, call_id: &str, now: Micros) -> Denial {
+fn denial(question: &Question, refusal: &Error, call_id: &str, now: Micros) -> Denial {
+    let asked = &question.asked;
     let (_, action) = asked.scope.split_once(':').unwrap_or_default();
     let path = asked.path.split(['?', '#']).next();
     Denial {
@@ -202,6 +203,7 @@ fn denial(asked: &Asked, refusal: &Error, call_id: &str, now: Micros) -> Denial 
         // Without its query, in which people put what is secret.
         path: path.unwrap_or_default().to_owned(),
         client_ip: asked.client.map(|ip| ip.to_string()).unwrap_or_default(),
+        cost: question.cost,
         ..Denial::default()
     }
 }

@@ -95,11 +95,16 @@ impl Case<'_> {
             Some(_) => (self.key.key_id.as_str(), self.key.key_id.as_str()),
             None => ("the tenant", ""),
         };
-        let limit = left.limit.saturating_mul(2);
+        let cost = self.subject.cost();
+        let limit = left.limit.saturating_add(left.limit.max(cost));
         let title = format!("Raise the limit of {whose} to {limit} requests a minute");
         let request = json!({"keyId": key_id, "requestsPerMinute": limit});
         let raise = checks.fix(FixActor::Operator, title, SET_LIMIT, request);
-        vec![wait, raise]
+        match cost > left.limit {
+            // That much is never available.
+            true => vec![raise],
+            false => vec![wait, raise],
+        }
     }
 }
 

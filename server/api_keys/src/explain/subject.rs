@@ -58,6 +58,13 @@ pub(super) struct Subject {
     pub denial: Option<Denial>,
 }
 
+impl Subject {
+    /// How many requests it counts as.
+    pub(super) fn cost(&self) -> u32 {
+        self.denial.as_ref().map_or(1, |denial| denial.cost)
+    }
+}
+
 impl Keys {
     /// Finds the key and the request.
     pub(super) async fn subject(&self, caller: &Caller, mut request: Request) -> Result<Subject> {

@@ -15,12 +15,13 @@ const SWEPT_MAX: i64 = 1000;
 
 const INSERT: Sql = Sql::same(
     "insert into key_denials (call_id, tenant_no, key_id, time, reason, product, action, host,
-       path, client_ip)
-     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+       path, client_ip, cost)
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
      on conflict (call_id) do nothing",
 );
 const FIND: Sql = Sql::same(
-    "select call_id, tenant_no, key_id, time, reason, product, action, host, path, client_ip
+    "select call_id, tenant_no, key_id, time, reason, product, action, host, path, client_ip,
+       cost
      from key_denials where call_id = $1",
 );
 const CROP: Sql = Sql::same(
@@ -47,6 +48,7 @@ type Row = (
     String,
     String,
     String,
+    i64,
 );
 
 /// Stores denials, and removes the oldest of tenants that have too many.
@@ -64,6 +66,7 @@ pub(crate) async fn insert(db: &Db, denials: &[Denial]) -> Result<()> {
             .bind(denial.host.clone())
             .bind(denial.path.clone())
             .bind(denial.client_ip.clone())
+            .bind(i64::from(denial.cost))
             .execute()
             .await?;
     }
@@ -90,6 +93,7 @@ pub(crate) async fn find(db: &Db, call_id: &str) -> Result<Option<Denial>> {
         host: row.7,
         path: row.8,
         client_ip: row.9,
+        cost: u32::try_from(row.10).unwrap_or(u32::MAX),
     }))
 }
 
