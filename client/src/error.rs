@@ -170,7 +170,7 @@ impl Error {
 }
 
 /// The code that the contract states first in the comment of each reason.
-fn code_of(domain: &str, reason: &str) -> Code {
+pub(crate) fn code_of(domain: &str, reason: &str) -> Code {
     let known = reasons()
         .iter()
         .find(|known| known.domain == domain && known.name == reason);

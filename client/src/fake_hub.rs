@@ -1,5 +1,7 @@
 //! A hub for unit tests: the test itself plays the server, call by call, over a pipe.
 
+mod keys;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use hub_proto::hub::event_bus::v1::{
     AckBatch, ConsumeOpen, ConsumeRequest, ConsumeResponse, Credit, PublishStreamResponse,
     SubscribeRequest, consume_request,
 };
+use hub_proto::server::api_keys_server::ApiKeysServer;
 use hub_proto::server::event_bus_server::{EventBus, EventBusServer};
 use hub_proto::wire;
 use hub_proto::wire::subscribe_response::Frame;
@@ -24,6 +27,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tower::service_fn;
 
+pub(crate) use self::keys::{VerifyCall, WatchCall};
 use crate::Hub;
 
 type Pipes = mpsc::UnboundedSender<std::io::Result<DuplexStream>>;
@@ -34,6 +38,8 @@ pub(crate) struct FakeHub {
     subscribes: mpsc::UnboundedReceiver<SubscribeCall>,
     publishes: mpsc::UnboundedReceiver<PublishCall>,
     consumes: mpsc::UnboundedReceiver<ConsumeCall>,
+    verifies: mpsc::UnboundedReceiver<VerifyCall>,
+    watches: mpsc::UnboundedReceiver<WatchCall>,
     pipes: Arc<Mutex<Pipes>>,
 }
 
@@ -110,13 +116,13 @@ impl EventBus for Bus {
 }
 
 /// A server behind a pipe of its own; it serves until its pipes are dropped.
-fn serve(bus: Arc<Bus>) -> Pipes {
+fn serve(bus: Bus, keys: keys::Keys) -> Pipes {
     let (pipes, incoming) = mpsc::unbounded_channel();
-    let service = EventBusServer::from_arc(bus);
     let incoming = UnboundedReceiverStream::new(incoming);
     tokio::spawn(
         Server::builder()
-            .add_service(service)
+            .add_service(EventBusServer::new(bus))
+            .add_service(ApiKeysServer::new(keys))
             .serve_with_incoming(incoming),
     );
     pipes
@@ -132,7 +138,13 @@ impl FakeHub {
             publishes: publish_sender,
             consumes: consume_sender,
         };
-        let pipes = Arc::new(Mutex::new(serve(Arc::new(bus))));
+        let (verify_sender, verifies) = mpsc::unbounded_channel();
+        let (watch_sender, watches) = mpsc::unbounded_channel();
+        let keys = keys::Keys {
+            verifies: verify_sender,
+            watches: watch_sender,
+        };
+        let pipes = Arc::new(Mutex::new(serve(bus, keys)));
         let connected = pipes.clone();
         let connect = service_fn(move |_| {
             let pipes = connected.clone();
@@ -155,6 +167,8 @@ impl FakeHub {
             subscribes,
             publishes,
             consumes,
+            verifies,
+            watches,
             pipes,
         }
     }
@@ -181,6 +195,21 @@ impl FakeHub {
             Some(consume_request::Frame::Open(open)) => (call, open),
             frame => panic!("{frame:?} opens no stream"),
         }
+    }
+
+    /// The next VerifyApiKey call.
+    pub(crate) async fn asked(&mut self) -> VerifyCall {
+        self.verifies.recv().await.unwrap()
+    }
+
+    /// Whether no VerifyApiKey call waits.
+    pub(crate) fn is_not_asked(&mut self) -> bool {
+        self.verifies.try_recv().is_err()
+    }
+
+    /// The next WatchApiKeys call.
+    pub(crate) async fn watched(&mut self) -> WatchCall {
+        self.watches.recv().await.unwrap()
     }
 
     /// Whether no PublishStream call waits.

@@ -13,6 +13,7 @@ use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::api_keys::ApiKeyLayer;
 use crate::call::{CallHeaders, Transport};
 use crate::consumer::ConsumerBuilder;
 use crate::error::{Error, Result};
@@ -85,6 +86,14 @@ impl Hub {
     pub fn consume(&self, subscription: impl Into<String>) -> ConsumerBuilder {
         let runtime = self.runtime.clone();
         ConsumerBuilder::new(self.event_bus(), runtime, subscription.into())
+    }
+
+    /// A layer that verifies the keys of requests to `product`, for servers of axum and tonic. It
+    /// follows the changes of keys from now on, until its last clone and the last service behind it
+    /// are dropped. Make one, and clone it for all routes: they then share what is known. The key
+    /// needs the scope `hub:keys.verify`.
+    pub fn api_key_layer(&self, product: impl Into<String>) -> ApiKeyLayer {
+        ApiKeyLayer::start(self.api_keys(), &self.runtime, product.into())
     }
 
     /// The connection with key, tenant and deadline, for generated clients of other services.

@@ -7,6 +7,7 @@
 //! - [`Subscriber`]: reads events as a stream that reconnects and goes on where it was.
 //! - [`Consumer`]: works off a durable subscription, whose position, retries and failures the hub
 //!   keeps: a handler gets each event and says what becomes of it.
+//! - [`ApiKeyLayer`]: lets only requests with a valid key through, in a server of axum or tonic.
 //! - [`Error`]: code, reason, metadata and advice of a refusal.
 //!
 //! ```no_run
@@ -46,6 +47,7 @@
 //!
 //! Everything here needs a tokio runtime with time and I/O enabled.
 
+mod api_keys;
 mod backoff;
 mod call;
 mod consumer;
@@ -59,6 +61,7 @@ mod subscriber;
 #[cfg(feature = "tls")]
 mod tls;
 
+pub use api_keys::{ApiKeyBody, ApiKeyLayer, ApiKeyLayerState, ApiKeyService, Caller};
 pub use call::{CallHeaders, Transport};
 pub use consumer::{
     Answer, Consumer, ConsumerBuilder, ConsumerCounts, ConsumerNotice, ConsumerState, LeasedEvent,
