@@ -1,5 +1,6 @@
 //! What the client crate does against the real server, also while that stops and starts.
 
+mod api_key_layer;
 mod consumer;
 mod publisher;
 mod subscriber;

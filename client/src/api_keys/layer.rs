@@ -104,6 +104,7 @@ struct Shared {
 #[derive(Clone)]
 struct Rules {
     action: Option<Of<String>>,
+    host: Of<String>,
     path: Of<String>,
     client: Of<Option<IpAddr>>,
     pages: Option<String>,
@@ -128,6 +129,7 @@ impl ApiKeyLayer {
             }),
             rules: Arc::new(Rules {
                 action: None,
+                host: Arc::new(question::host),
                 path: Arc::new(|_| "/".to_owned()),
                 client: Arc::new(|_| None),
                 pages: None,
@@ -148,9 +150,15 @@ impl ApiKeyLayer {
         self.with(|rules| rules.action = Some(Arc::new(action)))
     }
 
+    /// The host that the caller sent the request to, for products with base URLs; by default the one
+    /// that the request names. Behind a proxy which names another one it is, e.g., in
+    /// `x-forwarded-host`, if only that proxy can set it. An empty host is not checked.
+    pub fn host_of(self, host: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
+        self.with(|rules| rules.host = Arc::new(host))
+    }
+
     /// The path of the product's base URL that this server answers at, e.g. `/psa` of
-    /// `https://api.example.com/psa`; `/` by default. The host is the request's own. Both are checked
-    /// if the product has base URLs.
+    /// `https://api.example.com/psa`; `/` by default. It is checked with the host.
     pub fn base_path(self, path: impl Into<String>) -> Self {
         let path = path.into();
         self.path_of(move |_| path.clone())
@@ -208,7 +216,7 @@ impl ApiKeyLayer {
     /// What is to be asked about a request with this key.
     pub(super) fn question(&self, key: String, parts: &Parts) -> Result<Question, Refusal> {
         let rules = &self.rules;
-        let host = question::host(parts);
+        let host = (rules.host)(parts);
         let path = (rules.path)(parts);
         for (what, text) in [("host", &host), ("path", &path)] {
             if text.len() > TEXT_BYTES_MAX {
