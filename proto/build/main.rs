@@ -38,24 +38,22 @@ const MIRRORS: [(&str, &str); 5] = [
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
-    for dir in ["hub", "build"] {
+    for dir in ["hub", "envoy", "build"] {
         println!("cargo::rerun-if-changed={}", root.join(dir).display());
     }
 
-    let mut files = Vec::new();
-    collect_protos(&root.join("hub"), &mut files).unwrap();
-    files.sort();
-
-    let mut compiler = protox::Compiler::new([&root]).unwrap();
-    compiler.include_source_info(true).include_imports(true);
-    compiler
-        .open_files(files)
-        .unwrap_or_else(|error| panic!("{error:?}"));
+    let mut compiler = compile(&root, "hub");
     let pool = compiler.descriptor_pool();
+    // Not of the contract: neither described to callers nor called by the rules of its options.
+    let envoy = compile(&root, "envoy");
+    let envoy_pool = envoy.descriptor_pool();
 
-    generate_messages(&compiler, &pool).unwrap();
-    generate_servers(&compiler, &out.join("server")).unwrap();
-    write(&out, "redaction.rs", redaction::generate(&pool));
+    for (compiler, pool) in [(&compiler, &pool), (&envoy, &envoy_pool)] {
+        generate_messages(compiler, pool).unwrap();
+        generate_servers(compiler, &out.join("server")).unwrap();
+    }
+    let redaction = redaction::generate(&pool) + &redaction::generate(&envoy_pool);
+    write(&out, "redaction.rs", redaction);
     write(&out, "validation.rs", validation::generate(&pool, &MIRRORS));
     write(&out, "policies.rs", tables::policies(&pool));
     write(&out, "reasons.rs", tables::reasons(&pool));
@@ -63,6 +61,19 @@ fn main() {
     // Only this encoding keeps the extension options, which reflection clients want to see.
     compiler.include_source_info(false);
     fs::write(out.join("hub.binpb"), compiler.encode_file_descriptor_set()).unwrap();
+}
+
+/// The protos of a folder, with what they import.
+fn compile(root: &Path, folder: &str) -> protox::Compiler {
+    let mut files = Vec::new();
+    collect_protos(&root.join(folder), &mut files).unwrap();
+    files.sort();
+    let mut compiler = protox::Compiler::new([root]).unwrap();
+    compiler.include_source_info(true).include_imports(true);
+    compiler
+        .open_files(files)
+        .unwrap_or_else(|error| panic!("{error:?}"));
+    compiler
 }
 
 fn collect_protos(dir: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
@@ -106,6 +117,7 @@ fn generate_servers(compiler: &protox::Compiler, out: &Path) -> io::Result<()> {
         .generate_default_stubs(true)
         .codec_path("crate::codec::CheckedCodec")
         .extern_path(".hub", "crate::hub")
+        .extern_path(".envoy", "crate::envoy")
         .out_dir(out);
     for (message, mirror) in MIRRORS {
         builder = builder.extern_path(format!(".{message}"), mirror);

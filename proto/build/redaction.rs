@@ -9,7 +9,7 @@ use crate::naming::{field_ident, message_path, oneof_path, upper_camel};
 /// Messages with at least one redacted field.
 pub fn messages(pool: &DescriptorPool) -> Vec<MessageDescriptor> {
     pool.all_messages()
-        .filter(|message| message.package_name().starts_with("hub."))
+        .filter(|message| !message.package_name().starts_with("google."))
         .filter(|message| message.fields().any(|field| is_redacted(&field)))
         .collect()
 }

@@ -5,11 +5,13 @@
 //! - [`server`]: service traits and servers, e.g. `server::event_bus_server::{EventBus,
 //!   EventBusServer}`. They decode with [`codec::CheckedCodec`], so that a handler only ever sees
 //!   requests within their declared limits, and events that stay encoded ([`wire`]).
+//! - [`envoy`]: what the hub serves to Envoy, which is not of the contract.
 //! - [`validate`]: the limits that the protos declare, as code.
 //! - [`policy`] and [`reasons`]: what the protos say about callers and errors, as tables.
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod envoy;
 pub mod policy;
 pub mod reasons;
 pub mod validate;
@@ -44,7 +46,7 @@ pub mod hub {
 }
 
 /// Service traits and servers: `event_bus_server`, `webhooks_server`, `api_keys_server`,
-/// `entity_sync_server` and `platform_server`. RPCs that are not implemented answer UNIMPLEMENTED.
+/// `entity_sync_server`, `platform_server` and Envoy's `authorization_server`. RPCs that are not implemented answer UNIMPLEMENTED.
 #[allow(
     missing_docs,
     clippy::all,
@@ -53,6 +55,7 @@ pub mod hub {
     unused_variables
 )]
 pub mod server {
+    include!(concat!(env!("OUT_DIR"), "/server/envoy.service.auth.v3.rs"));
     include!(concat!(env!("OUT_DIR"), "/server/hub.api_keys.v1.rs"));
     include!(concat!(env!("OUT_DIR"), "/server/hub.entity_sync.v1.rs"));
     include!(concat!(env!("OUT_DIR"), "/server/hub.event_bus.v1.rs"));

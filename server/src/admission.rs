@@ -83,8 +83,8 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
         };
     }
     let Some(policy) = method_policy(path) else {
-        // Not of the contract: the router answers.
-        return next.run(request).await;
+        // Not of the contract: a service that finds out itself who is calling, or the router.
+        return next.run(introduced(request)).await;
     };
     if policy.public {
         return next.run(request).await;
@@ -123,18 +123,23 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
 
 /// The layer of what domains serve as plain HTTP: it tells them from where a request comes. Who is
 /// calling they find out themselves.
-pub async fn introduce(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+pub async fn introduce(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     if gate.certificates && request.extensions().get::<Verified>().is_none() {
         return StatusCode::FORBIDDEN.into_response();
     }
+    next.run(introduced(request)).await
+}
+
+/// The request with its origin, for who decides about callers himself.
+fn introduced(mut request: Request) -> Request {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
     let call_id = Call::of(&request).id;
     request.extensions_mut().insert(Origin {
         call_id,
         client_ip: peer,
         forwarded: false,
     });
-    next.run(request).await
+    request
 }
 
 /// The answer with what is left of the limit, whether it is good or an error.

@@ -71,6 +71,12 @@ pub const BUILT: &[&str] = &[
     "hub.platform.v1.Platform/UpdateTenant",
 ];
 
+/// RPCs beside the contract. Who is calling the domains find out themselves.
+pub const BESIDE: &[&str] = &[
+    #[cfg(feature = "api_keys")]
+    "envoy.service.auth.v3.Authorization/Check",
+];
+
 /// Whether a method, e.g. `hub.api_keys.v1.ApiKeys/WhoAmI`, is built.
 pub fn is_built(method: &str) -> bool {
     let domain = method.split('.').nth(1).unwrap_or_default();

@@ -12,6 +12,7 @@ use tonic::Code;
 use tracing::Span;
 
 use crate::call::Call;
+use crate::modules;
 
 /// Service and method of a path that the contract does not have: one label, whatever is asked.
 const UNKNOWN: (&str, &str) = ("unknown", "unknown");
@@ -38,15 +39,9 @@ pub struct Record {
 impl Record {
     /// A call to `path` has begun.
     pub fn begin(call: &Call, path: &str) -> Self {
-        let known = policy::method_policy(path)
-            .map(|policy| policy.method)
-            .or_else(|| {
-                PUBLIC
-                    .iter()
-                    .find(|known| **known == path)
-                    .map(|known| &known[1..])
-            });
+        let known = policy::method_policy(path).map(|policy| policy.method);
         let labels = known
+            .or_else(|| beside(path))
             .and_then(|method| method.split_once('/'))
             .unwrap_or(UNKNOWN);
         counter!("grpc_server_started_total", "grpc_service" => labels.0, "grpc_method" => labels.1)
@@ -127,6 +122,14 @@ impl Record {
             );
         }
     }
+}
+
+/// The method of a path that is served beside the contract.
+fn beside(path: &str) -> Option<&'static str> {
+    let public = PUBLIC.iter().map(|known| &known[1..]);
+    let mut known = public.chain(modules::BESIDE.iter().copied());
+    let method = path.strip_prefix('/')?;
+    known.find(|known| *known == method)
 }
 
 impl Drop for Record {

@@ -31,7 +31,7 @@ const CHECKS: [&str; 13] = [
     "KEY_WOULD_PASS_NOW",
 ];
 
-async fn explain(client: &Hub, request: ExplainAccessRequest) -> Outcome<Explanation> {
+pub async fn explain(client: &Hub, request: ExplainAccessRequest) -> Outcome<Explanation> {
     let answer = client.api_keys().explain_access(request).await?;
     let explanation = answer.into_inner().explanation.unwrap();
     let codes: Vec<&str> = explanation
@@ -53,14 +53,14 @@ fn about(subject: Subject) -> ExplainAccessRequest {
     }
 }
 
-fn call(call_id: &str) -> ExplainAccessRequest {
+pub fn call(call_id: &str) -> ExplainAccessRequest {
     ExplainAccessRequest {
         subject: Some(Subject::CallId(call_id.to_owned())),
         ..ExplainAccessRequest::default()
     }
 }
 
-fn result(explanation: &Explanation, code: &str) -> CheckResult {
+pub fn result(explanation: &Explanation, code: &str) -> CheckResult {
     let check = explanation.checks.iter().find(|check| check.code == code);
     check.unwrap().result()
 }

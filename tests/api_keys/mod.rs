@@ -3,6 +3,8 @@
 mod changes;
 mod credentials;
 mod explain;
+mod ext_authz;
+mod ext_authz_malformed;
 mod keys;
 mod limits;
 mod pages;

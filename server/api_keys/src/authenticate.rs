@@ -18,7 +18,7 @@ use crate::{error, explain};
 
 const SCHEME: &str = "bearer";
 /// A header that other systems carry keys in.
-const OTHER_HEADER: &str = "x-api-key";
+pub(crate) const OTHER_HEADER: &str = "x-api-key";
 
 impl Authenticator for Keys {
     fn authenticate<'a>(&'a self, credential: Credential<'a>) -> Answer<'a, Caller> {

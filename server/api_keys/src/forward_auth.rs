@@ -14,16 +14,10 @@ use hub_core::auth::Origin;
 use hub_core::error::{Error, Result};
 
 use crate::keys::Keys;
-use crate::proxied::{Answer, Proxied, Trusted};
+use crate::proxied::{Answer, FORWARDED_FOR, Proxied, Trusted, joined};
 
 const FORWARDED_HOST: &str = "x-forwarded-host";
 const FORWARDED_URI: &str = "x-forwarded-uri";
-
-/// Headers by which the product learns who calls. A proxy sets them from the answer, also those
-/// that are empty, so that none comes from the caller.
-pub(crate) const KEY_ID: &str = "x-hub-key-id";
-pub(crate) const TENANT_ID: &str = "x-hub-tenant-id";
-pub(crate) const SCOPES: &str = "x-hub-scopes";
 
 #[derive(Clone)]
 struct Desk {
@@ -63,7 +57,7 @@ fn proxied(
 ) -> Result<Proxied> {
     let mut proxied = Proxied {
         headers: headers.clone(),
-        client: trusted.client(headers, peer),
+        client: trusted.client(&joined(headers, FORWARDED_FOR), peer),
         ..Proxied::default()
     };
     for pair in query.split('&') {
@@ -79,17 +73,11 @@ fn proxied(
         value.clone_into(place);
     }
     if peer.is_some_and(|peer| trusted.contains(peer)) {
+        // Several are no host, and so no host of a product.
         proxied.host = joined(headers, FORWARDED_HOST);
         proxied.path = joined(headers, FORWARDED_URI);
     }
     Ok(proxied)
-}
-
-/// All values; several are no host, and so no host of a product.
-fn joined(headers: &HeaderMap, name: &str) -> String {
-    let values = headers.get_all(name).iter();
-    let values: Vec<&str> = values.map(|value| value.to_str().unwrap_or("?")).collect();
-    values.join(",")
 }
 
 fn write(answer: &Answer, public_url: &str) -> Response {
@@ -97,37 +85,18 @@ fn write(answer: &Answer, public_url: &str) -> Response {
     *response.status_mut() =
         http::StatusCode::from_u16(answer.status).unwrap_or(http::StatusCode::FORBIDDEN);
     let headers = response.headers_mut();
-    let told = &answer.told;
-    for (name, value) in &told.headers {
-        put(headers, &name.to_ascii_lowercase(), value);
+    for (name, value) in answer.headers() {
+        put(headers, &name, &value);
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if answer.reason.is_empty() {
-        put(headers, KEY_ID, &told.key_id);
-        put(headers, TENANT_ID, &told.tenant_id);
-        put(headers, SCOPES, &told.scopes.join(" "));
-        return response;
+    if answer.is_allowed() {
+        for (name, value) in answer.identity() {
+            put(headers, name, &value);
+        }
+    } else {
+        *response.body_mut() = Body::from(answer.problem(public_url));
     }
-    if answer.status == 401 {
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
-    put(headers, "content-type", "application/problem+json");
-    *response.body_mut() = Body::from(problem(answer, public_url));
     response
-}
-
-/// What the caller's developer is told, as RFC 9457 has it.
-pub(crate) fn problem(answer: &Answer, public_url: &str) -> String {
-    serde_json::json!({
-        "type": format!("{public_url}/errors/{}", answer.reason),
-        "title": answer.reason,
-        "status": answer.status,
-        "detail": answer.told.hint,
-        "reason": answer.reason,
-        "keyId": answer.told.key_id,
-        "callId": answer.told.call_id,
-    })
-    .to_string()
 }
 
 fn put(headers: &mut HeaderMap, name: &str, value: &str) {

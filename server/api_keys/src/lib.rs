@@ -21,6 +21,7 @@ mod decision;
 mod denials;
 mod error;
 mod explain;
+mod ext_authz;
 mod follow;
 mod forward_auth;
 mod grpc;
@@ -86,8 +87,10 @@ pub fn module(core: &Core) -> Result<Plugged, String> {
     };
     let server =
         ApiKeysServer::new(service).max_decoding_message_size(core.limits.message_bytes_max);
+    let envoy = ext_authz::Service::server(&keys, trusted.clone());
     // Unknown methods are answered by the server, once for all domains.
-    let router = Routes::new(server).into_axum_router().reset_fallback();
+    let routes = Routes::new(server).add_service(envoy);
+    let router = routes.into_axum_router().reset_fallback();
     let module = Module {
         name: "api_keys",
         router,

@@ -26,8 +26,14 @@ use crate::secret::Plaintext;
 use crate::shown;
 use crate::verify::Question;
 
-/// What a proxy says of the request that it asks about.
-const FORWARDED_FOR: &str = "x-forwarded-for";
+/// What proxies say of the client: each adds the address that it saw.
+pub(crate) const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Headers by which the product learns who calls. A proxy sets them from the answer, also those
+/// that are empty, so that none comes from the caller.
+const KEY_ID: &str = "x-hub-key-id";
+const TENANT_ID: &str = "x-hub-tenant-id";
+const SCOPES: &str = "x-hub-scopes";
 
 /// A proxied request.
 #[derive(Debug, Default)]
@@ -91,6 +97,54 @@ impl Keys {
     }
 }
 
+impl Answer {
+    /// The request is to be passed on.
+    pub fn is_allowed(&self) -> bool {
+        self.reason.is_empty()
+    }
+
+    /// Headers by which the product learns who calls.
+    pub fn identity(&self) -> [(&'static str, String); 3] {
+        let told = &self.told;
+        [
+            (KEY_ID, told.key_id.clone()),
+            (TENANT_ID, told.tenant_id.clone()),
+            (SCOPES, told.scopes.join(" ")),
+        ]
+    }
+
+    /// Headers of what the caller is answered, by the product or by the proxy; names in lower case.
+    pub fn headers(&self) -> Vec<(String, String)> {
+        let told = self.told.headers.iter();
+        let mut headers: Vec<(String, String)> = told
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
+            .collect();
+        let mut add = |name: &str, value: &str| headers.push((name.to_owned(), value.to_owned()));
+        if self.status == 401 {
+            add("www-authenticate", "Bearer");
+        }
+        if !self.is_allowed() {
+            add("content-type", "application/problem+json");
+            add("cache-control", "no-store");
+        }
+        headers
+    }
+
+    /// What the caller's developer is told of a denial, as RFC 9457 has it.
+    pub fn problem(&self, public_url: &str) -> String {
+        serde_json::json!({
+            "type": format!("{public_url}/errors/{}", self.reason),
+            "title": self.reason,
+            "status": self.status,
+            "detail": self.told.hint,
+            "reason": self.reason,
+            "keyId": self.told.key_id,
+            "callId": self.told.call_id,
+        })
+        .to_string()
+    }
+}
+
 /// `KEY_MALFORMED` if a key stands in the query of a path. Logs keep what stands there, on its way
 /// to the hub and behind it, so such a key has leaked, whatever else the request presents.
 fn check_query(path: &str) -> Result<()> {
@@ -145,6 +199,13 @@ fn undecided(error: &Error, origin: &Origin) -> Answer {
     }
 }
 
+/// All values of a header, as one.
+pub(crate) fn joined(headers: &HeaderMap, name: &str) -> String {
+    let values = headers.get_all(name).iter();
+    let values: Vec<&str> = values.map(|value| value.to_str().unwrap_or("?")).collect();
+    values.join(",")
+}
+
 /// Proxies whose word about the client is believed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Trusted(Vec<Cidr>);
@@ -165,11 +226,8 @@ impl Trusted {
 
     /// The client: of those that are named, the last that is no proxy of ours. Each proxy adds the
     /// one that it saw at the end, so what the client itself wrote stands before.
-    pub fn client(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Option<IpAddr> {
+    pub fn client(&self, named: &str, peer: Option<IpAddr>) -> Option<IpAddr> {
         let mut client = peer?;
-        let named = headers.get_all(FORWARDED_FOR).iter();
-        let named: Vec<&str> = named.map(|value| value.to_str().unwrap_or("?")).collect();
-        let named = named.join(",");
         if named.is_empty() {
             // A proxy that does not tell: nobody knows.
             return (!self.contains(client)).then_some(client);
@@ -194,7 +252,7 @@ mod tests {
         for value in forwarded {
             headers.append(FORWARDED_FOR, value.parse().unwrap());
         }
-        let client = trusted.client(&headers, peer.parse().ok());
+        let client = trusted.client(&joined(&headers, FORWARDED_FOR), peer.parse().ok());
         client.map(|address| address.to_string())
     }
 

@@ -49,8 +49,8 @@ pub struct ListenArgs {
     /// Threads that work; else one less than there are cores, at least one.
     #[arg(long)]
     pub worker_threads: Option<NonZeroUsize>,
-    /// Addresses of proxies that ask `/authz`, as CIDR with commas between: only what these say of
-    /// the client's address, host and path is believed.
+    /// Addresses of proxies that ask `/authz` or Envoy's Check, as CIDR with commas between: only
+    /// what these say of the client's address, host and path is believed.
     #[arg(long, value_name = "CIDRS", default_value = TRUSTED_PROXIES)]
     pub trusted_proxies: String,
     /// Connections of callers at once.

@@ -50,7 +50,13 @@ async fn main() -> Result<()> {
     let (segment, rare) = (arguments.segment, arguments.rare);
     let filled = LargeLog::fill(&database, arguments.events, segment, rare).await?;
     filled.running.drain().await;
-    let headings = ["type", "events", "cold ms", "warm ms (median)", "limit, warm"];
+    let headings = [
+        "type",
+        "events",
+        "cold ms",
+        "warm ms (median)",
+        "limit, warm",
+    ];
     let mut table = Table::new(&headings);
     for (name, kind) in [
         ("one in 40", "type.7"),
@@ -69,11 +75,7 @@ async fn main() -> Result<()> {
         }
         warm.sort_by(f64::total_cmp);
         let median = warm[warm.len() / 2];
-        let held = if median < LIMIT_MS {
-            "held"
-        } else {
-            "MISSED"
-        };
+        let held = if median < LIMIT_MS { "held" } else { "MISSED" };
         table.row(&[
             format!("`{kind}`, {name}"),
             count.to_string(),
