@@ -46,7 +46,8 @@ pub mod hub {
 }
 
 /// Service traits and servers: `event_bus_server`, `webhooks_server`, `api_keys_server`,
-/// `entity_sync_server`, `platform_server` and Envoy's `authorization_server`. RPCs that are not implemented answer UNIMPLEMENTED.
+/// `entity_sync_server`, `platform_server` and Envoy's `authorization_server`. RPCs that are not
+/// implemented answer UNIMPLEMENTED.
 #[allow(
     missing_docs,
     clippy::all,

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::WhoAmIRequest;
+use hub_proto::envoy::service::auth::v3::CheckRequest;
+use hub_proto::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
@@ -147,6 +149,13 @@ fn client(process: &TestProcess, authority: &Authority, own: Option<&Identity>) 
     builder.connect_lazy().unwrap()
 }
 
+/// Code of the decision about a request that Envoy tells nothing of.
+async fn check(hub: &Hub) -> Result<i32, tonic::Status> {
+    let mut envoy = AuthorizationClient::new(hub.transport());
+    let answer = envoy.check(CheckRequest::default()).await?;
+    Ok(answer.into_inner().status.unwrap().code)
+}
+
 async fn who_am_i(hub: &Hub) -> Result<bool, hub_client::Error> {
     let answer = hub.api_keys().who_am_i(WhoAmIRequest::default()).await?;
     Ok(answer.into_inner().api_key.unwrap().all_tenants)
@@ -233,9 +242,14 @@ async fn rpcs_need_a_certificate_where_an_authority_is_given_and_probes_need_non
         .server_reflection_info(tokio_stream::empty())
         .await;
     assert_eq!(asked.unwrap_err().code(), tonic::Code::Unauthenticated);
+    // Proxies need no key, but they are no probes.
+    let refused = check(&bare).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    assert_eq!(authority.page(process.addr(), "/authz").await, 403);
 
     let known = client(&process, &authority, Some(&callers.issue()));
     assert!(who_am_i(&known).await.unwrap());
+    assert_eq!(check(&known).await.unwrap(), tonic::Code::Internal as i32);
     // One of another authority does not get through the handshake, also not to probes: no answer
     // of the hub has come.
     let unknown = client(&process, &authority, Some(&authority.issue()));
