@@ -4,8 +4,8 @@
 //! are brought into one form first, so that case, a trailing dot, the usual port, `//`, `.` and
 //! `..` (also as `%2e`) lead to the same answer as for the server that receives the request. Some
 //! servers take `%2f` and `%5c` for separators, and drop `;` and what follows it in a segment, and
-//! others do not: a path is covered if it is in both readings. Where no path is told, the host alone
-//! counts.
+//! others do not: a path is covered if it is in both readings. Where no path is told, the host
+//! alone counts.
 
 /// Whether `base_url`, e.g. `https://api.example.com/psa`, covers this host and path.
 pub(crate) fn covers(base_url: &str, host: &str, path: &str) -> bool {

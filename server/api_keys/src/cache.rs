@@ -3,6 +3,8 @@
 //! Invariants:
 //! - A look-up that began before a change of a key never puts the key back: [`Fill`] carries the
 //!   epoch at which it began, and is dropped if there was a change since.
+//! - Nothing is kept before this process hears of changes that others make: who revokes a key waits
+//!   for those processes only that say how far they are.
 //! - Nothing is believed for longer than the time to live; there is no "stale while revalidate".
 //! - Two generations bound the memory: when the young one is half of the limit, it becomes the old
 //!   one, and what was old is forgotten.
@@ -27,6 +29,7 @@ pub(crate) struct Cache {
 #[derive(Default)]
 struct State {
     epoch: u64,
+    is_kept: bool,
     young: Generation,
     old: Generation,
 }
@@ -52,7 +55,7 @@ pub(crate) struct Fill {
 }
 
 impl Cache {
-    /// Holds at most `keys_max` keys, each for `ttl`.
+    /// Will hold at most `keys_max` keys, each for `ttl`, after [`Cache::keep`].
     pub fn new(keys_max: usize, ttl: Duration) -> Self {
         let generation_max = (keys_max / 2).max(1);
         Cache {
@@ -60,6 +63,12 @@ impl Cache {
             generation_max,
             ttl: micros(ttl),
         }
+    }
+
+    /// Keeps keys from now on: changes of others are heard of.
+    pub fn keep(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.is_kept = true;
     }
 
     /// The key with this hash, if it is known and fresh.
@@ -105,6 +114,9 @@ impl Cache {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if state.epoch != fill.epoch {
             return false;
+        }
+        if !state.is_kept {
+            return true;
         }
         if state.young.by_hash.len() >= self.generation_max {
             state.old = std::mem::take(&mut state.young);
@@ -163,6 +175,12 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(5);
 
+    fn cache(keys_max: usize) -> Cache {
+        let cache = Cache::new(keys_max, TTL);
+        cache.keep();
+        cache
+    }
+
     fn record(key_id: &str) -> Arc<Record> {
         let key = crate::key::Key {
             key_id: key_id.into(),
@@ -177,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_key_is_believed_for_its_time_to_live_and_not_a_moment_longer() {
-        let cache = Cache::new(10, TTL);
+        let cache = cache(10);
         cache.finish(cache.begin(100), [1; 32], record("key_1"));
         assert!(known(&cache, 1, 100) && known(&cache, 1, 100 + micros(TTL) - 1));
         assert!(cache.by_id("key_1", 100).is_some());
@@ -187,8 +205,18 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_that_began_before_a_revocation_does_not_put_the_key_back() {
+    fn nothing_is_kept_before_changes_of_others_are_heard_of() {
         let cache = Cache::new(10, TTL);
+        assert!(cache.finish(cache.begin(0), [1; 32], record("key_1")));
+        assert!(!known(&cache, 1, 0));
+        cache.keep();
+        cache.finish(cache.begin(0), [1; 32], record("key_1"));
+        assert!(known(&cache, 1, 0));
+    }
+
+    #[test]
+    fn a_look_up_that_began_before_a_revocation_does_not_put_the_key_back() {
+        let cache = cache(10);
         let early = cache.begin(0);
         cache.forget("key_1");
         cache.finish(early, [1; 32], record("key_1"));
@@ -199,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_key_is_gone_from_both_generations() {
-        let cache = Cache::new(2, TTL);
+        let cache = cache(2);
         cache.finish(cache.begin(0), [1; 32], record("key_1"));
         cache.finish(cache.begin(0), [2; 32], record("key_2"));
         assert!(known(&cache, 1, 0) && known(&cache, 2, 0));
@@ -211,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_key_that_is_looked_up_again_is_forgotten_in_both_places() {
-        let cache = Cache::new(2, TTL);
+        let cache = cache(2);
         cache.finish(cache.begin(0), [1; 32], record("key_1"));
         cache.finish(cache.begin(0), [2; 32], record("key_2"));
         cache.finish(cache.begin(1), [1; 32], record("key_1"));
@@ -221,7 +249,7 @@ mod tests {
 
     #[test]
     fn no_more_keys_are_held_than_allowed() {
-        let cache = Cache::new(100, TTL);
+        let cache = cache(100);
         for number in 0..10_000u32 {
             let mut hash = [0; 32];
             hash[..4].copy_from_slice(&number.to_be_bytes());

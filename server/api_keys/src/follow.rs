@@ -35,6 +35,7 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
         followers::forget(&keys.core.db).await?;
     }
     confirm(&keys, at).await?;
+    keys.cache.keep();
     loop {
         turn.passed_for(IDLE);
         tokio::select! {

@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod contender;
 pub mod disk;
+pub mod echo;
 pub mod hub;
 mod hub_reader;
 pub mod large_log;

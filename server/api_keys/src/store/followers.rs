@@ -10,7 +10,7 @@ const PUT: Sql = Sql::same(
 const FORGET: Sql = Sql::same(
     "delete from key_followers where process_id not in (select process_id from live_processes)",
 );
-// A process that does not follow yet knows no key from before it follows.
+// A process that does not follow yet keeps no key.
 const BEHIND: Sql = Sql::same(
     "select count(*) from key_followers f join live_processes p on p.process_id = f.process_id
      where f.process_id <> $1 and f.epoch < $2",

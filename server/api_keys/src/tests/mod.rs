@@ -67,7 +67,7 @@ impl TestKeys {
             )
         };
         let core = core(&url, Clock::manual(START)).await;
-        let keys = module(&core).unwrap().keys;
+        let keys = keys(&core);
         let tenant = add_tenant(&core, "Acme").await;
         TestKeys {
             core,
@@ -80,7 +80,7 @@ impl TestKeys {
 
     /// Another process on the same database (PostgreSQL), with the same clock.
     pub fn other_process(&self) -> Arc<Keys> {
-        module(&self.core).unwrap().keys
+        keys(&self.core)
     }
 
     pub fn administrator(&self) -> Caller {
@@ -103,6 +103,13 @@ impl TestKeys {
     pub async fn authenticate(&self, created: &Created) -> Result<Caller> {
         authenticate(&self.keys, created.plaintext.expose()).await
     }
+}
+
+/// Those of a process that hears of changes, which the tests tell it.
+fn keys(core: &Core) -> Arc<Keys> {
+    let keys = module(core).unwrap().keys;
+    keys.cache.keep();
+    keys
 }
 
 pub fn named(name: &str) -> NewKey {

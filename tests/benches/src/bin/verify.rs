@@ -1,0 +1,293 @@
+//! VerifyApiKey with 100,000 keys that have limits, beside a bare echo of the same messages; what
+//! the keys take in memory; and the client's layer with a decision that it has.
+//!
+//! `cargo run --release -p hub-benches --bin verify`; `--help` for the rest.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use futures_util::{StreamExt, stream};
+use hub_benches::echo::Echo;
+use hub_benches::options::Setting;
+use hub_benches::process::{self, Process};
+use hub_benches::report::{self, Table};
+use hub_benches::stats::Series;
+use hub_benches::{Result, echo, until_interrupted};
+use hub_client::Hub;
+use hub_client::proto::hub::api_keys::v1::{
+    ApiKey, CreateApiKeyRequest, SetRateLimitRequest, VerifyApiKeyRequest,
+};
+use tokio::task::JoinSet;
+use tonic::body::Body;
+use tower::{Layer, Service, ServiceExt};
+
+/// At 64 in flight, beside the echo.
+const GOAL: f64 = 0.85;
+const IN_FLIGHT: [usize; 3] = [1, 16, 64];
+/// Calls at once while keys are made.
+const AT_ONCE: usize = 32;
+/// More than is asked for here.
+const REQUESTS_PER_MINUTE: u32 = 1_000_000_000;
+const KEYS_OF_TENANT: usize = 1_000;
+const HOST: &str = "api.theonepsa.com";
+
+/// Measures VerifyApiKey.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    setting: Setting,
+    /// Keys, each with a limit of its own, of tenants with 1,000 keys and a limit.
+    #[arg(long, default_value_t = 100_000)]
+    keys: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Rounds; hub and echo have one turn of each window in each.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Serves the echo and nothing else.
+    #[arg(long, hide = true)]
+    echo: bool,
+}
+
+/// Calls of one kind.
+#[derive(Clone)]
+struct Caller {
+    hub: Hub,
+    keys: Arc<Vec<String>>,
+    next: Arc<AtomicUsize>,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if arguments.echo {
+        return echo::serve().await;
+    }
+    until_interrupted(run(&arguments)).await
+}
+
+async fn run(arguments: &Arguments) -> Result<()> {
+    let binary = arguments.setting.binary()?;
+    let scratch = arguments.setting.scratch()?;
+    let dir = scratch.dir("hub")?;
+    let database = format!("sqlite:{}", dir.join("hub.db").display());
+    let process = Process::serve(&binary, &dir, &database).await?;
+    let operator = process.operator()?;
+    let before = process.server().resident_bytes()?;
+    let began = Instant::now();
+    let keys = Arc::new(keys(&process, &operator, arguments.keys).await?);
+    eprintln!("keys made in {:.0} s", began.elapsed().as_secs_f64());
+    let verifier = process.client(&verifier(&operator).await?)?;
+    let hub = Caller {
+        hub: verifier.clone(),
+        keys: keys.clone(),
+        next: Arc::default(),
+    };
+    // Once each, so that all are in memory.
+    hub.count(AT_ONCE, keys.len()).await?;
+    let after = process.server().resident_bytes()?;
+    let echo = Echo::start(&scratch.dir("echo")?).await?;
+    let bare = Caller {
+        hub: Hub::builder(echo.url()).api_key(&keys[0]).connect_lazy()?,
+        keys,
+        next: Arc::default(),
+    };
+    let mut rates: [[Series; 2]; 3] = Default::default();
+    for round in 0..arguments.rounds.max(1) {
+        for (window, rates) in IN_FLIGHT.into_iter().zip(&mut rates) {
+            let mut turns = [(0, &hub), (1, &bare)];
+            if round % 2 == 1 {
+                turns.reverse();
+            }
+            for (who, caller) in turns {
+                let rate = caller.rate(window, arguments.seconds).await?;
+                rates[who].push(rate);
+            }
+        }
+    }
+    let layer = layer(&verifier, &hub.keys[0], arguments.seconds).await?;
+    let text = format!(
+        "{}; {} keys; {} rounds of {} s.\n\n{}\nResident memory: {:.0} MiB before the keys were \
+         made, {:.0} MiB with all of them in use.\n\nThe client's layer, on one thread, with a key \
+         that it knows: {:.0}k requests/s.\n",
+        report::machine(),
+        arguments.keys,
+        arguments.rounds,
+        arguments.seconds,
+        table(&rates).text(),
+        mib(before),
+        mib(after),
+        layer / 1e3,
+    );
+    arguments.setting.publish("verify", &text)
+}
+
+fn table(rates: &[[Series; 2]; 3]) -> Table {
+    let headings = [
+        "calls at once",
+        "Hub, calls/s",
+        "bare echo, calls/s",
+        "ratio",
+    ];
+    let mut table = Table::new(&headings);
+    for (window, [hub, bare]) in IN_FLIGHT.iter().zip(rates) {
+        let show = |series: &Series| series.show(|rate| format!("{:.2}k", rate / 1e3));
+        let ratio = hub.ratio(bare).unwrap_or_default();
+        let verdict = match (*window == 64, ratio >= GOAL) {
+            (false, _) => String::new(),
+            (_, true) => format!(" (goal {GOAL}: held)"),
+            (_, false) => format!(" (goal {GOAL}: MISSED)"),
+        };
+        table.row(&[
+            window.to_string(),
+            show(hub),
+            show(bare),
+            format!("{ratio:.2}{verdict}"),
+        ]);
+    }
+    table
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// So many keys with limits, of tenants with limits.
+async fn keys(process: &Process, operator: &Hub, count: usize) -> Result<Vec<String>> {
+    let mut keys = Vec::new();
+    for tenant in 0..count.div_ceil(KEYS_OF_TENANT) {
+        let created = process::tenant(operator, &format!("Benchmarks {tenant}"), &[]).await?;
+        let admin = process.client(&created.admin_key)?;
+        limit(&admin, "").await?;
+        let making = (keys.len()..count.min(keys.len() + KEYS_OF_TENANT)).map(async |number| {
+            let (plaintext, key_id) = key(&admin, &number.to_string(), &["psa:*"], false).await?;
+            limit(&admin, &key_id).await?;
+            Ok::<_, hub_benches::Error>(plaintext)
+        });
+        let mut made = stream::iter(making).buffer_unordered(AT_ONCE);
+        while let Some(key) = made.next().await {
+            keys.push(key?);
+        }
+    }
+    Ok(keys)
+}
+
+async fn limit(admin: &Hub, key_id: &str) -> Result<()> {
+    let request = SetRateLimitRequest {
+        key_id: key_id.to_owned(),
+        requests_per_minute: REQUESTS_PER_MINUTE,
+    };
+    let set = admin.api_keys().set_rate_limit(request).await;
+    set.map(|_| ())
+        .map_err(|error| hub_client::Error::from(error).into())
+}
+
+async fn key(
+    maker: &Hub,
+    name: &str,
+    scopes: &[&str],
+    all_tenants: bool,
+) -> Result<(String, String)> {
+    let api_key = ApiKey {
+        name: name.to_owned(),
+        product: "psa".to_owned(),
+        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+        all_tenants,
+        ..ApiKey::default()
+    };
+    let request = CreateApiKeyRequest {
+        api_key: Some(api_key),
+        ..CreateApiKeyRequest::default()
+    };
+    let made = maker.api_keys().create_api_key(request).await;
+    let made = made.map_err(hub_client::Error::from)?.into_inner();
+    Ok((made.plaintext, made.api_key.unwrap_or_default().key_id))
+}
+
+async fn verifier(operator: &Hub) -> Result<String> {
+    Ok(key(operator, "verifier", &["hub:keys.verify"], true)
+        .await?
+        .0)
+}
+
+impl Caller {
+    async fn call(&self) -> Result<()> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let request = VerifyApiKeyRequest {
+            key: self.keys[number % self.keys.len()].clone(),
+            product: "psa".to_owned(),
+            action: "tickets.read".to_owned(),
+            host: HOST.to_owned(),
+            path: "/tickets".to_owned(),
+            ..VerifyApiKeyRequest::default()
+        };
+        let told = self.hub.api_keys().verify_api_key(request).await;
+        let told = told.map_err(hub_client::Error::from)?.into_inner();
+        match told.allowed {
+            true => Ok(()),
+            false => Err(format!("refused: {}", told.hint).into()),
+        }
+    }
+
+    /// So many calls.
+    async fn count(&self, window: usize, calls: usize) -> Result<()> {
+        let calls = (0..calls).map(|_| self.call());
+        let mut calls = stream::iter(calls).buffer_unordered(window);
+        while let Some(called) = calls.next().await {
+            called?;
+        }
+        Ok(())
+    }
+
+    /// Calls a second, so many at once.
+    async fn rate(&self, window: usize, seconds: f64) -> Result<f64> {
+        let began = Instant::now();
+        let until = began + Duration::from_secs_f64(seconds);
+        let mut tasks = JoinSet::new();
+        for _ in 0..window {
+            let caller = self.clone();
+            tasks.spawn(async move {
+                let mut calls = 0u32;
+                while Instant::now() < until {
+                    caller.call().await?;
+                    calls += 1;
+                }
+                Ok::<_, hub_benches::Error>(calls)
+            });
+        }
+        let mut calls = 0;
+        while let Some(done) = tasks.join_next().await {
+            calls += done??;
+        }
+        Ok(f64::from(calls) / began.elapsed().as_secs_f64())
+    }
+}
+
+/// Requests a second through the client's layer, one after the other.
+async fn layer(verifier: &Hub, key: &str, seconds: f64) -> Result<f64> {
+    let layer = verifier.api_key_layer("psa").action("tickets.read");
+    let layer = layer.host_of(|_| HOST.to_owned());
+    let answer = tower::service_fn(async |_: http::Request<Body>| {
+        Ok::<_, std::convert::Infallible>(http::Response::new(Body::empty()))
+    });
+    let mut service = layer.layer(answer);
+    let began = Instant::now();
+    let mut calls = 0u32;
+    while began.elapsed().as_secs_f64() < seconds {
+        let request =
+            http::Request::get("/tickets").header("authorization", format!("Bearer {key}"));
+        let answer = service
+            .ready()
+            .await?
+            .call(request.body(Body::empty())?)
+            .await?;
+        if !answer.status().is_success() {
+            return Err(format!("the layer answers {}", answer.status()).into());
+        }
+        calls += 1;
+    }
+    Ok(f64::from(calls) / began.elapsed().as_secs_f64())
+}
