@@ -85,6 +85,16 @@ both_databases! {
         assert!(!answer.text().contains(&key));
     }
 
+    async fn a_proxy_that_tells_a_host_and_no_path_is_at_the_root_of_it(hub: TestHub) {
+        let key = bearer(&hub.key("", &["psa:*"]).await);
+        set_base_urls(&hub, "psa", &["https://api.example.com/psa"], 0).await;
+        let host = ("x-forwarded-host", "api.example.com");
+        let headers = [("authorization", &*key), host];
+        assert_eq!(reason(&ask(hub.addr, TICKETS, &headers).await), "BASE_URL_MISMATCH");
+        let headers = [("authorization", &*key), host, ("x-forwarded-uri", "/psa/tickets")];
+        assert_eq!(ask(hub.addr, TICKETS, &headers).await.status, 200);
+    }
+
     async fn a_proxy_that_asks_wrongly_lets_nothing_through(hub: TestHub) {
         let key = bearer(&hub.key("", &["psa:*"]).await);
         for query in [

@@ -80,13 +80,18 @@ impl Keys {
             Ok(key) => key.expose().to_owned(),
             Err(refusal) => return Ok(shown::verdict(self.refused_unseen(refusal, origin))),
         };
+        // A proxy knows the path: a request without is at the root, not anywhere at the host.
+        let path = match proxied.path.as_str() {
+            "" => "/".to_owned(),
+            _ => proxied.path,
+        };
         let question = Question {
             key,
             asked: Asked {
                 product: proxied.product,
                 scope,
                 host: proxied.host,
-                path: proxied.path,
+                path,
                 client: proxied.client,
             },
             cost: 1,
