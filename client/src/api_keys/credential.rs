@@ -22,7 +22,7 @@ const LENGTH: usize = CHECKED + CHECK_DIGITS;
 /// The key that a request presents. Never the first of several: whoever adds a header must not be
 /// able to choose who is calling. A key that is not well-formed is refused here, so that a flood of
 /// them costs the hub nothing.
-pub(super) fn presented(headers: &HeaderMap, query: Option<&str>) -> Result<String, Refusal> {
+pub(super) fn presented(headers: &HeaderMap, query: Option<&str>) -> Result<String, Box<Refusal>> {
     if query.is_some_and(has_key) {
         return Err(Refusal::malformed(
             "The URL has a key in it, and URLs are written to logs: rotate this key",

@@ -48,7 +48,8 @@ type Of<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// ```
 ///
 /// axum: `router.route("/tickets", get(list).layer(read))`; tonic:
-/// `Server::builder().layer(by_method).add_service(...)`.
+/// `Server::builder().layer(by_method).add_service(...)`. One layer for each request: a second one
+/// finds no key any more.
 ///
 /// # What a request gets
 /// The key is its one `authorization: Bearer tos_...`. A second key, also one in `x-api-key`, and a
@@ -214,7 +215,7 @@ impl ApiKeyLayer {
     }
 
     /// What is to be asked about a request with this key.
-    pub(super) fn question(&self, key: String, parts: &Parts) -> Result<Question, Refusal> {
+    pub(super) fn question(&self, key: String, parts: &Parts) -> Result<Question, Box<Refusal>> {
         let rules = &self.rules;
         let host = (rules.host)(parts);
         let path = (rules.path)(parts);

@@ -28,7 +28,7 @@ const UNDECIDED_WAIT: u64 = 1;
 const VALUE_BYTES_MAX: usize = 512;
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// An answer in place of the service's.
+/// An answer in place of the service's; in a box, because most requests are not refused.
 #[derive(Debug, Clone)]
 pub(super) struct Refusal {
     status: StatusCode,
@@ -48,8 +48,8 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, code: Code, reason: &str, message: impl Into<String>) -> Self {
-        Refusal {
+    fn new(status: StatusCode, code: Code, reason: &str, message: impl Into<String>) -> Box<Self> {
+        Box::new(Refusal {
             status,
             code,
             domain: DOMAIN,
@@ -62,11 +62,11 @@ impl Refusal {
             quota: None,
             rate: Rate::default(),
             cause: None,
-        }
+        })
     }
 
     /// `KEY_MISSING`.
-    pub(super) fn missing() -> Self {
+    pub(super) fn missing() -> Box<Self> {
         let message = format!("The call carries no key. Send `{EXPECTED}`.");
         Refusal::new(
             StatusCode::UNAUTHORIZED,
@@ -78,7 +78,7 @@ impl Refusal {
     }
 
     /// `KEY_MALFORMED`. `problem` says what is wrong, and nothing of the content.
-    pub(super) fn malformed(problem: &str) -> Self {
+    pub(super) fn malformed(problem: &str) -> Box<Self> {
         let message = format!("{problem}. Send one `{EXPECTED}`, copied whole.");
         Refusal::new(
             StatusCode::UNAUTHORIZED,
@@ -90,7 +90,7 @@ impl Refusal {
     }
 
     /// `FIELD_INVALID`: something of the request is longer than the hub reads.
-    pub(super) fn too_long(what: &'static str) -> Self {
+    pub(super) fn too_long(what: &'static str) -> Box<Self> {
         let message = format!("The {what} is too long. Send a shorter one.");
         let mut refusal = Refusal::new(
             StatusCode::BAD_REQUEST,
@@ -105,7 +105,7 @@ impl Refusal {
 
     /// The hub could not decide. What it said is about the service, not about its caller, so the
     /// caller learns only whether to come again.
-    pub(super) fn undecided(error: &Error) -> Self {
+    pub(super) fn undecided(error: &Error) -> Box<Self> {
         let mut refusal = match error.is_retryable() || error.code() == Code::Cancelled {
             true => {
                 let message = "The key cannot be verified now. Send the request again.";
@@ -128,7 +128,7 @@ impl Refusal {
     }
 
     /// What the hub decided.
-    pub(super) fn told(told: &VerifyApiKeyResponse, asked: &Question) -> Self {
+    pub(super) fn told(told: &VerifyApiKeyResponse, asked: &Question) -> Box<Self> {
         let name = told.reason().as_str_name();
         let reason = name.strip_prefix("ERROR_REASON_").unwrap_or(name);
         let status = u16::try_from(told.http_status).ok();
@@ -160,7 +160,7 @@ impl Refusal {
         refusal
     }
 
-    fn with(mut self, key: &'static str, value: &str) -> Self {
+    fn with(mut self: Box<Self>, key: &'static str, value: &str) -> Box<Self> {
         self.metadata.push((key, value.to_owned()));
         self
     }

@@ -32,7 +32,7 @@ impl<S> ApiKeyService<S> {
 
 impl ApiKeyLayer {
     /// Lets a request through, with its caller and without its key, or says why not.
-    async fn admit(&self, parts: &mut Parts) -> Result<Rate, Refusal> {
+    async fn admit(&self, parts: &mut Parts) -> Result<Rate, Box<Refusal>> {
         let key = credential::presented(&parts.headers, parts.uri.query())?;
         let question = self.question(key, parts)?;
         let asked = question.clone();
