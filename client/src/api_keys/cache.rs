@@ -2,8 +2,8 @@
 //! and no clock, so that every interleaving can be tested.
 //!
 //! Invariants:
-//! - A decision is used again only while the watch had a frame in the last 5 s, for at most 5 s from
-//!   the moment when it was asked for, and for no more requests than were counted for it.
+//! - A decision is used again only while the watch had a frame in the last 5 s, for at most 5 s
+//!   from the moment when it was asked for, and for no more requests than were counted for it.
 //! - A decision that is older than a change of its key, by epoch, is never used, whichever of the
 //!   two arrives first: one that was asked for before a revocation and arrives after it is void.
 //! - What was asked for before the watch broke is not kept: changes may have been missed since.

@@ -53,10 +53,10 @@ type Of<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 ///
 /// # What a request gets
 /// The key is its one `authorization: Bearer tos_...`. A second key, also one in `x-api-key`, and a
-/// key in the URL are refused. A request that is allowed goes on with a [`Caller`](crate::Caller) in
-/// its extensions, and without its key: `authorization`, `x-api-key` and the headers by which
-/// proxies of the hub say who calls (`x-hub-key-id`, `x-hub-tenant-id`, `x-hub-scopes`) are removed,
-/// whoever sent them. Others are answered here, by the same reasons as the hub's:
+/// key in the URL are refused. A request that is allowed goes on with a [`Caller`](crate::Caller)
+/// in its extensions, and without its key: `authorization`, `x-api-key` and the headers by which
+/// proxies of the hub say who calls (`x-hub-key-id`, `x-hub-tenant-id`, `x-hub-scopes`) are
+/// removed, whoever sent them. Others are answered here, by the same reasons as the hub's:
 ///
 /// | | HTTP | gRPC |
 /// |---|---|---|
@@ -73,16 +73,17 @@ type Of<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// [`Error`](crate::Error) is in the extensions of the answer, for the service's own log.
 ///
 /// # What is decided again and what is not
-/// A decision is used again for the same key, action, host, path and client address, for at most
-/// 5 s, and only while `WatchApiKeys` had a frame in the last 5 s. A change of the key makes it void
+/// A decision is used again for the same key, action, host, path and client address, for at most 5
+/// s, and only while `WatchApiKeys` had a frame in the last 5 s. A change of the key makes it void
 /// at once: a request that comes after the layer was told of a revocation is refused. That holds
-/// also for answers that were on their way: each has an epoch, and one that is older than a change is
-/// asked for again. While the watch is broken, every request is asked about. Unknown keys always are.
+/// also for answers that were on their way: each has an epoch, and one that is older than a change
+/// is asked for again. While the watch is broken, every request is asked about. Unknown keys always
+/// are.
 ///
-/// Limits are exact: no request is let through that the hub has not counted before. So that not every
-/// request needs a call, one call counts several ahead when many come, up to as many as came within a
-/// second, a tenth of what is left, and [`portion_max`](ApiKeyLayer::portion_max). What is not used
-/// within 5 s is lost to the limit; it is never let through later.
+/// Limits are exact: no request is let through that the hub has not counted before. So that not
+/// every request needs a call, one call counts several ahead when many come, up to as many as came
+/// within a second, a tenth of what is left, and [`portion_max`](ApiKeyLayer::portion_max). What is
+/// not used within 5 s is lost to the limit; it is never let through later.
 ///
 /// If the hub can't be asked, a key that was allowed the same thing in the last 5 s is let through
 /// uncounted while the watch lives, with [`Caller::degraded`](crate::Caller::degraded); everybody
@@ -151,8 +152,8 @@ impl ApiKeyLayer {
         self.with(|rules| rules.action = Some(Arc::new(action)))
     }
 
-    /// The host that the caller sent the request to, for products with base URLs; by default the one
-    /// that the request names. Behind a proxy which names another one it is, e.g., in
+    /// The host that the caller sent the request to, for products with base URLs; by default the
+    /// one that the request names. Behind a proxy which names another one it is, e.g., in
     /// `x-forwarded-host`, if only that proxy can set it. An empty host is not checked.
     pub fn host_of(self, host: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
         self.with(|rules| rules.host = Arc::new(host))
@@ -165,8 +166,8 @@ impl ApiKeyLayer {
         self.path_of(move |_| path.clone())
     }
 
-    /// The path to check, e.g. the request's own if one server answers for several products. Requests
-    /// with different paths share no decisions.
+    /// The path to check, e.g. the request's own if one server answers for several products.
+    /// Requests with different paths share no decisions.
     pub fn path_of(self, path: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
         self.with(|rules| rules.path = Arc::new(path))
     }
@@ -186,15 +187,15 @@ impl ApiKeyLayer {
         self.client_address_of(move |request| only_address(&request.headers, &name))
     }
 
-    /// Where callers reach the hub, e.g. `https://hub.example.com`: refusals then link the page about
-    /// their reason.
+    /// Where callers reach the hub, e.g. `https://hub.example.com`: refusals then link the page
+    /// about their reason.
     pub fn pages(self, url: impl Into<String>) -> Self {
         let url = url.into().trim_end_matches('/').to_owned();
         self.with(|rules| rules.pages = Some(url))
     }
 
-    /// How many requests one call counts ahead at most, 1 to 1000; 100 by default. With 1 nothing is
-    /// lost to limits, and every request is asked about.
+    /// How many requests one call counts ahead at most, 1 to 1000; 100 by default. With 1 nothing
+    /// is lost to limits, and every request is asked about.
     pub fn portion_max(self, requests: u32) -> Self {
         self.with(|rules| rules.portion_max = requests.clamp(1, PORTION_MAX))
     }

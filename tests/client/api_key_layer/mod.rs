@@ -61,7 +61,10 @@ async fn layer(hub: &TestHub) -> ApiKeyLayer {
 
 /// Waits until the layer was told of all changes up to an epoch.
 async fn knows(layer: &ApiKeyLayer, epoch: u64) {
-    let knows = |state: &ApiKeyLayerState| matches!(state, ApiKeyLayerState::Watching { epoch: known } if *known >= epoch);
+    let knows = |state: &ApiKeyLayerState| match state {
+        ApiKeyLayerState::Watching { epoch: known } => *known >= epoch,
+        _ => false,
+    };
     layer.state().wait_for(knows).await.unwrap();
 }
 

@@ -101,7 +101,10 @@ impl Server {
     /// Waits until the layer was told of all changes up to an epoch.
     async fn knows(&self, epoch: u64) {
         let mut state = self.layer.state();
-        let knows = |state: &ApiKeyLayerState| matches!(state, ApiKeyLayerState::Watching { epoch: known } if *known >= epoch);
+        let knows = |state: &ApiKeyLayerState| match state {
+            ApiKeyLayerState::Watching { epoch: known } => *known >= epoch,
+            _ => false,
+        };
         state.wait_for(knows).await.unwrap();
     }
 
