@@ -79,10 +79,10 @@ impl Keys {
         }
         let settled = timeout(PATIENCE, self.settle(&landing.asks)).await;
         match settled.unwrap_or_else(|_| Err(busy("limits_late"))) {
-            Ok(settled) => landing.land(settled),
+            Ok(Some(settled)) => landing.land(settled),
+            Ok(None) => failed(&busy("limits_contended")),
             Err(error) => {
-                metrics::counter!("hub_rate_settlements_failed_total").increment(1);
-                tracing::warn!("limits are not shared with other processes now: {error}");
+                failed(&error);
                 // Nor are the others that wait: they would fail one transaction after the other.
                 drop(self.landing(usize::MAX));
             }
@@ -97,13 +97,14 @@ impl Keys {
         }
     }
 
-    async fn settle(&self, asks: &[(Subject, Ask)]) -> Result<HashMap<Subject, Settled>> {
+    /// Nothing, if other processes began to count the same subjects each time.
+    async fn settle(&self, asks: &[(Subject, Ask)]) -> Result<Option<HashMap<Subject, Settled>>> {
         for _ in 0..TRANSACTIONS_MAX {
             if let Some(settled) = self.try_settle(asks).await? {
-                return Ok(settled);
+                return Ok(Some(settled));
             }
         }
-        Err(busy("limits_contended"))
+        Ok(None)
     }
 
     /// Nothing, if another process began to count one of the subjects at the same time.
@@ -179,6 +180,11 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
         }
         turn.passed_for(ROUND);
     }
+}
+
+fn failed(error: &Error) {
+    metrics::counter!("hub_rate_settlements_failed_total").increment(1);
+    tracing::warn!("limits are not shared with other processes now: {error}");
 }
 
 fn busy(cause: &'static str) -> Error {

@@ -18,8 +18,8 @@ use crate::secret::plaintext::Hash;
 
 /// Keys of a product that are looked through, the newest first.
 const OF_PRODUCT_MAX: i64 = 1000;
-/// Keys of a family that work at once and are looked at, the newest first: older ones have no
-/// rights that those did not have when they were made.
+/// Keys of a family that work at once and are looked at, the newest first: so many rotations in the
+/// 30 days of the longest grace are none of people.
 const OF_FAMILY_MAX: i64 = 1000;
 /// Keys that one statement looks up.
 pub const LOOKED_UP_MAX: usize = 32;
