@@ -11,6 +11,7 @@ mod store;
 mod versioned;
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -145,12 +146,17 @@ impl Tenancy {
             };
             Ok((products, snapshot))
         };
-        let failure = match timeout(LOOKED_UP_WITHIN, look).await {
-            Ok(Ok(found)) => return Ok(found),
-            Ok(Err(error)) => error,
-            Err(_) => Error::store_busy("The database does not answer", "tenancy_late"),
-        };
-        self.usable_lately(tenant).ok_or(failure)
+        let mut look = pin!(look);
+        let looked = timeout(LOOKED_UP_WITHIN, look.as_mut()).await;
+        if let Ok(Ok(found)) = looked {
+            return Ok(found);
+        }
+        match (self.usable_lately(tenant), looked) {
+            (Some(known), _) => Ok(known),
+            (None, Ok(failed)) => failed,
+            // Who knows nothing waits on.
+            (None, Err(_)) => look.await,
+        }
     }
 
     fn usable_lately(&self, tenant: Option<&TenantRef>) -> Option<Usable> {
