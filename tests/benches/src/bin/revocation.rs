@@ -130,7 +130,6 @@ async fn revoke(admin: &Hub, key_id: &str) -> Result<()> {
     let request = RevokeApiKeyRequest {
         key_id: key_id.to_owned(),
         reason: "benchmark".to_owned(),
-        ..RevokeApiKeyRequest::default()
     };
     let revoked = admin.api_keys().revoke_api_key(request).await;
     revoked
