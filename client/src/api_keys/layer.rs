@@ -73,8 +73,8 @@ type Of<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// [`Error`](crate::Error) is in the extensions of the answer, for the service's own log.
 ///
 /// # What is decided again and what is not
-/// A decision is used again for the same key, action, host, path and client address, for at most 5
-/// s, and only while `WatchApiKeys` had a frame in the last 5 s. A change of the key makes it void
+/// A decision is used again for the same key, action, host, path and client address for at most
+/// 5 s, and only while `WatchApiKeys` had a frame in the last 5 s. A change of the key voids it
 /// at once: a request that comes after the layer was told of a revocation is refused. That holds
 /// also for answers that were on their way: each has an epoch, and one that is older than a change
 /// is asked for again. While the watch is broken, every request is asked about. Unknown keys always

@@ -14,7 +14,7 @@ async fn an_allowed_request_goes_on_with_its_caller_and_without_its_key() {
         .header("x-hub-scopes", "hub:*")
         .header("accept", "*/*");
     let answered = server.send(request);
-    let call = server.fake.asked().await;
+    let call = server.asked().await;
     assert_eq!(call.request.key, KEY);
     assert_eq!(call.request.product, "psa");
     assert_eq!(call.request.action, "tickets.read");
@@ -47,7 +47,7 @@ async fn action_path_and_address_are_those_of_the_request_if_the_layer_says_so()
         .path_of(|request| request.uri.path().to_owned())
         .client_address_header(http::HeaderName::from_static("x-real-ip"));
     let _answered = server.send(get(KEY).header("x-real-ip", "::ffff:192.0.2.1"));
-    let call = server.fake.asked().await;
+    let call = server.asked().await;
     assert_eq!(call.request.action, "tickets.get");
     assert_eq!(call.request.path, "/tickets/1");
     assert_eq!(call.request.client_ip, "192.0.2.1");
@@ -101,7 +101,7 @@ async fn what_the_hub_says_of_the_service_is_not_told_to_its_caller() {
     let (mut server, _watch) = Server::watching(1).await;
     let status = Status::permission_denied("the key of psa lacks hub:keys.verify");
     let refused = server.get();
-    server.fake.asked().await.fail(status);
+    server.asked().await.fail(status);
     let refused = refused.await.unwrap();
     assert_eq!(refused.status(), 500);
     assert!(!refused.json().to_string().contains("lacks"));

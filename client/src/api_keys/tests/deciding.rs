@@ -37,7 +37,7 @@ async fn no_more_than_the_layer_says_is_counted_ahead() {
 async fn those_who_wait_for_the_same_answer_ask_together() {
     let (mut server, _watch) = Server::watching(1).await;
     let first = server.get();
-    let call = server.fake.asked().await;
+    let call = server.asked().await;
     let others: Vec<_> = (0..5).map(|_| server.get()).collect();
     let other_host = server.send(get(KEY).uri("http://crm.example.com/"));
     server
@@ -58,7 +58,7 @@ async fn those_who_wait_for_the_same_answer_ask_together() {
 async fn as_many_are_let_through_as_fit_and_the_rest_is_refused() {
     let (mut server, _watch) = Server::watching(1).await;
     let first = server.get();
-    let call = server.fake.asked().await;
+    let call = server.asked().await;
     let others: Vec<_> = (0..5).map(|_| server.get()).collect();
     tokio::task::yield_now().await;
     call.tell(allowed("key_1", 1, 3));
@@ -112,7 +112,7 @@ async fn a_denial_of_a_known_key_is_used_again_and_one_of_an_unknown_key_is_not(
 async fn a_connection_that_broke_is_tried_once_more() {
     let (mut server, _watch) = Server::watching(1).await;
     let answered = server.get();
-    server.fake.asked().await.fail(down());
+    server.asked().await.fail(down());
     server.tell(1, allowed("key_1", 1, 99)).await;
     assert_eq!(answered.await.unwrap().status(), 200);
 }
@@ -122,14 +122,14 @@ async fn without_the_hub_known_keys_pass_and_others_are_refused() {
     let (mut server, watch) = Server::watching(1).await;
     server.get_told(1, allowed("key_1", 1, 99)).await;
     let known = server.get();
-    server.fake.asked().await.fail(down());
-    server.fake.asked().await.fail(down());
+    server.asked().await.fail(down());
+    server.asked().await.fail(down());
     let known = known.await.unwrap();
     assert_eq!(known.status(), 200);
     assert_eq!(known.json()["degraded"], true);
     let stranger = server.send(get(KEY).uri("http://crm.example.com"));
-    server.fake.asked().await.fail(down());
-    server.fake.asked().await.fail(down());
+    server.asked().await.fail(down());
+    server.asked().await.fail(down());
     let refused = stranger.await.unwrap();
     assert_eq!(refused.status(), 503);
     assert_eq!(refused.header("retry-after"), "1");
@@ -137,8 +137,8 @@ async fn without_the_hub_known_keys_pass_and_others_are_refused() {
     server.lost().await;
     server.fake.vanish().await;
     let refused = server.get();
-    server.fake.asked().await.fail(down());
-    server.fake.asked().await.fail(down());
+    server.asked().await.fail(down());
+    server.asked().await.fail(down());
     assert_eq!(refused.await.unwrap().status(), 503, "nobody is known");
 }
 
@@ -159,7 +159,7 @@ async fn a_hub_that_does_not_answer_is_not_waited_for() {
 async fn a_request_whose_caller_has_gone_takes_no_other_with_it() {
     let (mut server, _watch) = Server::watching(1).await;
     let first = server.get();
-    let call = server.fake.asked().await;
+    let call = server.asked().await;
     let (gone, second) = (server.get(), server.get());
     tokio::task::yield_now().await;
     first.abort();

@@ -12,14 +12,17 @@ use http_body_util::{BodyExt, Empty, Full};
 use hub_proto::hub::api_keys::v1::{ErrorReason, RateLimitState, VerifyApiKeyResponse};
 use serde_json::Value;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 
 use super::*;
-use crate::fake_hub::{FakeHub, WatchCall};
+use crate::fake_hub::{FakeHub, VerifyCall, WatchCall};
 
 /// Well-formed, see the tests of `credential.rs`.
 const KEY: &str = "tos_a1B2c3D4e5F6g7H8i9J0k1L2m3N4o51xqYGe";
 const BEAT: Duration = Duration::from_secs(1);
+/// What has not come by then does not come: time passes by itself while everybody waits.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A decision that allows a key, with a limit of 100 of which so many are left.
 fn allowed(key_id: &str, epoch: u64, remaining: u32) -> VerifyApiKeyResponse {
@@ -98,21 +101,32 @@ impl Server {
         (server, watch)
     }
 
+    /// Waits until the layer's state is as it should be.
+    async fn is(&self, expected: impl FnMut(&ApiKeyLayerState) -> bool) {
+        let mut state = self.layer.state();
+        let reached = timeout(PATIENCE, state.wait_for(expected)).await;
+        reached.expect("the state is reached").unwrap();
+    }
+
+    /// The next call that asks the hub.
+    async fn asked(&mut self) -> VerifyCall {
+        let asked = timeout(PATIENCE, self.fake.asked()).await;
+        asked.expect("the hub is asked")
+    }
+
     /// Waits until the layer was told of all changes up to an epoch.
     async fn knows(&self, epoch: u64) {
-        let mut state = self.layer.state();
-        let knows = |state: &ApiKeyLayerState| match state {
+        self.is(|state| match state {
             ApiKeyLayerState::Watching { epoch: known } => *known >= epoch,
             _ => false,
-        };
-        state.wait_for(knows).await.unwrap();
+        })
+        .await;
     }
 
     /// Waits until the layer noticed that the watch broke.
     async fn lost(&self) {
-        let mut state = self.layer.state();
-        let lost = |state: &ApiKeyLayerState| !matches!(state, ApiKeyLayerState::Watching { .. });
-        state.wait_for(lost).await.unwrap();
+        self.is(|state| !matches!(state, ApiKeyLayerState::Watching { .. }))
+            .await;
     }
 
     /// Sends a request in the background.
@@ -147,7 +161,7 @@ impl Server {
 
     /// The hub is asked with this cost, and tells.
     async fn tell(&mut self, cost: u32, told: VerifyApiKeyResponse) {
-        let call = self.fake.asked().await;
+        let call = self.asked().await;
         assert_eq!(call.request.cost, Some(cost));
         call.tell(told);
     }

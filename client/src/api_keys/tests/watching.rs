@@ -49,7 +49,7 @@ async fn a_change_of_another_key_changes_nothing() {
 async fn an_answer_older_than_a_change_that_overtook_it_is_asked_for_again() {
     let (mut server, watch) = Server::watching(1).await;
     let refused = server.get();
-    let call = server.fake.asked().await;
+    let call = server.asked().await;
     watch.change("key_1", 2).await;
     server.knows(2).await;
     call.tell(allowed("key_1", 1, 99));
@@ -90,7 +90,7 @@ async fn a_broken_watch_voids_everything_until_it_is_open_again() {
     warm(&mut server, 1).await;
     // Asked for before, answered after.
     let late = server.send(get(KEY).uri("http://crm.example.com"));
-    let call = server.fake.asked().await;
+    let call = server.asked().await;
     watch.fail(Status::unavailable("broken")).await;
     server.lost().await;
     assert_eq!(server.layer.decisions(), 0);
@@ -105,6 +105,21 @@ async fn a_broken_watch_voids_everything_until_it_is_open_again() {
     assert_eq!(server.layer.decisions(), 0);
     warm(&mut server, 1).await;
     assert_eq!(server.get_known().await.status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_for_before_the_watch_broke_is_used_once_also_after_it_is_open_again() {
+    let (mut server, watch) = Server::watching(1).await;
+    let late = server.get();
+    let call = server.asked().await;
+    watch.fail(Status::unavailable("broken")).await;
+    server.lost().await;
+    let watch = server.fake.watched().await;
+    watch.open(1, BEAT).await;
+    server.knows(1).await;
+    call.tell(allowed("key_1", 1, 99));
+    assert_eq!(late.await.unwrap().status(), 200);
+    assert_eq!(server.layer.decisions(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,7 +148,7 @@ async fn a_decision_is_used_for_five_seconds_from_when_it_was_asked_for() {
     let (mut server, watch) = Server::watching(1).await;
     server.get_told(1, allowed("key_1", 1, 99)).await;
     let slow = server.get();
-    let call = server.fake.asked().await;
+    let call = server.asked().await;
     advance(Duration::from_millis(1500)).await;
     call.tell(allowed("key_1", 1, 97));
     slow.await.unwrap();
@@ -179,14 +194,13 @@ async fn a_watch_that_the_hub_refuses_is_tried_again_and_the_state_says_why() {
     let status = Status::permission_denied("no scope");
     server.fake.watched().await.fail(status).await;
     server.lost().await;
-    let mut state = server.layer.state();
     let waits = |state: &ApiKeyLayerState| match state {
         ApiKeyLayerState::Waiting { error, .. } => error
             .as_ref()
             .is_some_and(|error| error.message() == "no scope"),
         _ => false,
     };
-    state.wait_for(waits).await.unwrap();
+    server.is(waits).await;
     let watch = server.fake.watched().await;
     watch.open(1, BEAT).await;
     server.knows(1).await;
