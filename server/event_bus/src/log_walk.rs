@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use hub_core::error::{Error, Result};
 use hub_core::journal::{Listed, Log, Segment, StoredEvent};
 use hub_core::module::Core;
@@ -23,7 +24,10 @@ use crate::standing::{AtWork, Standings};
 /// Bytes of a page of entries; one larger entry goes alone.
 const PAGE_BYTES_MAX: usize = 1 << 20;
 /// Segments that are read at once; other calls need connections too.
-const AHEAD_SEGMENTS_MAX: usize = 6;
+const READ_AT_ONCE: usize = 6;
+/// Segments that are read before the first of them is looked at: as many as are of so many bytes,
+/// and at least those that are read at once.
+const AHEAD_BYTES_MAX: usize = 4 << 20;
 /// Events of the index that are looked at to choose them.
 const AHEAD_EVENTS_MAX: usize = 256;
 /// A filter that matches more kinds than this walks over all events.
@@ -219,7 +223,8 @@ impl Walk<'_> {
         let mut wanted = vec![seq];
         if let Some(before) = before.last() {
             let length = before.last() - before.first() + 1;
-            let most = AHEAD_SEGMENTS_MAX.min(self.size - self.found.len());
+            let most = (AHEAD_BYTES_MAX / before.size().max(1)).max(READ_AT_ONCE);
+            let most = most.min(self.size - self.found.len());
             let mut last = seq;
             for seq in next {
                 if wanted.len() >= most {
@@ -235,7 +240,8 @@ impl Walk<'_> {
         let reads = wanted
             .into_iter()
             .map(|seq| journal.stored_segment(tenant, seq));
-        let segments: Vec<_> = futures_util::future::try_join_all(reads).await?;
+        let reads = stream::iter(reads).buffered(READ_AT_ONCE);
+        let segments: Vec<_> = reads.try_collect().await?;
         let segments: Vec<Arc<Segment>> = segments.into_iter().flatten().collect();
         for segment in &segments {
             self.read_left = self.read_left.saturating_sub(segment.size());

@@ -15,8 +15,7 @@ use hub_benches::scratch::Scratch;
 use hub_client::Hub;
 use hub_client::proto::hub::event_bus::v1::{EventFilter, EventLogFilter, ListEventsRequest};
 
-/// Longest time of the newest 50, in milliseconds, with the log in the page cache; what it takes
-/// from the disk is the disk's, and told beside it.
+/// Longest time of the newest 50, in milliseconds.
 const LIMIT_MS: f64 = 50.0;
 
 /// Measures the listing of the newest events of a type.
@@ -50,13 +49,7 @@ async fn main() -> Result<()> {
     let (segment, rare) = (arguments.segment, arguments.rare);
     let filled = LargeLog::fill(&database, arguments.events, segment, rare).await?;
     filled.running.drain().await;
-    let headings = [
-        "type",
-        "events",
-        "cold ms",
-        "warm ms (median)",
-        "limit, warm",
-    ];
+    let headings = ["type", "events", "cold ms", "warm ms (median)", "limit"];
     let mut table = Table::new(&headings);
     for (name, kind) in [
         ("one in 40", "type.7"),
@@ -75,7 +68,11 @@ async fn main() -> Result<()> {
         }
         warm.sort_by(f64::total_cmp);
         let median = warm[warm.len() / 2];
-        let held = if median < LIMIT_MS { "held" } else { "MISSED" };
+        let held = if cold.max(median) < LIMIT_MS {
+            "held"
+        } else {
+            "MISSED"
+        };
         table.row(&[
             format!("`{kind}`, {name}"),
             count.to_string(),
