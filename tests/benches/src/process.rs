@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hub_client::Hub;
@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::scratch::Scratch;
 use crate::server::Server;
 use crate::{PATIENCE, Result};
 
@@ -185,19 +186,60 @@ pub async fn backend_key(operator: &Hub, product: &str) -> Result<String> {
 }
 
 async fn key(maker: &Hub, product: &str, all_tenants: bool) -> Result<String> {
+    let key = ApiKey {
+        all_tenants,
+        ..of_product(product, &SCOPES)
+    };
+    Ok(make_key(maker, key).await?.0)
+}
+
+/// A key of a product that is yet to be made.
+pub fn of_product(product: &str, scopes: &[&str]) -> ApiKey {
+    ApiKey {
+        name: product.to_owned(),
+        product: product.to_owned(),
+        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+        ..ApiKey::default()
+    }
+}
+
+/// Makes a key: its plaintext and its id.
+///
+/// # Errors
+/// Hub refuses it.
+pub async fn make_key(maker: &Hub, key: ApiKey) -> Result<(String, String)> {
     let request = CreateApiKeyRequest {
-        api_key: Some(ApiKey {
-            name: product.into(),
-            product: product.into(),
-            scopes: SCOPES.map(str::to_owned).into(),
-            all_tenants,
-            ..Default::default()
-        }),
+        api_key: Some(key),
         ..Default::default()
     };
-    let created = maker.api_keys().create_api_key(request).await;
-    let created = created.map_err(hub_client::Error::from)?;
-    Ok(created.into_inner().plaintext)
+    let made = maker.api_keys().create_api_key(request).await;
+    let made = made.map_err(hub_client::Error::from)?.into_inner();
+    Ok((made.plaintext, made.api_key.unwrap_or_default().key_id))
+}
+
+/// Where the files of one of several processes on a database are.
+pub fn folder(scratch: &Scratch, number: usize) -> PathBuf {
+    scratch.path().join(format!("hub-{number}"))
+}
+
+/// Several processes on an empty PostgreSQL, at least two.
+///
+/// # Errors
+/// They do not start.
+pub async fn fleet(
+    binary: &Path,
+    scratch: &Scratch,
+    database: &str,
+    processes: usize,
+) -> Result<Vec<Process>> {
+    migrate(binary, scratch.path(), database)?;
+    let mut fleet = Vec::new();
+    for number in 0..processes.max(2) {
+        let dir = folder(scratch, number);
+        fs::create_dir(&dir)?;
+        fleet.push(Process::serve(binary, &dir, database).await?);
+    }
+    Ok(fleet)
 }
 
 #[cfg(test)]

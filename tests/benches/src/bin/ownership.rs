@@ -12,7 +12,6 @@ use hub_benches::options::Setting;
 use hub_benches::postgres::Postgres;
 use hub_benches::process::{self, Process, product_key};
 use hub_benches::report::{self, Table};
-use hub_benches::scratch::Scratch;
 use hub_benches::stats::Series;
 use hub_benches::{PATIENCE, PAYLOAD_BYTES, Result, until_interrupted};
 use hub_client::{Answer, Consumer, ConsumerState, Data, Hub, LeasedEvent};
@@ -68,18 +67,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let binary = arguments.setting.binary()?;
     let scratch = arguments.setting.scratch()?;
     let postgres = Postgres::start(&report::repository(), scratch.path().join("postgres"))?;
-    let start = async |hub: usize| {
-        let dir = folder(&scratch, hub);
-        Process::serve(&binary, &dir, postgres.url()).await
-    };
-    for hub in 0..arguments.processes.max(2) {
-        std::fs::create_dir(folder(&scratch, hub))?;
-    }
-    process::migrate(&binary, &folder(&scratch, 0), postgres.url())?;
-    let mut hubs = Vec::new();
-    for hub in 0..arguments.processes.max(2) {
-        hubs.push(start(hub).await?);
-    }
+    let hubs = process::fleet(&binary, &scratch, postgres.url(), arguments.processes).await?;
     let created = process::tenant(&hubs[0].operator()?, "Benchmarks", &[]).await?;
     let admin = hubs[0].client(&created.admin_key)?;
     let mut bench = Bench {
@@ -99,7 +87,8 @@ async fn run(arguments: &Arguments) -> Result<()> {
         let took = bench.kill(owner, survivor, arguments, kill).await?;
         eprintln!("kill {}: {:.2} s", kill + 1, took.as_secs_f64());
         seconds.push(took.as_secs_f64());
-        let again = start(owner).await?;
+        let dir = process::folder(&scratch, owner);
+        let again = Process::serve(&binary, &dir, postgres.url()).await?;
         bench.hubs.insert(owner, again);
         bench.is_seen(owner).await?;
     }
@@ -113,10 +102,6 @@ async fn run(arguments: &Arguments) -> Result<()> {
     );
     drop(bench);
     arguments.setting.publish("ownership", &text)
-}
-
-fn folder(scratch: &Scratch, hub: usize) -> std::path::PathBuf {
-    scratch.path().join(format!("hub-{hub}"))
 }
 
 fn table(kills: usize, seconds: &Series) -> Table {

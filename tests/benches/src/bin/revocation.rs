@@ -8,13 +8,11 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use hub_benches::options::Setting;
 use hub_benches::postgres::Postgres;
-use hub_benches::process::{self, Process};
+use hub_benches::process::{self, make_key, of_product};
 use hub_benches::report::{self, Table};
 use hub_benches::{PATIENCE, Result, until_interrupted};
 use hub_client::Hub;
-use hub_client::proto::hub::api_keys::v1::{
-    ApiKey, CreateApiKeyRequest, RevokeApiKeyRequest, WhoAmIRequest,
-};
+use hub_client::proto::hub::api_keys::v1::{RevokeApiKeyRequest, WhoAmIRequest};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -43,18 +41,13 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let binary = arguments.setting.binary()?;
     let scratch = arguments.setting.scratch()?;
     let postgres = Postgres::start(&report::repository(), scratch.path().join("postgres"))?;
-    process::migrate(&binary, scratch.path(), postgres.url())?;
-    let mut hubs = Vec::new();
-    for number in 0..arguments.processes.max(2) {
-        let dir = scratch.dir(&format!("hub-{number}"))?;
-        hubs.push(Process::serve(&binary, &dir, postgres.url()).await?);
-    }
+    let hubs = process::fleet(&binary, &scratch, postgres.url(), arguments.processes).await?;
     let created = process::tenant(&hubs[0].operator()?, "Benchmarks", &[]).await?;
     let admin = hubs[0].client(&created.admin_key)?;
     // Of the process that revokes, of the others, and of the call itself.
     let (mut own, mut others, mut calls) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..arguments.keys {
-        let (key, key_id) = key(&admin, number).await?;
+    for _ in 0..arguments.keys {
+        let (key, key_id) = make_key(&admin, of_product("psa", &["psa:*"])).await?;
         let mut watching = JoinSet::new();
         for (place, hub) in hubs.iter().enumerate() {
             let caller = hub.client(&key)?;
@@ -108,22 +101,6 @@ fn table(own: Vec<Duration>, others: Vec<Duration>, calls: Vec<Duration>) -> Tab
         table.row(&[what.to_owned(), at(0.5), at(0.99), at(1.0), goal.to_owned()]);
     }
     table
-}
-
-async fn key(admin: &Hub, number: usize) -> Result<(String, String)> {
-    let api_key = ApiKey {
-        name: format!("revoked {number}"),
-        product: "psa".to_owned(),
-        scopes: vec!["psa:*".to_owned()],
-        ..ApiKey::default()
-    };
-    let request = CreateApiKeyRequest {
-        api_key: Some(api_key),
-        ..CreateApiKeyRequest::default()
-    };
-    let made = admin.api_keys().create_api_key(request).await;
-    let made = made.map_err(hub_client::Error::from)?.into_inner();
-    Ok((made.plaintext, made.api_key.unwrap_or_default().key_id))
 }
 
 async fn revoke(admin: &Hub, key_id: &str) -> Result<()> {

@@ -11,14 +11,12 @@ use clap::Parser;
 use futures_util::{StreamExt, stream};
 use hub_benches::echo::Echo;
 use hub_benches::options::Setting;
-use hub_benches::process::{self, Process};
+use hub_benches::process::{self, Process, make_key, of_product};
 use hub_benches::report::{self, Table};
 use hub_benches::stats::Series;
 use hub_benches::{Result, echo, until_interrupted};
 use hub_client::Hub;
-use hub_client::proto::hub::api_keys::v1::{
-    ApiKey, CreateApiKeyRequest, SetRateLimitRequest, VerifyApiKeyRequest,
-};
+use hub_client::proto::hub::api_keys::v1::{ApiKey, SetRateLimitRequest, VerifyApiKeyRequest};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 use tower::{Layer, Service, ServiceExt};
@@ -162,8 +160,8 @@ async fn keys(process: &Process, operator: &Hub, count: usize) -> Result<Vec<Str
         let created = process::tenant(operator, &format!("Benchmarks {tenant}"), &[]).await?;
         let admin = process.client(&created.admin_key)?;
         limit(&admin, "").await?;
-        let making = (keys.len()..count.min(keys.len() + KEYS_OF_TENANT)).map(async |number| {
-            let (plaintext, key_id) = key(&admin, &number.to_string(), &["psa:*"], false).await?;
+        let making = (keys.len()..count.min(keys.len() + KEYS_OF_TENANT)).map(async |_| {
+            let (plaintext, key_id) = make_key(&admin, of_product("psa", &["psa:*"])).await?;
             limit(&admin, &key_id).await?;
             Ok::<_, hub_benches::Error>(plaintext)
         });
@@ -185,32 +183,13 @@ async fn limit(admin: &Hub, key_id: &str) -> Result<()> {
         .map_err(|error| hub_client::Error::from(error).into())
 }
 
-async fn key(
-    maker: &Hub,
-    name: &str,
-    scopes: &[&str],
-    all_tenants: bool,
-) -> Result<(String, String)> {
-    let api_key = ApiKey {
-        name: name.to_owned(),
-        product: "psa".to_owned(),
-        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
-        all_tenants,
-        ..ApiKey::default()
-    };
-    let request = CreateApiKeyRequest {
-        api_key: Some(api_key),
-        ..CreateApiKeyRequest::default()
-    };
-    let made = maker.api_keys().create_api_key(request).await;
-    let made = made.map_err(hub_client::Error::from)?.into_inner();
-    Ok((made.plaintext, made.api_key.unwrap_or_default().key_id))
-}
-
+/// The key of a backend that verifies those of all tenants.
 async fn verifier(operator: &Hub) -> Result<String> {
-    Ok(key(operator, "verifier", &["hub:keys.verify"], true)
-        .await?
-        .0)
+    let key = ApiKey {
+        all_tenants: true,
+        ..of_product("psa", &["hub:keys.verify"])
+    };
+    Ok(make_key(operator, key).await?.0)
 }
 
 impl Caller {
