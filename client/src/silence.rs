@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use hub_proto::hub::core::v1::Opened;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Code, Streaming};
+
+use crate::error::{Error, Result};
 
 /// Longest silence of a stream until the hub says otherwise.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
@@ -43,6 +46,21 @@ impl Silence {
     /// A frame came.
     pub(crate) fn heard(&mut self) {
         self.since = Instant::now();
+    }
+
+    /// The next message of the stream. Errors: it broke, it ended, which a hub does only after it
+    /// said why, or nothing came for two intervals.
+    pub(crate) async fn next<T>(&mut self, stream: &mut Streaming<T>) -> Result<T> {
+        let message = tokio::select! {
+            biased;
+            message = stream.message() => message?,
+            silent = self.wait() => return Err(Error::silent(silent)),
+        };
+        self.heard();
+        message.ok_or_else(|| {
+            let message = "The hub ended the stream without saying why.";
+            Error::local(Code::Unavailable, message)
+        })
     }
 
     /// Ends when it was silent for two intervals, and returns how long that is.

@@ -9,7 +9,7 @@ use hub_proto::hub::api_keys::v1::{WatchApiKeysRequest, WatchApiKeysResponse};
 use hub_proto::hub::core::v1::Closing;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Code, Streaming};
+use tonic::Streaming;
 
 use super::verifier::Verifier;
 use crate::backoff::{Backoff, spread};
@@ -92,7 +92,11 @@ impl Follower {
         let mut silence = Silence::new();
         let mut stream = self.open(&mut silence).await?;
         loop {
-            match next(&mut stream, &mut silence).await? {
+            // Frames of a newer hub are passed over.
+            let Some(frame) = silence.next(&mut stream).await?.frame else {
+                continue;
+            };
+            match frame {
                 Frame::Opened(opened) => {
                     silence.opened(&opened);
                     let epoch = opened.head_sequence;
@@ -144,27 +148,5 @@ impl Follower {
                 true
             }
         });
-    }
-}
-
-async fn next(
-    stream: &mut Streaming<WatchApiKeysResponse>,
-    silence: &mut Silence,
-) -> Result<Frame> {
-    loop {
-        let response = tokio::select! {
-            biased;
-            response = stream.message() => response?,
-            silent = silence.wait() => return Err(Error::silent(silent)),
-        };
-        silence.heard();
-        let Some(response) = response else {
-            let message = "The hub ended the stream without saying why.";
-            return Err(Error::local(Code::Unavailable, message));
-        };
-        // Frames of a newer hub are passed over.
-        if let Some(frame) = response.frame {
-            return Ok(frame);
-        }
     }
 }

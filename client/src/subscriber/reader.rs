@@ -10,7 +10,7 @@ use hub_proto::hub::event_bus::v1::{
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Code, Streaming};
+use tonic::Streaming;
 
 use super::{Delivery, SubscribeOptions, SubscriberState};
 use crate::backoff::{Backoff, spread};
@@ -110,18 +110,8 @@ impl Reader {
         // The reader itself may have been slow: only silence from here on is the hub's.
         silence.heard();
         loop {
-            let response = tokio::select! {
-                biased;
-                response = stream.message() => response?,
-                silent = silence.wait() => return Err(Error::silent(silent)),
-            };
-            silence.heard();
-            let Some(response) = response else {
-                let message = "The hub ended the stream without saying why.";
-                return Err(Error::local(Code::Unavailable, message));
-            };
             // Frames of a newer hub are passed over.
-            match response.frame {
+            match silence.next(stream).await?.frame {
                 Some(Frame::Opened(opened)) => {
                     silence.opened(&opened);
                     return Ok(Frame::Opened(opened));
