@@ -5,12 +5,14 @@
 //! - [`server`]: service traits and servers, e.g. `server::event_bus_server::{EventBus,
 //!   EventBusServer}`. They decode with [`codec::CheckedCodec`], so that a handler only ever sees
 //!   requests within their declared limits, and events that stay encoded ([`wire`]).
+//! - [`credential`]: the form of a key, and where a request carries it.
 //! - [`envoy`]: what the hub serves to Envoy, which is not of the contract.
 //! - [`validate`]: the limits that the protos declare, as code.
 //! - [`policy`] and [`reasons`]: what the protos say about callers and errors, as tables.
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod credential;
 pub mod envoy;
 pub mod policy;
 pub mod reasons;

@@ -2,101 +2,30 @@
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use hub_proto::credential::{
+    IDENTITY_HEADERS, NOT_WHOLE, OTHER_HEADER, check_query, is_whole, presented as found,
+};
 
 use super::refusal::Refusal;
 
-const SCHEME: &str = "bearer";
-/// A header that other systems carry keys in.
-const OTHER_HEADER: &str = "x-api-key";
-
-/// Headers by which a proxy of the hub says who calls. Behind this layer nobody may believe them.
-const SPOOFED: [&str; 3] = ["x-hub-key-id", "x-hub-tenant-id", "x-hub-scopes"];
-
-/// The form of a key: `tos_`, 30 random base62 digits, and 6 that check the 34 before them.
-const PREFIX: &str = "tos_";
-const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-const CHECKED: usize = 34;
-const CHECK_DIGITS: usize = 6;
-const LENGTH: usize = CHECKED + CHECK_DIGITS;
-
-/// The key that a request presents. Never the first of several: whoever adds a header must not be
-/// able to choose who is calling. A key that is not well-formed is refused here, so that a flood of
-/// them costs the hub nothing.
+/// The key that a request presents. One that is not whole is refused here, so that a flood of them
+/// costs the hub nothing.
 pub(super) fn presented(headers: &HeaderMap, query: Option<&str>) -> Result<String, Box<Refusal>> {
-    if query.is_some_and(has_key) {
-        return Err(Refusal::malformed(
-            "The URL has a key in it, and URLs are written to logs: rotate this key",
-        ));
+    let key = check_query(query.unwrap_or_default()).and(found(headers));
+    match key {
+        Ok(key) if is_whole(key) => Ok(key.to_owned()),
+        Ok(_) => Err(Refusal::no_key(NOT_WHOLE)),
+        Err(fault) => Err(Refusal::no_key(fault)),
     }
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let value = values.next().ok_or_else(Refusal::missing)?;
-    if values.next().is_some() {
-        return Err(Refusal::malformed(
-            "The request carries two authorization headers",
-        ));
-    }
-    let text = value
-        .to_str()
-        .map_err(|_| Refusal::malformed("The key is not plain text"))?;
-    let (scheme, key) = text.split_once(' ').unwrap_or((text, ""));
-    let key = key.trim_start_matches(' ');
-    if scheme.is_empty() || (scheme.eq_ignore_ascii_case(SCHEME) && key.is_empty()) {
-        return Err(Refusal::missing());
-    }
-    if !scheme.eq_ignore_ascii_case(SCHEME) {
-        return Err(Refusal::malformed(
-            "The authorization header is not of scheme Bearer",
-        ));
-    }
-    if headers.contains_key(OTHER_HEADER) {
-        return Err(Refusal::malformed(
-            "The request carries two keys, in authorization and x-api-key",
-        ));
-    }
-    if !is_well_formed(key) {
-        return Err(Refusal::malformed(
-            "The key is not whole: its length, alphabet or checksum is wrong",
-        ));
-    }
-    Ok(key.to_owned())
 }
 
 /// Removes what the service behind must not see: the key, and what a caller says of himself.
 pub(super) fn strip(headers: &mut HeaderMap) {
     headers.remove(AUTHORIZATION);
     headers.remove(OTHER_HEADER);
-    for name in SPOOFED {
+    for name in IDENTITY_HEADERS {
         headers.remove(name);
     }
-}
-
-/// A whole key anywhere in the query, however its prefix is written.
-fn has_key(query: &str) -> bool {
-    let query = query.replace("%5F", "_").replace("%5f", "_");
-    let mut places = query.match_indices(PREFIX);
-    places.any(|(at, _)| query.get(at..at + LENGTH).is_some_and(is_well_formed))
-}
-
-fn is_well_formed(key: &str) -> bool {
-    let Some(secret) = key.strip_prefix(PREFIX) else {
-        return false;
-    };
-    if key.len() != LENGTH || !secret.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return false;
-    }
-    let (checked, check) = key.as_bytes().split_at(CHECKED);
-    check_digits(checked) == check
-}
-
-/// CRC-32 (IEEE) in base62, most significant digit first, padded with `0`.
-fn check_digits(text: &[u8]) -> [u8; CHECK_DIGITS] {
-    let mut rest = crc32fast::hash(text) as usize;
-    let mut digits = [b'0'; CHECK_DIGITS];
-    for digit in digits.iter_mut().rev() {
-        *digit = ALPHABET[rest % ALPHABET.len()];
-        rest /= ALPHABET.len();
-    }
-    digits
 }
 
 #[cfg(test)]

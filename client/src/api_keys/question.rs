@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use http::HeaderMap;
 use http::header::HOST;
 use http::request::Parts;
+use hub_proto::credential::joined;
 use hub_proto::hub::api_keys::v1::VerifyApiKeyRequest;
 
 /// A request as the hub decides about it. Requests with the same question share decisions. It holds
@@ -40,14 +40,8 @@ impl Question {
 pub(super) fn host(parts: &Parts) -> String {
     match parts.uri.authority() {
         Some(authority) => authority.as_str().to_owned(),
-        None => joined(&parts.headers),
+        None => joined(&parts.headers, HOST.as_str()),
     }
-}
-
-fn joined(headers: &HeaderMap) -> String {
-    let values = headers.get_all(HOST).iter();
-    let values: Vec<&str> = values.map(|value| value.to_str().unwrap_or("?")).collect();
-    values.join(",")
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::{Either, Full};
+use hub_proto::credential::Fault;
 use hub_proto::hub::api_keys::v1::{ErrorReason, VerifyApiKeyResponse};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -65,28 +66,22 @@ impl Refusal {
         })
     }
 
-    /// `KEY_MISSING`.
-    pub(super) fn missing() -> Box<Self> {
-        let message = format!("The call carries no key. Send `{EXPECTED}`.");
-        Refusal::new(
-            StatusCode::UNAUTHORIZED,
-            Code::Unauthenticated,
-            "KEY_MISSING",
-            message,
-        )
-        .with("expectedHeader", EXPECTED)
-    }
-
-    /// `KEY_MALFORMED`. `problem` says what is wrong, and nothing of the content.
-    pub(super) fn malformed(problem: &str) -> Box<Self> {
-        let message = format!("{problem}. Send one `{EXPECTED}`, copied whole.");
-        Refusal::new(
-            StatusCode::UNAUTHORIZED,
-            Code::Unauthenticated,
-            "KEY_MALFORMED",
-            message,
-        )
-        .with("problem", problem)
+    /// `KEY_MISSING` or `KEY_MALFORMED`; nothing of the content is told.
+    pub(super) fn no_key(fault: Fault) -> Box<Self> {
+        let refusal = |reason, message| {
+            let (status, code) = (StatusCode::UNAUTHORIZED, Code::Unauthenticated);
+            Refusal::new(status, code, reason, message)
+        };
+        match fault {
+            Fault::Missing => {
+                let message = format!("The call carries no key. Send `{EXPECTED}`.");
+                refusal("KEY_MISSING", message).with("expectedHeader", EXPECTED)
+            }
+            Fault::Malformed(problem) => {
+                let message = format!("{problem}. Send one `{EXPECTED}`, copied whole.");
+                refusal("KEY_MALFORMED", message).with("problem", problem)
+            }
+        }
     }
 
     /// `FIELD_INVALID`: something of the request is longer than the hub reads.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
 use hub_core::auth::{self, Answer, Authenticator, Caller, Credential, Refusal, Scopes};
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
+use hub_proto::credential::{self, NOT_WHOLE};
 
 use crate::denials::Denial;
 use crate::key::Record;
@@ -15,10 +15,6 @@ use crate::lookup::{ATTEMPTS_MAX, busy};
 use crate::secret::Plaintext;
 use crate::store;
 use crate::{error, explain};
-
-const SCHEME: &str = "bearer";
-/// A header that other systems carry keys in.
-pub(crate) const OTHER_HEADER: &str = "x-api-key";
 
 impl Authenticator for Keys {
     fn authenticate<'a>(&'a self, credential: Credential<'a>) -> Answer<'a, Caller> {
@@ -103,42 +99,17 @@ impl Keys {
     }
 }
 
-/// The one key that the call presents. Never one of several, and two places are as bad as two keys:
-/// whoever adds a header must not be able to choose who is calling.
+/// The one key that the call presents, if it is whole.
 pub(crate) fn presented(headers: &HeaderMap) -> Result<Plaintext> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let value = values.next().ok_or_else(error::missing)?;
-    if values.next().is_some() {
-        return Err(error::malformed(
-            "The call carries two authorization headers",
-        ));
-    }
-    if headers.contains_key(OTHER_HEADER) {
-        return Err(error::malformed(
-            "The call carries two keys, in authorization and x-api-key",
-        ));
-    }
-    let text = value
-        .to_str()
-        .map_err(|_| error::malformed("The key is not plain text"))?;
-    let (scheme, key) = text.split_once(' ').unwrap_or((text, ""));
-    let key = key.trim_start_matches(' ');
-    if scheme.is_empty() || (scheme.eq_ignore_ascii_case(SCHEME) && key.is_empty()) {
-        return Err(error::missing());
-    }
-    if !scheme.eq_ignore_ascii_case(SCHEME) {
-        return Err(error::malformed(
-            "The authorization header is not of scheme Bearer",
-        ));
-    }
-    Plaintext::parse(key).ok_or_else(|| {
-        error::malformed("The key is not whole: its length, alphabet or checksum is wrong")
-    })
+    let text = credential::presented(headers).map_err(error::no_key)?;
+    Plaintext::parse(text).ok_or_else(|| error::no_key(NOT_WHOLE))
 }
 
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use http::header::AUTHORIZATION;
+    use hub_proto::credential::OTHER_HEADER;
 
     use super::*;
 

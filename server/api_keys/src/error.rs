@@ -6,6 +6,7 @@ use std::time::Duration;
 use hub_core::auth::ADMINISTRATOR;
 use hub_core::clock::{Micros, timestamp};
 use hub_core::error::{CORE, Error};
+use hub_proto::credential::Fault;
 use tonic::Code;
 
 use crate::limits::Left;
@@ -15,17 +16,19 @@ const DOMAIN: &str = "hub.api_keys";
 /// What a caller has to send.
 const EXPECTED: &str = "authorization: Bearer tos_…";
 
-/// `KEY_MISSING`.
-pub(crate) fn missing() -> Error {
-    let message = format!("The call carries no key. Send `{EXPECTED}`.");
-    Error::new(Code::Unauthenticated, DOMAIN, "KEY_MISSING", message)
-        .with("expectedHeader", EXPECTED)
-}
-
-/// `KEY_MALFORMED`. `problem` says what is wrong with the header, and nothing of its content.
-pub(crate) fn malformed(problem: &str) -> Error {
-    let message = format!("{problem}. Send one `{EXPECTED}`, copied whole.");
-    Error::new(Code::Unauthenticated, DOMAIN, "KEY_MALFORMED", message).with("problem", problem)
+/// `KEY_MISSING` or `KEY_MALFORMED`; nothing of the header's content is told.
+pub(crate) fn no_key(fault: Fault) -> Error {
+    let error = |reason, message| Error::new(Code::Unauthenticated, DOMAIN, reason, message);
+    match fault {
+        Fault::Missing => {
+            let message = format!("The call carries no key. Send `{EXPECTED}`.");
+            error("KEY_MISSING", message).with("expectedHeader", EXPECTED)
+        }
+        Fault::Malformed(problem) => {
+            let message = format!("{problem}. Send one `{EXPECTED}`, copied whole.");
+            error("KEY_MALFORMED", message).with("problem", problem)
+        }
+    }
 }
 
 /// `KEY_NOT_RECOGNIZED`: nothing more is told.

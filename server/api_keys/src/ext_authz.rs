@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use hub_core::auth::Origin;
+use hub_proto::credential::{OTHER_HEADER, joined};
 use hub_proto::envoy::service::auth::v3::attribute_context::HttpRequest;
 use hub_proto::envoy::service::auth::v3::check_response::HttpResponse;
 use hub_proto::envoy::service::auth::v3::{
@@ -21,9 +22,8 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tonic::{Code, Request, Response, Status};
 
-use crate::authenticate::OTHER_HEADER;
 use crate::keys::Keys;
-use crate::proxied::{Answer, FORWARDED_FOR, Proxied, Trusted, joined};
+use crate::proxied::{Answer, FORWARDED_FOR, Proxied, Trusted};
 
 /// Largest question, in bytes. Anyone may ask, so it is far below what callers with a key may send:
 /// Envoy takes 60 KiB of headers unless it is told otherwise, and needs to send no body.
@@ -31,7 +31,7 @@ const CHECK_BYTES_MAX: usize = 256 << 10;
 /// Headers that are looked at; of others there may be any number.
 static READ: [HeaderName; 3] = [
     header::AUTHORIZATION,
-    HeaderName::from_static(OTHER_HEADER),
+    OTHER_HEADER,
     HeaderName::from_static(FORWARDED_FOR),
 ];
 /// In place of what is no text: present, and nobody's key, address or host.

@@ -12,9 +12,10 @@ use axum::routing::get;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use hub_core::auth::Origin;
 use hub_core::error::{Error, Result};
+use hub_proto::credential::joined;
 
 use crate::keys::Keys;
-use crate::proxied::{Answer, FORWARDED_FOR, Proxied, Trusted, joined};
+use crate::proxied::{Answer, FORWARDED_FOR, Proxied, Trusted};
 
 const FORWARDED_HOST: &str = "x-forwarded-host";
 const FORWARDED_URI: &str = "x-forwarded-uri";

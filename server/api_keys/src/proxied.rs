@@ -14,6 +14,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use hub_core::auth::{Caller, Origin, Scopes, is_scope};
 use hub_core::error::{Error, Result};
+use hub_proto::credential::{self, IDENTITY_HEADERS};
 use hub_proto::hub::api_keys::v1::VerifyApiKeyResponse;
 use tonic::Code;
 
@@ -22,18 +23,11 @@ use crate::authenticate::presented;
 use crate::decision::Asked;
 use crate::error;
 use crate::keys::Keys;
-use crate::secret::Plaintext;
 use crate::shown;
 use crate::verify::Question;
 
 /// What proxies say of the client: each adds the address that it saw.
 pub(crate) const FORWARDED_FOR: &str = "x-forwarded-for";
-
-/// Headers by which the product learns who calls. A proxy sets them from the answer, also those
-/// that are empty, so that none comes from the caller.
-const KEY_ID: &str = "x-hub-key-id";
-const TENANT_ID: &str = "x-hub-tenant-id";
-const SCOPES: &str = "x-hub-scopes";
 
 /// A proxied request.
 #[derive(Debug, Default)]
@@ -108,13 +102,15 @@ impl Answer {
         self.reason.is_empty()
     }
 
-    /// Headers by which the product learns who calls.
+    /// Headers by which the product learns who calls. A proxy sets them from the answer, also those
+    /// that are empty, so that none comes from the caller.
     pub fn identity(&self) -> [(&'static str, String); 3] {
         let told = &self.told;
+        let [key_id, tenant_id, scopes] = IDENTITY_HEADERS;
         [
-            (KEY_ID, told.key_id.clone()),
-            (TENANT_ID, told.tenant_id.clone()),
-            (SCOPES, told.scopes.join(" ")),
+            (key_id, told.key_id.clone()),
+            (tenant_id, told.tenant_id.clone()),
+            (scopes, told.scopes.join(" ")),
         ]
     }
 
@@ -150,16 +146,13 @@ impl Answer {
     }
 }
 
-/// `KEY_MALFORMED` if a key stands in the query of a path. Logs keep what stands there, on its way
-/// to the hub and behind it, so such a key has leaked, whatever else the request presents.
+/// `KEY_MALFORMED` if a key stands in the query of a path.
 fn check_query(path: &str) -> Result<()> {
     let query = path.split_once('?').unwrap_or_default().1;
-    if !Plaintext::is_in(query) {
-        return Ok(());
-    }
-    tracing::warn!("a request was refused that has a key in its query string");
-    let problem = "The request carries a key in its query string, which logs keep: rotate that key";
-    Err(error::malformed(problem))
+    credential::check_query(query).map_err(|fault| {
+        tracing::warn!("a request was refused that has a key in its query string");
+        error::no_key(fault)
+    })
 }
 
 /// A proxy serves all tenants: it may ask about every key.
@@ -204,13 +197,6 @@ fn undecided(error: &Error, origin: &Origin) -> Answer {
     }
 }
 
-/// All values of a header, as one.
-pub(crate) fn joined(headers: &HeaderMap, name: &str) -> String {
-    let values = headers.get_all(name).iter();
-    let values: Vec<&str> = values.map(|value| value.to_str().unwrap_or("?")).collect();
-    values.join(",")
-}
-
 /// Proxies whose word about the client is believed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Trusted(Vec<Cidr>);
@@ -249,7 +235,10 @@ impl Trusted {
 
 #[cfg(test)]
 mod tests {
+    use hub_proto::credential::joined;
+
     use super::*;
+    use crate::secret::Plaintext;
 
     fn client(peer: &str, forwarded: &[&str]) -> Option<String> {
         let trusted = Trusted::parse("127.0.0.0/8, 10.0.0.0/8,").unwrap();
@@ -306,6 +295,7 @@ mod tests {
             format!("/t?key={key}"),
             format!("?a=tos_&{key}#x"),
             format!("/?{key}&{key}"),
+            format!("/?k={}", key.replace("tos_", "t%6Fs%5f")),
         ] {
             let error = check_query(&path).unwrap_err();
             assert_eq!(error.reason(), "KEY_MALFORMED");

@@ -13,6 +13,7 @@ use hub_core::auth::{Caller, Origin};
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::id;
+use hub_proto::credential::{Fault, NOT_WHOLE};
 
 use crate::decision::{self, Asked, Snapshot};
 use crate::denials::Denial;
@@ -105,12 +106,10 @@ impl Keys {
     /// The key that is presented, or why it is refused before anything of it is looked at.
     async fn look_up(&self, caller: &Caller, key: &str) -> Result<Result<Arc<Record>>> {
         if key.is_empty() {
-            return Ok(Err(error::missing()));
+            return Ok(Err(error::no_key(Fault::Missing)));
         }
         let Some(plaintext) = Plaintext::parse(key) else {
-            return Ok(Err(error::malformed(
-                "The key is not whole: its length, alphabet or checksum is wrong",
-            )));
+            return Ok(Err(error::no_key(NOT_WHOLE)));
         };
         let record = self.lookup.find(&plaintext.hash()).await?;
         let record = record.filter(|record| may_verify(caller, record));
