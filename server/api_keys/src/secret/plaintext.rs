@@ -1,7 +1,7 @@
 //! A key as its holder has it; its form is [`hub_proto::credential`]'s.
 //!
-//! Its 30 random digits are 178 bits, so that a plain SHA-256 is enough at rest: nobody can try them
-//! all. The checksum tells a copy error from an unknown key without a look-up.
+//! Its 30 random digits are 178 bits, so that a plain SHA-256 is enough at rest: nobody can try
+//! them all. The checksum tells a copy error from an unknown key without a look-up.
 
 use std::fmt;
 
