@@ -98,8 +98,10 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
     let mut caller = match decided.caller {
         Ok(caller) => caller,
         Err(error) => {
-            gate.note(policy, &request, peer, &error);
-            return limited(refuse(error), decided.left);
+            let known = gate.note(policy, &request, peer, &error);
+            let left = decided.left;
+            let left = left.or_else(|| gate.limit.left(&known?));
+            return limited(refuse(error), left);
         }
     };
     // What was passed on keeps the id and the address that it came with.
@@ -162,8 +164,15 @@ impl Gate {
         response
     }
 
-    /// A call was refused, which may have to be explained later.
-    fn note(&self, policy: &MethodPolicy, request: &Request, peer: Option<IpAddr>, error: &Error) {
+    /// A call was refused, which may have to be explained later. Returns whose key it is, if that
+    /// is known.
+    fn note(
+        &self,
+        policy: &MethodPolicy,
+        request: &Request,
+        peer: Option<IpAddr>,
+        error: &Error,
+    ) -> Option<Caller> {
         let headers = request.headers();
         let refusal = Refusal {
             call_id: &Call::of(request).id,
@@ -171,7 +180,7 @@ impl Gate {
             error,
         };
         self.authenticator
-            .refused(Credential { headers, peer }, refusal);
+            .refused(Credential { headers, peer }, refusal)
     }
 
     async fn decide(

@@ -3,7 +3,8 @@
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::explain_access_request::Subject;
 use hub_client::proto::hub::api_keys::v1::{
-    ApiKey, ExplainAccessRequest, SetRateLimitRequest, VerifyApiKeyRequest,
+    ApiKey, ExplainAccessRequest, RotateApiKeyRequest, SetRateLimitRequest, UpdateApiKeyRequest,
+    VerifyApiKeyRequest,
 };
 use hub_client::proto::hub::explain::v1::{CheckResult, Explanation, Verdict};
 use hub_client::proto::hub::platform::v1::{
@@ -72,7 +73,7 @@ async fn made(hub: &TestHub, key: ApiKey) -> (String, String) {
 }
 
 /// Runs the first fix that is a call, as it stands.
-async fn fix(hub: &TestHub, key: &str, explanation: &Explanation) {
+async fn fix(hub: &TestHub, key: &str, explanation: &Explanation) -> serde_json::Value {
     let fix = explanation
         .fixes
         .iter()
@@ -82,6 +83,7 @@ async fn fix(hub: &TestHub, key: &str, explanation: &Explanation) {
     let answer = post_json(hub.addr, &fix.rpc, key, &json.to_string()).await;
     assert_eq!(answer.status, 200, "{} {json} {}", fix.rpc, answer.text());
     assert!(fix.cli.contains(&fix.rpc), "{}", fix.cli);
+    serde_json::from_str(answer.text()).unwrap()
 }
 
 fn json(message: &prost_types::Struct) -> serde_json::Value {
@@ -203,7 +205,7 @@ both_databases! {
         assert_eq!(by_id.primary_cause, "KEY_NOT_REVOKED");
     }
 
-    async fn a_wrong_host_is_named_with_the_right_one(hub: TestHub) {
+    async fn a_wrong_host_is_named_with_the_right_one_and_the_fix_makes_it_right(hub: TestHub) {
         let admin = hub.client(&hub.first_tenant().admin_key);
         let request = UpdateProductRequest {
             product: Some(Product {
@@ -214,7 +216,7 @@ both_databases! {
             ..UpdateProductRequest::default()
         };
         hub.client(&hub.operator_key).platform().update_product(request).await.unwrap();
-        let (_, key_id) = made(&hub, new_key("any", &["psa:*"])).await;
+        let (key, key_id) = made(&hub, new_key("any", &["psa:*"])).await;
         let at = |host: &str| ExplainAccessRequest {
             host: host.to_owned(),
             ..about(Subject::KeyId(key_id.clone()))
@@ -225,6 +227,13 @@ both_databases! {
         let right = explain(&admin, at("psa.example.com")).await.unwrap();
         assert_eq!(right.verdict(), Verdict::Working, "{right:#?}");
         assert_eq!(right.primary_cause, "");
+        let advised = VerifyApiKeyRequest { host: "psa.example.com".to_owned(), ..tickets(&key) };
+        let advised = verify(&backend(&hub).await, advised).await.unwrap();
+        assert_eq!(told(&advised).1, "", "{}", advised.hint);
+        let host = "crm.example.com:8443".to_owned();
+        let asked = VerifyApiKeyRequest { host, ..tickets(&key) };
+        let why = ("BASE_URL_MISMATCH", "KEY_BASE_URL");
+        refused_and_mended(&hub, asked, why, &hub.operator_key).await;
     }
 
     async fn an_expired_key_is_named_and_the_fix_makes_another(backend: Backend) {
@@ -241,7 +250,39 @@ both_databases! {
         fix(&hub, &hub.first_tenant().admin_key, &explained).await;
     }
 
-    async fn what_is_no_key_is_told_so_and_nothing_more(hub: TestHub) {
+    async fn a_change_of_a_moment_ago_may_not_be_known_everywhere(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (_, key_id) = made(&hub, new_key("any", &["psa:*"])).await;
+        let propagated = async || {
+            let explained = explain(&admin, about(Subject::KeyId(key_id.clone()))).await.unwrap();
+            result(&explained, "KEY_PROPAGATED")
+        };
+        assert_eq!(propagated().await, CheckResult::Unknown, "just made");
+        let pass = async || {
+            hub.clock.advance(std::time::Duration::from_secs(5));
+            assert_eq!(propagated().await, CheckResult::Pass);
+        };
+        pass().await;
+        let api_key = Some(ApiKey { key_id: key_id.clone(), ..new_key("other", &["psa:*"]) });
+        let update = UpdateApiKeyRequest { api_key, ..UpdateApiKeyRequest::default() };
+        admin.api_keys().update_api_key(update).await.unwrap();
+        assert_eq!(propagated().await, CheckResult::Unknown, "just changed");
+        pass().await;
+        let limit = SetRateLimitRequest { key_id: key_id.clone(), requests_per_minute: 9 };
+        admin.api_keys().set_rate_limit(limit).await.unwrap();
+        assert_eq!(propagated().await, CheckResult::Unknown, "just limited");
+        pass().await;
+        let rotate = RotateApiKeyRequest { key_id: key_id.clone(), ..Default::default() };
+        admin.api_keys().rotate_api_key(rotate).await.unwrap();
+        assert_eq!(propagated().await, CheckResult::Unknown, "just rotated");
+        pass().await;
+        revoke(&admin, &key_id, "").await.unwrap();
+        assert_eq!(propagated().await, CheckResult::Unknown, "just revoked");
+        pass().await;
+    }
+
+    async fn what_is_no_key_is_told_so_and_the_fix_makes_one(hub: TestHub) {
         let admin = hub.client(&hub.first_tenant().admin_key);
         let other = hub.tenant().await;
         for (key, cause) in [
@@ -255,9 +296,18 @@ both_databases! {
             assert_eq!(explained.verdict(), Verdict::Blocked);
             assert_eq!(result(&explained, "KEY_NOT_REVOKED"), CheckResult::Skipped);
             assert_eq!(result(&explained, "KEY_WOULD_PASS_NOW"), CheckResult::Skipped);
-            assert!(explained.fixes.iter().all(|fix| fix.rpc.is_empty()));
             let said = format!("{explained:?}");
             assert!(key.is_empty() || !said.contains(key), "the key is not repeated");
+            let made = fix(&hub, &hub.first_tenant().admin_key, &explained).await;
+            let works = tickets(made["plaintext"].as_str().unwrap());
+            let works = verify(&backend(&hub).await, works).await.unwrap();
+            assert_eq!(told(&works).1, "", "{}", works.hint);
+            let unnamed = ExplainAccessRequest {
+                subject: Some(Subject::Key(key.to_owned())),
+                ..ExplainAccessRequest::default()
+            };
+            let explained = explain(&admin, unnamed).await.unwrap();
+            assert!(explained.fixes.iter().all(|fix| fix.rpc.is_empty()), "for what is not known");
         }
     }
 

@@ -57,7 +57,7 @@ fn remaining(answer: &VerifyApiKeyResponse) -> (u32, u32) {
     (left.limit, left.remaining)
 }
 
-async fn usage(client: &Hub, key_id: &str) -> GetApiKeyUsageResponse {
+pub async fn usage(client: &Hub, key_id: &str) -> GetApiKeyUsageResponse {
     let request = GetApiKeyUsageRequest {
         key_id: key_id.to_owned(),
         ..GetApiKeyUsageRequest::default()
@@ -341,6 +341,27 @@ both_databases! {
         drop(admin);
     }
 
+    async fn what_a_key_was_used_for_is_told_within_ten_seconds(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = crate::api_keys::verify::backend(&hub).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (key, shown) = made(&hub, "counted").await;
+        let used_at = hub.clock.now();
+        verify(&verifier, tickets(&key)).await.unwrap();
+        // Two batches: the first may have begun before the call. The clock stands still then.
+        for _ in 0..2 {
+            hub.clock.advance(Duration::from_secs(4));
+        }
+        while usage(&admin, &shown.key_id).await.buckets.is_empty() {}
+        let request = GetApiKeyRequest { key_id: shown.key_id };
+        let told = async || {
+            let told = admin.api_keys().get_api_key(request.clone()).await.unwrap().into_inner();
+            told.api_key.unwrap().last_use_time
+        };
+        while told().await.is_none() {}
+        assert_eq!(told().await, Some(hub_core::clock::timestamp(used_at)));
+    }
+
     async fn usage_has_minutes_hours_and_days_and_no_others(hub: TestHub) {
         let admin = hub.client(&hub.first_tenant().admin_key);
         for (seconds, fits) in [(0, true), (60, true), (3600, true), (86_400, true), (61, false)] {
@@ -368,6 +389,15 @@ both_databases! {
         let json = post_json(hub.addr, path, &admin_key, r#"{"keyId":"key_none"}"#).await;
         assert_eq!(json.status, 404);
         assert_eq!(json.header("x-ratelimit-remaining"), "8", "errors too");
+        let (ended, shown) = made(&hub, "ended").await;
+        revoke(&admin, &shown.key_id, "").await.unwrap();
+        let path = "hub.api_keys.v1.ApiKeys/WhoAmI";
+        let refused = post_json(hub.addr, path, &ended, "{}").await;
+        assert_eq!(refused.status, 403);
+        assert_eq!(refused.header("x-ratelimit-remaining"), "6", "and is not counted");
+        let unknown = hub_api_keys::Plaintext::generate().unwrap();
+        let refused = post_json(hub.addr, path, unknown.expose(), "{}").await;
+        assert!(!refused.headers.contains_key("x-ratelimit-limit"), "there is no limit of its own");
         revoke(&admin, "key_none", "").await.unwrap_err();
         for _ in 0..7 {
             who_am_i(&admin).await.unwrap();

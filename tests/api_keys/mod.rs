@@ -6,6 +6,7 @@ mod explain;
 mod ext_authz;
 mod ext_authz_malformed;
 mod keys;
+mod killed;
 mod limits;
 mod pages;
 mod proxies;

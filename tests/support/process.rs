@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use hub_proto::credential::{LENGTH, PREFIX, is_whole};
 use serde_json::Value;
 use tokio::process::Child;
 
@@ -38,7 +39,8 @@ pub struct Ended {
     pub log: String,
 }
 
-/// A running program on a database of its own. Dropping it kills the process.
+/// A running program on a database of its own. Dropping it kills the process; in what it logged,
+/// whatever the test was about, there must be no key.
 pub struct TestProcess {
     /// What the ready file says.
     pub ready: Value,
@@ -109,6 +111,7 @@ impl TestProcess {
 
     /// Starts the same again, on the same database; it must have ended.
     pub async fn start_again(&mut self) {
+        assert_eq!(logged_keys(&self.log()), 0, "keys are in the log");
         let _ = std::fs::remove_file(self.ready_file());
         self.child = spawn(self.command, &self.database, &self.flags);
         self.wait_ready().await;
@@ -205,6 +208,37 @@ impl TestProcess {
             Err(_) => panic!("the process is not ready:\n{}", self.log()),
         }
     }
+}
+
+impl Drop for TestProcess {
+    fn drop(&mut self) {
+        let logged = std::fs::read_to_string(self.folder().join("log"));
+        let keys = logged.map_or(0, |log| logged_keys(&log));
+        // A second panic would hide the first.
+        assert!(
+            keys == 0 || std::thread::panicking(),
+            "{keys} keys are in the log"
+        );
+    }
+}
+
+/// How many whole keys are in a text.
+fn logged_keys(log: &str) -> usize {
+    let places = log
+        .match_indices(PREFIX)
+        .map(|(at, _)| log.get(at..at + LENGTH));
+    places.flatten().filter(|text| is_whole(text)).count()
+}
+
+#[test]
+fn keys_in_a_log_are_found_and_their_hints_are_not() {
+    let key = hub_api_keys::Plaintext::generate().unwrap();
+    let key = key.expose();
+    assert_eq!(logged_keys(&format!("a {key}\n{{\"b\":\"{key}\"}}")), 2);
+    assert_eq!(
+        logged_keys(&format!("{}, {}… and tos_", &key[..39], &key[..8])),
+        0
+    );
 }
 
 fn spawn(command: Command, database: &Database, flags: &[String]) -> Child {

@@ -39,15 +39,15 @@ impl Authenticator for Keys {
         })
     }
 
-    fn refused(&self, credential: Credential<'_>, refusal: Refusal<'_>) {
+    fn refused(&self, credential: Credential<'_>, refusal: Refusal<'_>) -> Option<Caller> {
         // Only from memory: a refusal costs no query.
         let now = self.core.clock.now();
-        let presented = presented(credential.headers).ok();
-        let record = presented.and_then(|key| self.cache.by_hash(&key.hash(), now));
+        let presented = presented(credential.headers).ok()?;
+        let record = self.cache.by_hash(&presented.hash(), now)?;
         let reason = refusal.error.reason();
-        let (Some(record), true) = (record, explain::explains(reason)) else {
-            return;
-        };
+        if !explain::explains(reason) {
+            return Some(record.caller.clone());
+        }
         let scope = refusal.policy.scope;
         let denial = Denial {
             call_id: refusal.call_id.to_owned(),
@@ -61,6 +61,7 @@ impl Authenticator for Keys {
             ..Denial::default()
         };
         self.denials.note(&record, denial);
+        Some(record.caller.clone())
     }
 
     fn has_key<'a>(

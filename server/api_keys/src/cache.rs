@@ -5,11 +5,13 @@
 //!   epoch at which it began, and is dropped if there was a change since.
 //! - Nothing is kept before this process hears of changes that others make: who revokes a key waits
 //!   for those processes only that say how far they are.
-//! - Nothing is believed for longer than the time to live; there is no "stale while revalidate".
+//! - Nothing is believed for longer than the time to live since the database said that it is so, by
+//!   the look-up itself or by [`Cache::renew`]; there is no "stale while revalidate".
 //! - Two generations bound the memory: when the young one is half of the limit, it becomes the old
 //!   one, and what was old is forgotten.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -22,6 +24,10 @@ use crate::secret::plaintext::Hash;
 /// The keys.
 pub(crate) struct Cache {
     state: RwLock<State>,
+    /// As of when all that is kept is known to be right.
+    renewed_at: AtomicI64,
+    /// A key was found since the last look.
+    is_used: AtomicBool,
     generation_max: usize,
     ttl: Micros,
 }
@@ -60,6 +66,8 @@ impl Cache {
         let generation_max = (keys_max / 2).max(1);
         Cache {
             state: RwLock::default(),
+            renewed_at: AtomicI64::new(Micros::MIN),
+            is_used: AtomicBool::new(false),
             generation_max,
             ttl: micros(ttl),
         }
@@ -90,7 +98,22 @@ impl Cache {
 
     /// A clock that was set back makes everything stale, not eternal.
     fn is_fresh(&self, cached: &Cached, now: Micros) -> bool {
-        (0..self.ttl).contains(&(now - cached.since))
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::Relaxed);
+        }
+        let known_at = cached.since.max(self.renewed_at.load(Ordering::Acquire));
+        (0..self.ttl).contains(&now.saturating_sub(known_at))
+    }
+
+    /// The database was asked at this time for the end of the log, and everything up to there was
+    /// forgotten where it changed: what is kept was right then.
+    pub fn renew(&self, asked_at: Micros) {
+        self.renewed_at.store(asked_at, Ordering::Release);
+    }
+
+    /// Whether somebody asked for a key that is kept since this was asked last.
+    pub fn was_used(&self) -> bool {
+        self.is_used.swap(false, Ordering::Relaxed)
     }
 
     /// Begins a look-up: call it before the query.
@@ -202,6 +225,22 @@ mod tests {
         assert!(!known(&cache, 1, 100 + micros(TTL)));
         assert!(!known(&cache, 1, 99), "the clock was set back");
         assert!(cache.by_id("key_1", 100 + micros(TTL)).is_none());
+    }
+
+    #[test]
+    fn what_is_renewed_is_believed_for_its_time_to_live_from_then() {
+        let cache = cache(10);
+        cache.finish(cache.begin(100), [1; 32], record("key_1"));
+        assert!(known(&cache, 1, 100) && cache.was_used() && !cache.was_used());
+        cache.renew(200);
+        assert!(known(&cache, 1, 200 + micros(TTL) - 1) && cache.was_used());
+        assert!(!known(&cache, 1, 200 + micros(TTL)));
+        assert!(!known(&cache, 1, 199), "the clock was set back");
+        cache.renew(50);
+        assert!(
+            known(&cache, 1, 100 + micros(TTL) - 1),
+            "its look-up was later"
+        );
     }
 
     #[test]

@@ -273,11 +273,7 @@ impl Case<'_> {
     fn add_now(&self, checks: &mut Checklist, left: Option<&(Left, bool)>) {
         let ttl = self.keys.core.limits.key_cache_ttl;
         let is_old = |at: Micros| self.now - at >= hub_core::clock::micros(ttl);
-        let changed = [
-            Some(self.key.create_time),
-            self.key.revocation.as_ref().map(|r| r.time),
-        ];
-        let settled = changed.into_iter().flatten().all(is_old);
+        let settled = is_old(self.key.update_time.unwrap_or(self.key.create_time));
         let detail = match settled {
             // Not up to which epoch: that tells how often the keys of others change.
             true => "All verifiers know the key as it is.".to_owned(),
@@ -364,7 +360,7 @@ fn conclude(
     };
     let verdict = checks.verdict(progress);
     if let Some(cause) = &cause {
-        fixes.extend(fixes::of_form(&cause.code));
+        fixes.extend(fixes::of_form(&cause.code, &subject.asked, &checks));
     }
     if verdict == Verdict::FixedSince {
         fixes.insert(0, fixes::again());

@@ -1,7 +1,9 @@
 //! What other processes change in keys: each follows the system log and forgets what changed.
 //!
-//! A hint wakes it up within milliseconds (PostgreSQL), the beat within a second. If neither comes,
-//! nothing is believed for longer than `Limits::key_cache_ttl` all the same.
+//! A hint wakes it up within milliseconds (PostgreSQL), the beat within a second. While keys are
+//! asked for, the database is asked every [`RENEWED_EACH`] for the end of the log: what did not
+//! change up to there is as it was looked up, so that keys in use stay in memory. If it cannot be
+//! asked, nothing is believed for longer than `Limits::key_cache_ttl`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use hub_core::error::Result;
 use hub_core::journal::{Log, Page};
 use hub_core::worker::Turn;
+use tokio::time::MissedTickBehavior;
 
 use crate::change::{self, CREATED, Change, TENANT_LIMITED, Whose};
 use crate::keys::Keys;
@@ -16,6 +19,10 @@ use crate::store::followers;
 
 /// After so long without anything to do, the worker says that it lives.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// Pause between two questions for the end of the log; with the time that one takes, less than the
+/// least `Limits::key_cache_ttl`.
+const RENEWED_EACH: Duration = Duration::from_millis(900);
 
 /// How long a revocation waits for the other processes.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
@@ -36,18 +43,40 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
     }
     confirm(&keys, at).await?;
     keys.cache.keep();
+    // In time of its own, as the beat: a clock that stands still must not hide what others do.
+    let mut renewals = tokio::time::interval(RENEWED_EACH);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         turn.passed_for(IDLE);
-        tokio::select! {
-            moved = head.changed() => if moved.is_err() { return Ok(()) },
-            again = turn.pause(IDLE) => if !again { return Ok(()) },
-        }
         let before = at;
-        at = catch_up(&keys, &log, at).await?;
+        at = tokio::select! {
+            moved = head.changed() => match moved {
+                Ok(()) => catch_up(&keys, &log, at).await?,
+                Err(_) => return Ok(()),
+            },
+            _ = renewals.tick() => match keys.cache.was_used() {
+                true => renew(&keys, &log, at).await?,
+                false => continue,
+            },
+            () = turn.stopped().cancelled() => return Ok(()),
+        };
         if at > before {
             confirm(&keys, at).await?;
         }
     }
+}
+
+/// Takes up what the database has after `at`, keeps what did not change for longer, and returns
+/// where the log ends. If the database does not answer, what is kept grows old.
+pub(crate) async fn renew(keys: &Keys, log: &Arc<Log>, at: u64) -> Result<u64> {
+    let asked_at = keys.core.clock.now();
+    if let Err(error) = keys.core.journal.refresh(log).await {
+        tracing::debug!("keys in memory could not be renewed: {error}");
+        return Ok(at);
+    }
+    let at = catch_up(keys, log, at).await?;
+    keys.cache.renew(asked_at);
+    Ok(at)
 }
 
 /// Tells the other processes, if there may be any, how far this one is.

@@ -47,6 +47,8 @@ pub struct Key {
     pub expire_time: Option<Micros>,
     /// When it was made.
     pub create_time: Micros,
+    /// When it was changed last, other than by its use.
+    pub update_time: Option<Micros>,
     /// Key that made it, or `hub`.
     pub created_by: String,
     /// How it was revoked.
@@ -228,6 +230,7 @@ pub(crate) mod tests {
             last_use_time: None,
             expire_time: None,
             create_time: 0,
+            update_time: None,
             created_by: "hub".into(),
             revocation: None,
             successor_id: None,

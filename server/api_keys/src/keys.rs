@@ -242,6 +242,7 @@ impl Keys {
             last_use_time: None,
             expire_time: new.expire_time,
             create_time: now,
+            update_time: None,
             created_by: created_by.to_owned(),
             revocation: None,
             successor_id: None,

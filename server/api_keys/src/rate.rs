@@ -99,7 +99,7 @@ impl Keys {
             for one in store::working_of_family(&mut tx, &tenant, &key.family, now).await? {
                 scopes::check_within(caller, one.rights())?;
             }
-            store::limits::set_of_family(&mut tx, &tenant, &key.family, limit).await?;
+            store::limits::set_of_family(&mut tx, &tenant, &key.family, limit, now).await?;
             let changed = store::find_in(&mut tx, &tenant, key_id).await?;
             let changed = changed.ok_or_else(|| crate::error::not_found(key_id))?;
             let changes =

@@ -138,6 +138,7 @@ fn successor(old: &Key, caller: &Caller, now: Micros) -> Result<(Key, Plaintext)
         key_id: id::new("key"),
         hint: plaintext.hint(),
         create_time: now,
+        update_time: None,
         created_by: caller.key_id.to_string(),
         last_use_time: None,
         version: 1,
@@ -165,7 +166,7 @@ impl Ended<'_> {
             true => old.expire_time,
             false => Some(old.expire_time.map_or(end, |before| before.min(end))),
         };
-        let key = store::rotate(tx, tenant, old, self.successor_id, expire_time).await?;
+        let key = store::rotate(tx, tenant, old, self.successor_id, expire_time, now).await?;
         let key = key.ok_or_else(|| Error::internal("a key changed under its lock"))?;
         if !self.grace.is_zero() {
             let event = key_event(&key, "key.rotated", by, now, "");

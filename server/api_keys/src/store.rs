@@ -30,8 +30,8 @@ const AFTER_ALL_IDS: &str = "key~";
 macro_rules! columns {
     () => {
         "key_id, tenant_no, tenant_id, product, hash, hint, name, scopes, cidrs, labels, \
-         requests_per_minute, expire_time, create_time, created_by, revoke_time, revoked_by, \
-         revoke_reason, revoke_epoch, successor_id, version, family, last_use_time, \
+         requests_per_minute, expire_time, create_time, update_time, created_by, revoke_time, \
+         revoked_by, revoke_reason, revoke_epoch, successor_id, version, family, last_use_time, \
          coalesce((select l.requests_per_minute from tenant_rate_limits l \
            where l.tenant_no = api_keys.tenant_no), 0) as tenant_limit"
     };
@@ -91,18 +91,19 @@ const SCOPES_OF_PRODUCT: Sql = Sql::same(
 );
 const REVOKE: Sql = Sql::same(concat!(
     "update api_keys set revoke_time = $3, revoked_by = $4, revoke_reason = $5, revoke_epoch = $6,
-       version = version + 1
+       update_time = $3, version = version + 1
      where tenant_no = $1 and key_id = $2 and revoke_time is null returning ",
     columns!()
 ));
 const UPDATE: Sql = Sql::same(concat!(
     "update api_keys set name = $4, scopes = $5, cidrs = $6, labels = $7, expire_time = $8,
-       version = version + 1
+       update_time = $9, version = version + 1
      where tenant_no = $1 and key_id = $2 and version = $3 returning ",
     columns!()
 ));
 const ROTATE: Sql = Sql::same(concat!(
-    "update api_keys set successor_id = $4, expire_time = $5, version = version + 1
+    "update api_keys set successor_id = $4, expire_time = $5, update_time = $6,
+       version = version + 1
      where tenant_no = $1 and key_id = $2 and version = $3 returning ",
     columns!()
 ));
@@ -185,6 +186,7 @@ struct Row {
     requests_per_minute: i64,
     expire_time: Option<Micros>,
     create_time: Micros,
+    update_time: Option<Micros>,
     created_by: String,
     revoke_time: Option<Micros>,
     revoked_by: Option<String>,
@@ -227,6 +229,7 @@ impl Row {
             last_use_time: self.last_use_time,
             expire_time: self.expire_time,
             create_time: self.create_time,
+            update_time: self.update_time,
             created_by: self.created_by,
             revocation,
             successor_id: self.successor_id,
@@ -377,7 +380,7 @@ pub async fn revoke(
     row.map(Row::key).transpose()
 }
 
-/// Stores what may be changed of a key, if it is still of the version that `key` has.
+/// Stores what may be changed of a key, and when, if it is still of the version that `key` has.
 pub async fn update(tx: &mut Tx, tenant: &TenantRef, key: &Key) -> Result<Option<Key>> {
     let json = |value: serde_json::Result<String>| value.map_err(Error::internal);
     let row: Option<Row> = tx
@@ -390,18 +393,20 @@ pub async fn update(tx: &mut Tx, tenant: &TenantRef, key: &Key) -> Result<Option
         .bind(json(serde_json::to_string(&key.cidrs))?)
         .bind(json(serde_json::to_string(&key.labels))?)
         .bind(key.expire_time)
+        .bind(key.update_time)
         .optional()
         .await?;
     row.map(Row::key).transpose()
 }
 
-/// Gives a key a successor and an end, if it is still of the version that `key` has.
+/// Gives a key a successor and an end at `now`, if it is still of the version that `key` has.
 pub async fn rotate(
     tx: &mut Tx,
     tenant: &TenantRef,
     key: &Key,
     successor_id: &str,
     expire_time: Option<Micros>,
+    now: Micros,
 ) -> Result<Option<Key>> {
     let row: Option<Row> = tx
         .query(ROTATE)
@@ -410,6 +415,7 @@ pub async fn rotate(
         .bind(key.version)
         .bind(successor_id.to_owned())
         .bind(expire_time)
+        .bind(now)
         .optional()
         .await?;
     row.map(Row::key).transpose()

@@ -67,6 +67,10 @@ impl Keys {
         // After the wait for the lock, in which the key may have ended.
         let now = self.core.clock.now();
         check_active(&before, now)?;
+        let after = Key {
+            update_time: Some(now),
+            ..after
+        };
         let Some(after) = store::update(&mut tx, &tenant, &after).await? else {
             drop(tx);
             let current = self.get(caller, key_id).await?;

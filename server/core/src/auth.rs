@@ -168,8 +168,11 @@ pub trait Authenticator: Send + Sync {
     /// Whether the key still works: long streams ask again while they run.
     fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()>;
 
-    /// A call was refused: the domain of keys may keep that, to explain it later.
-    fn refused(&self, _: Credential<'_>, _: Refusal<'_>) {}
+    /// A call was refused: the domain of keys may keep that, to explain it later. Returns whose key
+    /// it is, if that is known.
+    fn refused(&self, _: Credential<'_>, _: Refusal<'_>) -> Option<Caller> {
+        None
+    }
 
     /// Whether a key of a product works for a tenant and has a scope; `None` if there is no
     /// telling.

@@ -66,7 +66,7 @@ pub struct Limits {
     pub subscriptions_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     pub identities_window: Duration,
-    /// How long a key that was looked up is believed.
+    /// How long a key in memory is believed after the database was asked last.
     pub key_cache_ttl: Duration,
     /// Keys kept in memory.
     pub key_cache_max: usize,

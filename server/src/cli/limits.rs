@@ -91,7 +91,7 @@ limits! {
     subscriptions_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     identities_window: Length,
-    /// How long a key that was looked up is believed.
+    /// How long a key in memory is believed after the database was asked last.
     key_cache_ttl: Length,
     /// Keys kept in memory.
     key_cache_max: usize,

@@ -46,13 +46,27 @@ impl Process {
     /// # Errors
     /// It does not start.
     pub async fn serve(binary: &Path, dir: &Path, database: &str) -> Result<Self> {
+        Self::serve_with(binary, dir, database, &[]).await
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn serve_with(
+        binary: &Path,
+        dir: &Path,
+        database: &str,
+        arguments: &[String],
+    ) -> Result<Self> {
         let mut command = hub(binary, dir);
         command.args(["serve", "--listen", "127.0.0.1:0", "--database", database]);
         command.env("HUB_SEALING_KEY", SEALING_KEY);
         command.arg("--data-dir").arg(dir.join("data"));
         command
             .arg("--operator-key-file")
-            .arg(dir.join("operator.key"));
+            .arg(dir.join("operator.key"))
+            .args(arguments);
         Self::start(command, dir).await
     }
 

@@ -1,16 +1,19 @@
 //! What to do: complete calls, made of what was seen.
 
+use hub_core::auth::is_scope;
 use hub_core::explain::Checklist;
 use hub_proto::hub::explain::v1::{Fix, FixActor};
 use serde_json::json;
 
 use super::{Case, codes};
-use crate::decision::Step;
+use crate::base_url::covers;
+use crate::decision::{Asked, Step};
 use crate::limits::Left;
 
 const CREATE: &str = "hub.api_keys.v1.ApiKeys/CreateApiKey";
 const UPDATE: &str = "hub.api_keys.v1.ApiKeys/UpdateApiKey";
 const SET_LIMIT: &str = "hub.api_keys.v1.ApiKeys/SetRateLimit";
+const UPDATE_PRODUCT: &str = "hub.platform.v1.Platform/UpdateProduct";
 const SET_PRODUCT: &str = "hub.platform.v1.Platform/SetProductSubscription";
 
 impl Case<'_> {
@@ -21,7 +24,7 @@ impl Case<'_> {
             Step::Address => self.allow_address(checks).into_iter().collect(),
             Step::Subscription => vec![self.activate(checks)],
             Step::Product | Step::Scope => self.add_scope(checks).into_iter().collect(),
-            Step::BaseUrl => self.right_host(),
+            Step::BaseUrl => self.right_host(checks),
         }
     }
 
@@ -79,13 +82,26 @@ impl Case<'_> {
         Some(checks.fix(FixActor::Operator, title, UPDATE, request))
     }
 
-    fn right_host(&self) -> Vec<Fix> {
-        let product = self.products.find(&self.subject.asked.product);
-        let base_urls = product.map_or(&[][..], |product| &product.base_urls);
+    /// The hosts that are right, and how this one becomes one of them.
+    fn right_host(&self, checks: &Checklist) -> Vec<Fix> {
+        let Asked { product, host, .. } = &self.subject.asked;
+        let found = self.products.find(product);
+        let mut base_urls = found.map_or(Vec::new(), |product| product.base_urls.clone());
         let advice = |base_url: &String| {
             Checklist::advice(FixActor::Caller, format!("Send the request to {base_url}"))
         };
-        base_urls.iter().map(advice).collect()
+        let mut fixes: Vec<Fix> = base_urls.iter().map(advice).collect();
+        let own = format!("https://{host}");
+        if covers(&own, host, "") {
+            base_urls.push(own);
+            let title = format!("If {host} is {product}'s too: add it to its base URLs");
+            let request = json!({
+                "product": {"product": product, "baseUrls": base_urls},
+                "updateMask": "baseUrls",
+            });
+            fixes.push(checks.fix(FixActor::Operator, title, UPDATE_PRODUCT, request));
+        }
+        fixes
     }
 
     pub(super) fn rate_fixes(&self, left: &Left, checks: &Checklist) -> Vec<Fix> {
@@ -113,13 +129,20 @@ pub(super) fn again() -> Fix {
     Checklist::advice(FixActor::Caller, "Send the request again".to_owned())
 }
 
-/// What mends a key that is missing, damaged or unknown; each step has its own.
-pub(super) fn of_form(code: &str) -> Option<Fix> {
+/// What mends a key that is missing, damaged or unknown; each step has its own. Where there is no
+/// other key, one for the request is made.
+pub(super) fn of_form(code: &str, asked: &Asked, checks: &Checklist) -> Vec<Fix> {
     let title = match code {
         codes::PRESENTED => "Send the key as `authorization: Bearer tos_…`",
         codes::WELL_FORMED => "Copy the key again, all 40 characters of it",
         codes::KNOWN => "Use a key that was made for this hub and this tenant",
-        _ => return None,
+        _ => return Vec::new(),
     };
-    Some(Checklist::advice(FixActor::Caller, title.to_owned()))
+    let mut fixes = vec![Checklist::advice(FixActor::Caller, title.to_owned())];
+    if is_scope(&asked.scope) {
+        let title = format!("Without one: make a key that may {}", asked.scope);
+        let key = json!({"name": format!("for {}", asked.scope), "scopes": [asked.scope]});
+        fixes.push(checks.fix(FixActor::Operator, title, CREATE, json!({"apiKey": key})));
+    }
+    fixes
 }

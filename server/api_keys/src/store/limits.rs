@@ -14,7 +14,8 @@ const SET_OF_TENANT: Sql = Sql::same(
      set requests_per_minute = excluded.requests_per_minute, update_time = excluded.update_time",
 );
 const SET_OF_FAMILY: Sql = Sql::same(
-    "update api_keys set requests_per_minute = $3, version = version + 1
+    "update api_keys set requests_per_minute = $3, update_time = $4,
+       version = version + 1
      where tenant_no = $1 and family = $2",
 );
 
@@ -57,9 +58,10 @@ pub(crate) async fn set_of_family(
     tenant: &TenantRef,
     family: &str,
     limit: u32,
+    now: Micros,
 ) -> Result<()> {
     let query = tx.query(SET_OF_FAMILY).bind(tenant.number());
     let query = query.bind(family.to_owned()).bind(i64::from(limit));
-    query.execute().await?;
+    query.bind(now).execute().await?;
     Ok(())
 }

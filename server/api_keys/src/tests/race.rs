@@ -3,6 +3,7 @@
 use hub_core::auth::Authenticator;
 use hub_core::clock::micros;
 use hub_core::journal::lock_head;
+use hub_core::storage::Sql;
 
 use super::*;
 use crate::Key;
@@ -112,6 +113,37 @@ both_databases! {
         let caught_up = crate::follow::catch_up(&other, &log, at).await.unwrap();
         assert_eq!(caught_up, at + 1);
         assert_eq!(*other.epoch.borrow(), at + 1);
+        assert_eq!(authenticate(&other, key).await.unwrap_err().reason(), "KEY_REVOKED");
+    }
+
+    async fn a_key_is_believed_as_long_as_the_end_of_the_log_is_asked_for(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let (other, key) = (hub.other_process(), created.plaintext.expose());
+        let log = other.system_log().await.unwrap();
+        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
+        authenticate(&other, key).await.unwrap();
+        // So that another look-up would not find it.
+        let mut tx = hub.core.db.begin().await.unwrap();
+        tx.query(Sql::same("delete from api_keys")).execute().await.unwrap();
+        tx.commit().await.unwrap();
+        for _ in 0..3 {
+            hub.core.clock.advance(hub.core.limits.key_cache_ttl / 2);
+            assert_eq!(crate::follow::renew(&other, &log, at).await.unwrap(), at);
+            authenticate(&other, key).await.unwrap();
+        }
+        hub.core.clock.advance(hub.core.limits.key_cache_ttl);
+        let refused = authenticate(&other, key).await.unwrap_err();
+        assert_eq!(refused.reason(), "KEY_NOT_RECOGNIZED");
+    }
+
+    async fn a_key_that_another_process_revoked_is_not_believed_for_longer(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let (other, key) = (hub.other_process(), created.plaintext.expose());
+        let log = other.system_log().await.unwrap();
+        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
+        authenticate(&other, key).await.unwrap();
+        hub.keys.revoke(&hub.administrator(), &created.key.key_id, "").await.unwrap();
+        assert_eq!(crate::follow::renew(&other, &log, at).await.unwrap(), at + 1);
         assert_eq!(authenticate(&other, key).await.unwrap_err().reason(), "KEY_REVOKED");
     }
 

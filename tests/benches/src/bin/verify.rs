@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use futures_util::{StreamExt, stream};
+use hub_api_keys::Plaintext;
 use hub_benches::echo::Echo;
 use hub_benches::options::Setting;
 use hub_benches::process::{self, Process, make_key, of_product};
@@ -17,6 +18,7 @@ use hub_benches::stats::Series;
 use hub_benches::{Result, echo, until_interrupted};
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::{ApiKey, SetRateLimitRequest, VerifyApiKeyRequest};
+use hub_core::storage::{self, Db, Sql};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 use tower::{Layer, Service, ServiceExt};
@@ -26,6 +28,14 @@ const GOAL: f64 = 0.85;
 const IN_FLIGHT: [usize; 3] = [1, 16, 64];
 /// Calls at once while keys are made.
 const AT_ONCE: usize = 32;
+/// A key like another one of its tenant. Through the API a million would take an hour.
+const COPY: Sql = Sql::same(
+    "insert into api_keys (key_id, family, hash, tenant_no, tenant_id, product, hint, name, scopes,
+         cidrs, labels, requests_per_minute, create_time, created_by, version)
+     select $1, $1, $2, tenant_no, tenant_id, product, hint, name, scopes, cidrs, labels,
+         requests_per_minute, create_time, created_by, version
+     from api_keys where key_id = $3",
+);
 /// More than is asked for here.
 const REQUESTS_PER_MINUTE: u32 = 1_000_000_000;
 const KEYS_OF_TENANT: usize = 1_000;
@@ -73,12 +83,16 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let dir = scratch.dir("hub")?;
     let database = format!("sqlite:{}", dir.join("hub.db").display());
     let process = Process::serve(&binary, &dir, &database).await?;
-    let operator = process.operator()?;
-    let before = process.server().resident_bytes()?;
+    let (verifier, first) = first(&process, arguments.keys).await?;
+    drop(process);
     let began = Instant::now();
-    let keys = Arc::new(keys(&process, &operator, arguments.keys).await?);
+    let keys = Arc::new(copies(&database, first, arguments.keys).await?);
     eprintln!("keys made in {:.0} s", began.elapsed().as_secs_f64());
-    let verifier = process.client(&verifier(&operator).await?)?;
+    // What was looked up while another part of the keys was: two generations.
+    let kept = ["--key-cache-max".to_owned(), (2 * keys.len()).to_string()];
+    let process = Process::serve_with(&binary, &dir, &database, &kept).await?;
+    let before = process.server().resident_bytes()?;
+    let verifier = process.client(&verifier)?;
     let hub = Caller {
         hub: verifier.clone(),
         keys: keys.clone(),
@@ -108,8 +122,8 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     let layer = layer(&verifier, &hub.keys[0], arguments.seconds).await?;
     let text = format!(
-        "{}; {} keys; {} rounds of {} s.\n\n{}\nResident memory: {:.0} MiB before the keys were \
-         made, {:.0} MiB with all of them in use.\n\nThe client's layer, on one thread, with a key \
+        "{}; {} keys; {} rounds of {} s.\n\n{}\nResident memory: {:.0} MiB after the start, \
+         {:.0} MiB with all keys in memory.\n\nThe client's layer, on one thread, with a key \
          that it knows: {:.0}k requests/s.\n",
         report::machine(),
         arguments.keys,
@@ -153,22 +167,42 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// So many keys with limits, of tenants with limits.
-async fn keys(process: &Process, operator: &Hub, count: usize) -> Result<Vec<String>> {
-    let mut keys = Vec::new();
-    for tenant in 0..count.div_ceil(KEYS_OF_TENANT) {
-        let created = process::tenant(operator, &format!("Benchmarks {tenant}"), &[]).await?;
+/// The key of a backend, and for each tenant a key with limits.
+async fn first(process: &Process, keys: usize) -> Result<(String, Vec<(String, String)>)> {
+    let operator = process.operator()?;
+    let mut first = Vec::new();
+    for tenant in 0..keys.div_ceil(KEYS_OF_TENANT) {
+        let created = process::tenant(&operator, &format!("Benchmarks {tenant}"), &[]).await?;
         let admin = process.client(&created.admin_key)?;
         limit(&admin, "").await?;
-        let making = (keys.len()..count.min(keys.len() + KEYS_OF_TENANT)).map(async |_| {
-            let (plaintext, key_id) = make_key(&admin, of_product("psa", &["psa:*"])).await?;
-            limit(&admin, &key_id).await?;
-            Ok::<_, hub_benches::Error>(plaintext)
-        });
-        let mut made = stream::iter(making).buffer_unordered(AT_ONCE);
-        while let Some(key) = made.next().await {
-            keys.push(key?);
+        let (plaintext, key_id) = make_key(&admin, of_product("psa", &["psa:*"])).await?;
+        limit(&admin, &key_id).await?;
+        first.push((plaintext, key_id));
+    }
+    Ok((verifier(&operator).await?, first))
+}
+
+/// All keys: those of each tenant, and as many like it as there are to be in all.
+async fn copies(database: &str, first: Vec<(String, String)>, count: usize) -> Result<Vec<String>> {
+    let options = storage::Options {
+        url: database.to_owned(),
+        connections_max: 2,
+        size_bytes_max: 0,
+    };
+    let db = Db::open(&options).await?;
+    let mut keys = Vec::new();
+    for (plaintext, key_id) in first {
+        let more = count.saturating_sub(keys.len()).min(KEYS_OF_TENANT);
+        keys.push(plaintext);
+        let mut tx = db.begin().await?;
+        for number in 1..more {
+            let plaintext = Plaintext::generate()?;
+            let copy = tx.query(COPY).bind(format!("{key_id}_{number}"));
+            let copy = copy.bind(plaintext.hash().to_vec()).bind(key_id.as_str());
+            copy.execute().await?;
+            keys.push(plaintext.expose().to_owned());
         }
+        tx.commit().await?;
     }
     Ok(keys)
 }
