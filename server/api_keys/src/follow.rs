@@ -1,9 +1,9 @@
 //! What other processes change in keys: each follows the system log and forgets what changed.
 //!
-//! A hint wakes it up within milliseconds (PostgreSQL), the beat within a second. While keys are
-//! asked for, the database is asked every [`RENEWED_EACH`] for the end of the log: what did not
-//! change up to there is as it was looked up, so that keys in use stay in memory. If it cannot be
-//! asked, nothing is believed for longer than `Limits::key_cache_ttl`.
+//! A hint wakes it up within milliseconds (PostgreSQL), the beat within a second. Until [`IN_USE`]
+//! after a key was asked for, the database is asked every [`RENEWED_EACH`] for the end of the log:
+//! what did not change up to there is as it was looked up, so that keys in use stay in memory. If
+//! it cannot be asked, nothing is believed for longer than `Limits::key_cache_ttl`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +20,11 @@ use crate::store::followers;
 /// After so long without anything to do, the worker says that it lives.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Pause between two questions for the end of the log; with the time that one takes, less than the
-/// least `Limits::key_cache_ttl`.
-const RENEWED_EACH: Duration = Duration::from_millis(900);
+/// Pause between two questions for the end of the log; with the time that one takes, less than
+/// `Limits::key_cache_ttl`.
+const RENEWED_EACH: Duration = Duration::from_secs(2);
+/// After so long without a call an idle process asks no more.
+const IN_USE: Duration = Duration::from_secs(60);
 
 /// How long a revocation waits for the other processes.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
@@ -46,6 +48,7 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
     // In time of its own, as the beat: a clock that stands still must not hide what others do.
     let mut renewals = tokio::time::interval(RENEWED_EACH);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut used_at = None;
     loop {
         turn.passed_for(IDLE);
         let before = at;
@@ -54,9 +57,14 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
                 Ok(()) => catch_up(&keys, &log, at).await?,
                 Err(_) => return Ok(()),
             },
-            _ = renewals.tick() => match keys.cache.was_used() {
-                true => renew(&keys, &log, at).await?,
-                false => continue,
+            tick = renewals.tick() => {
+                if keys.cache.was_used() {
+                    used_at = Some(tick);
+                }
+                match used_at.is_some_and(|used| tick.saturating_duration_since(used) < IN_USE) {
+                    true => renew(&keys, &log, at).await?,
+                    false => continue,
+                }
             },
             () = turn.stopped().cancelled() => return Ok(()),
         };

@@ -20,7 +20,7 @@ pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(4);
 const PENDING_MAX: usize = 100_000;
 /// Rows that one transaction writes, a multiple of the three spans, which are written together.
 /// On SQLite a transaction holds the only writer.
-const CHUNK: usize = 600;
+const CHUNK: usize = 1200;
 /// The outcome of what was allowed.
 pub(crate) const ALLOWED: &str = "";
 

@@ -114,6 +114,17 @@ impl Process {
         self.client(key.ok_or("the database is not new")?)
     }
 
+    /// The same for one tenant.
+    ///
+    /// # Errors
+    /// It is not the first one.
+    pub fn operator_for(&self, tenant_id: &str) -> Result<Hub> {
+        let key = self.ready["operatorKey"].as_str();
+        let hub = Hub::builder(self.url()).tenant(tenant_id);
+        let key = key.ok_or("the database is not new")?;
+        Ok(hub.api_key(key).connect_lazy()?)
+    }
+
     /// Its metrics without labels, and the sums of those with labels, by name.
     ///
     /// # Errors

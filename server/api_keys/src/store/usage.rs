@@ -6,21 +6,57 @@ use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use hub_core::storage::{Db, Sql};
+use serde_json::{Value, json};
 
 use crate::usage::Counted;
 
 /// Rows that one sweep removes.
 const SWEPT_MAX: i64 = 1000;
 
-const ADD: Sql = Sql::same(
-    "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
-     values ($1, $2, $3, $4, $5, $6)
-     on conflict (tenant_no, family, span, start_time, outcome) do update
-     set requests = key_usage.requests + excluded.requests",
+/// Many rows of JSON in one statement, `[[tenant_no, family, …], …]`: one each costs several times
+/// as much. In the order of the rows, in which all processes lock them.
+macro_rules! add {
+    ($row:literal, $rows:literal) => {
+        concat!(
+            "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
+             select tenant_no, family, span, start_time, outcome, sum(requests)
+             from (select ",
+            $row,
+            " from ",
+            $rows,
+            ") r where true
+             group by tenant_no, family, span, start_time, outcome
+             order by tenant_no, family, span, start_time, outcome
+             on conflict (tenant_no, family, span, start_time, outcome) do update
+             set requests = key_usage.requests + excluded.requests"
+        )
+    };
+}
+const ADD: Sql = Sql::each(
+    add!(
+        "value ->> 0 as tenant_no, value ->> 1 as family, value ->> 2 as span,
+         value ->> 3 as start_time, value ->> 4 as outcome, value ->> 5 as requests",
+        "json_each($1)"
+    ),
+    add!(
+        "cast(v ->> 0 as bigint) as tenant_no, v ->> 1 as family, cast(v ->> 2 as bigint) as span,
+         cast(v ->> 3 as bigint) as start_time, v ->> 4 as outcome,
+         cast(v ->> 5 as bigint) as requests",
+        "jsonb_array_elements(cast($1 as jsonb)) v"
+    ),
 );
-const SET_LAST_USE: Sql = Sql::same(
-    "update api_keys set last_use_time = $2
-     where key_id = $1 and (last_use_time is null or last_use_time < $2)",
+// JSON too, `[[key_id, time], …]`. A join locks rows in any order, hence the lock before.
+const SET_LAST_USE: Sql = Sql::each(
+    "update api_keys set last_use_time = u.value ->> 1 from json_each($1) u
+     where api_keys.key_id = u.value ->> 0
+       and (last_use_time is null or last_use_time < u.value ->> 1)",
+    "with used as (select v ->> 0 as key_id, cast(v ->> 1 as bigint) as time
+                   from jsonb_array_elements(cast($1 as jsonb)) v),
+          locked as (select k.key_id, used.time from api_keys k join used using (key_id)
+                     where k.last_use_time is null or k.last_use_time < used.time
+                     order by k.key_id for update of k)
+     update api_keys set last_use_time = locked.time from locked
+     where api_keys.key_id = locked.key_id",
 );
 const OF_FAMILY: Sql = Sql::same(
     "select start_time, outcome, requests from key_usage
@@ -57,29 +93,30 @@ pub(crate) type Row = (Micros, String, i64);
 
 /// Adds counts to what is stored, all or none.
 pub(crate) async fn add(db: &Db, counted: &[Counted]) -> Result<()> {
+    let row = |row: &Counted| {
+        let (family, requests) = (&*row.family, row.requests);
+        json!([
+            row.tenant_no,
+            family,
+            row.span,
+            row.start,
+            row.outcome,
+            requests
+        ])
+    };
+    let rows = Value::from_iter(counted.iter().map(row));
     let mut tx = db.begin().await?;
-    for row in counted {
-        tx.query(ADD)
-            .bind(row.tenant_no)
-            .bind(row.family.to_string())
-            .bind(row.span)
-            .bind(row.start)
-            .bind(row.outcome)
-            .bind(row.requests.cast_signed())
-            .execute()
-            .await?;
-    }
+    tx.query(ADD).bind(rows.to_string()).execute().await?;
     tx.commit().await?;
     Ok(())
 }
 
 /// Stores when keys were used last.
 pub(crate) async fn set_last_use(db: &Db, uses: &[(Arc<str>, Micros)]) -> Result<()> {
+    let uses = Value::from_iter(uses.iter().map(|(key_id, time)| json!([&**key_id, time])));
     let mut tx = db.begin().await?;
-    for (key_id, time) in uses {
-        let query = tx.query(SET_LAST_USE).bind(key_id.to_string()).bind(*time);
-        query.execute().await?;
-    }
+    let query = tx.query(SET_LAST_USE).bind(uses.to_string());
+    query.execute().await?;
     tx.commit().await?;
     Ok(())
 }

@@ -174,7 +174,8 @@ async fn first(process: &Process, keys: usize) -> Result<(String, Vec<(String, S
     for tenant in 0..keys.div_ceil(KEYS_OF_TENANT) {
         let created = process::tenant(&operator, &format!("Benchmarks {tenant}"), &[]).await?;
         let admin = process.client(&created.admin_key)?;
-        limit(&admin, "").await?;
+        let tenant_id = created.tenant.unwrap_or_default().tenant_id;
+        limit(&process.operator_for(&tenant_id)?, "").await?;
         let (plaintext, key_id) = make_key(&admin, of_product("psa", &["psa:*"])).await?;
         limit(&admin, &key_id).await?;
         first.push((plaintext, key_id));
