@@ -59,7 +59,14 @@ struct Decided {
 pub struct Peer(pub SocketAddr);
 
 /// The layer. The caller goes into the extensions of request and response.
-pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+pub async fn admit<F>(
+    gate: &Gate,
+    mut request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response
+where
+    F: Future<Output = Response>,
+{
     let path = request.uri().path();
     let shown = request.extensions().get::<Verified>().is_some();
     let now = gate.processes.time();
@@ -71,8 +78,8 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
     }
     if PUBLIC.iter().any(|public| path.starts_with(public)) {
         // These know nothing of draining, and a client may watch health for ever.
-        let response = next.run(request).await;
-        return response.map(|body| Body::new(UntilDrained::new(body, gate.draining)));
+        let response = next(request).await;
+        return response.map(|body| Body::new(UntilDrained::new(body, gate.draining.clone())));
     }
     if path.starts_with(internal::SERVICES) {
         return match forwarded {
@@ -84,10 +91,10 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
     }
     let Some(policy) = method_policy(path) else {
         // Not of the contract: a service that finds out itself who is calling, or the router.
-        return next.run(introduced(request)).await;
+        return next(introduced(request)).await;
     };
     if policy.public {
-        return next.run(request).await;
+        return next(request).await;
     }
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
     let decided = gate
@@ -115,7 +122,7 @@ pub async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -
     // Strangers do not learn what is built.
     let mut response = if modules::is_built(policy.method) {
         request.extensions_mut().insert(caller.clone());
-        next.run(request).await
+        next(request).await
     } else {
         refuse(unexplained::not_implemented(policy.method, ""))
     };
@@ -154,12 +161,20 @@ fn limited(mut response: Response, left: Option<Left>) -> Response {
 
 impl Gate {
     /// Another process calls for this caller.
-    async fn admit_process(self, caller: Caller, mut request: Request, next: Next) -> Response {
+    async fn admit_process<F>(
+        &self,
+        caller: Caller,
+        mut request: Request,
+        next: impl FnOnce(Request) -> F,
+    ) -> Response
+    where
+        F: Future<Output = Response>,
+    {
         if self.draining.is_cancelled() {
             return refuse(Error::draining());
         }
         request.extensions_mut().insert(caller.clone());
-        let mut response = next.run(request).await;
+        let mut response = next(request).await;
         response.extensions_mut().insert(caller);
         response
     }

@@ -9,9 +9,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
-use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -25,19 +24,22 @@ use crate::pace;
 use crate::rpc_log::Record;
 
 /// The layer.
-pub async fn complete(
-    State(explainer): State<Explainer>,
+pub async fn complete<F>(
+    explainer: &Explainer,
     request: Request,
-    next: Next,
-) -> Response {
+    next: impl FnOnce(Request) -> F,
+) -> Response
+where
+    F: Future<Output = Response>,
+{
     let call = Call::of(&request);
     let record = Record::begin(&call, request.uri().path());
     let span = record.span();
-    let answered = next.run(request).instrument(span.clone());
+    let answered = next(request).instrument(span.clone());
     let answered = AssertUnwindSafe(answered).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|_| Status::internal(PANICKED).into_http());
     let mut ending = Ending {
-        explainer,
+        explainer: explainer.clone(),
         call,
         record,
     };
@@ -162,7 +164,7 @@ impl http_body::Body for Answer {
 #[cfg(test)]
 mod tests {
     use axum::Router;
-    use axum::middleware::from_fn_with_state;
+    use axum::middleware::{Next, from_fn};
     use axum::routing::post;
     use http_body_util::BodyExt;
     use tonic::Code;
@@ -192,9 +194,11 @@ mod tests {
     async fn answer(body: impl Fn() -> Body + Clone + Send + Sync + 'static) -> (Bytes, Status) {
         let explainer = Explainer::new(&"http://hub.example".into());
         let handler = post(async move || Response::new(body()));
-        let router = Router::new()
-            .route("/hub.x.v1.X/Do", handler)
-            .layer(from_fn_with_state(explainer, complete));
+        let layer = from_fn(move |request: Request, next: Next| {
+            let explainer = explainer.clone();
+            async move { complete(&explainer, request, |request| next.run(request)).await }
+        });
+        let router = Router::new().route("/hub.x.v1.X/Do", handler).layer(layer);
         let request = Request::post("/hub.x.v1.X/Do").body(Body::empty()).unwrap();
         let response = router.oneshot(request).await.unwrap();
         let head = Status::from_header_map(response.headers());

@@ -25,12 +25,15 @@ pub struct Connection {
 
 /// Refuses a call at once when its connection has too many at work. A call counts until its
 /// answer begins, so an open stream does not count; streams are bounded by HTTP/2.
-pub async fn concurrency(request: Request, next: Next) -> Response {
+pub async fn concurrency<F>(request: Request, next: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
     let Some(connection) = request.extensions().get::<Connection>().cloned() else {
-        return next.run(request).await;
+        return next(request).await;
     };
     match connection.calls.try_acquire() {
-        Ok(_permit) => next.run(request).await,
+        Ok(_permit) => next(request).await,
         Err(_) => refuse(unexplained::quota(
             "requests on a connection",
             connection.calls_max,
@@ -40,10 +43,17 @@ pub async fn concurrency(request: Request, next: Next) -> Response {
 
 /// Ends a call whose answer has not begun by its deadline: the caller's, or the hub's own. Only
 /// the head is bounded, so streams run on.
-pub async fn deadline(State(longest): State<Duration>, request: Request, next: Next) -> Response {
+pub async fn deadline<F>(
+    longest: Duration,
+    request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response
+where
+    F: Future<Output = Response>,
+{
     let asked = requested(request.headers());
     let allowed = asked.map_or(longest, |asked| asked.min(longest));
-    match tokio::time::timeout(allowed, next.run(request)).await {
+    match tokio::time::timeout(allowed, next(request)).await {
         Ok(response) => response,
         Err(_) => refuse(unexplained::deadline(Code::DeadlineExceeded, "deadline")),
     }

@@ -63,12 +63,15 @@ impl Bridge {
 
 /// The layer.
 pub async fn bridge(State(bridge): State<Bridge>, request: Request, next: Next) -> Response {
+    let kind = match bridge.kind(&request) {
+        Ok(None) => return next.run(request).await,
+        Ok(Some(kind)) => Ok(kind),
+        Err(refusal) => Err(refusal),
+    };
     let call = Call::of(&request);
     let path = request.uri().path().to_owned();
-    let kind = bridge.kind(&request);
     let answered = match kind {
-        Ok(None) => return next.run(request).await,
-        Ok(Some((method, encoding))) => bridge.unary(&method, encoding, request, next).await,
+        Ok((method, encoding)) => bridge.unary(&method, encoding, request, next).await,
         Err(refusal) => Err(refusal),
     };
     answered.unwrap_or_else(|refusal| {

@@ -1,11 +1,14 @@
 //! The stack of the one port, as a column: what a request meets, from the outside in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::State;
 use axum::http::Request;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
 use axum::routing::get;
 use hub_core::limits::Limits;
 use tonic::service::Routes;
@@ -58,6 +61,11 @@ pub fn stack(parts: Parts) -> Result<Router, String> {
             bounds::plain,
         ));
     let bridge = Bridge::new(parts.explainer.clone(), parts.limits.clone())?;
+    let inner = Arc::new(Inner {
+        explainer: parts.explainer,
+        longest: parts.limits.request_timeout,
+        gate: parts.gate,
+    });
     let column = ServiceBuilder::new()
         // JSON becomes gRPC first, so that everything below knows one protocol only. What is
         // neither is told so here.
@@ -65,18 +73,7 @@ pub fn stack(parts: Parts) -> Result<Router, String> {
         // gRPC-Web is the same frames with the trailers in the body.
         .layer(GrpcWebLayer::new())
         .map_request(|request: Request<tonic::body::Body>| request.map(Body::new))
-        // Above everything that can fail, so that no error leaves without its details, no panic
-        // takes the connection down, and each call is logged once with its final status.
-        .layer(from_fn_with_state(parts.explainer, answers::complete))
-        // Before any work is done for the call.
-        .layer(from_fn(bounds::concurrency))
-        // Covers admission too, which may wait for the database.
-        .layer(from_fn_with_state(
-            parts.limits.request_timeout,
-            bounds::deadline,
-        ))
-        // Last, next to the handlers: nothing reaches them that was not admitted.
-        .layer(from_fn_with_state(parts.gate, admission::admit));
+        .layer(from_fn_with_state(inner, serve));
     let rpc = parts
         .services
         .merge(parts.health)
@@ -96,6 +93,36 @@ pub fn stack(parts: Parts) -> Result<Router, String> {
         .fallback_service(rpc)
         // Outermost: every answer, of a page too, has an id.
         .layer(from_fn(call::identify)))
+}
+
+/// What the inner part of the column needs.
+struct Inner {
+    explainer: Explainer,
+    longest: Duration,
+    gate: Gate,
+}
+
+/// The inner part, where all is gRPC. One layer: each one more copies and boxes everything below
+/// it for every call.
+async fn serve(State(inner): State<Arc<Inner>>, request: Request<Body>, next: Next) -> Response {
+    let Inner {
+        explainer,
+        longest,
+        gate,
+    } = &*inner;
+    // Above everything that can fail, so that no error leaves without its details, no panic takes
+    // the connection down, and each call is logged once with its final status.
+    answers::complete(explainer, request, |request| {
+        // Before any work is done for the call.
+        bounds::concurrency(request, |request| {
+            // Covers admission too, which may wait for the database.
+            bounds::deadline(*longest, request, |request| {
+                // Last, next to the handlers: nothing reaches them that was not admitted.
+                admission::admit(gate, request, |request| next.run(request))
+            })
+        })
+    })
+    .await
 }
 
 /// Routes of one gRPC service without the fallback that tonic adds; there can be one only.

@@ -391,12 +391,12 @@ both_databases! {
         assert_eq!(json.header("x-ratelimit-remaining"), "8", "errors too");
         let (ended, shown) = made(&hub, "ended").await;
         revoke(&admin, &shown.key_id, "").await.unwrap();
-        let path = "hub.api_keys.v1.ApiKeys/WhoAmI";
-        let refused = post_json(hub.addr, path, &ended, "{}").await;
+        let own = "hub.api_keys.v1.ApiKeys/WhoAmI";
+        let refused = post_json(hub.addr, own, &ended, "{}").await;
         assert_eq!(refused.status, 403);
         assert_eq!(refused.header("x-ratelimit-remaining"), "6", "and is not counted");
         let unknown = hub_api_keys::Plaintext::generate().unwrap();
-        let refused = post_json(hub.addr, path, unknown.expose(), "{}").await;
+        let refused = post_json(hub.addr, own, unknown.expose(), "{}").await;
         assert!(!refused.headers.contains_key("x-ratelimit-limit"), "there is no limit of its own");
         revoke(&admin, "key_none", "").await.unwrap_err();
         for _ in 0..5 {
