@@ -2,6 +2,7 @@
 
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::{ApiKey, GetApiKeyRequest};
+use prost_types::Timestamp;
 
 use super::limits::usage;
 use super::verify::{tickets, told, verify};
@@ -16,6 +17,19 @@ fn client(process: &TestProcess, key: &str) -> Hub {
 async fn allowed(admin: &Hub, key_id: &str) -> u64 {
     let buckets = usage(admin, key_id).await.buckets;
     buckets.iter().map(|bucket| bucket.allowed).sum()
+}
+
+async fn last_use(admin: &Hub, key_id: &str) -> Option<Timestamp> {
+    let request = GetApiKeyRequest {
+        key_id: key_id.to_owned(),
+    };
+    let shown = admin
+        .api_keys()
+        .get_api_key(request)
+        .await
+        .unwrap()
+        .into_inner();
+    shown.api_key.unwrap().last_use_time
 }
 
 both_databases! {
@@ -34,7 +48,8 @@ both_databases! {
             assert_eq!(told(&answer.unwrap()), (200, ""));
         }
         // Told from the database: what is not written is in no answer.
-        while allowed(&admin, &key_id).await < 3 {}
+        while allowed(&admin, &key_id).await < 3 || last_use(&admin, &key_id).await.is_none() {}
+        let used = last_use(&admin, &key_id).await;
         for _ in 0..2 {
             verify(&client(&process, &verifier), tickets(&made.plaintext)).await.unwrap();
         }
@@ -43,8 +58,7 @@ both_databases! {
         let admin = client(&process, &tenant.admin_key);
         let after = allowed(&admin, &key_id).await;
         assert!((3..=5).contains(&after), "{after}");
-        let request = GetApiKeyRequest { key_id };
-        let shown = admin.api_keys().get_api_key(request).await.unwrap().into_inner();
-        assert!(shown.api_key.unwrap().last_use_time.is_some());
+        let time = |used: Option<Timestamp>| used.map(|at| (at.seconds, at.nanos));
+        assert!(time(last_use(&admin, &key_id).await) >= time(used));
     }
 }

@@ -45,8 +45,12 @@ impl Authenticator for Keys {
         let presented = presented(credential.headers).ok()?;
         let record = self.cache.by_hash(&presented.hash(), now)?;
         let reason = refusal.error.reason();
+        // Whoever has a key that was revoked, or elsewhere than its owner, learns nothing of what
+        // the tenant does.
+        let may_know = !matches!(reason, "KEY_REVOKED" | "IP_NOT_ALLOWED");
+        let caller = may_know.then(|| record.caller.clone());
         if !explain::explains(reason) {
-            return Some(record.caller.clone());
+            return caller;
         }
         let scope = refusal.policy.scope;
         let denial = Denial {
@@ -61,7 +65,7 @@ impl Authenticator for Keys {
             ..Denial::default()
         };
         self.denials.note(&record, denial);
-        Some(record.caller.clone())
+        caller
     }
 
     fn has_key<'a>(

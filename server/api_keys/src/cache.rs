@@ -26,6 +26,8 @@ pub(crate) struct Cache {
     state: RwLock<State>,
     /// As of when all that is kept is known to be right.
     renewed_at: AtomicI64,
+    /// The log tells no more of all that changes.
+    is_cut_off: AtomicBool,
     /// A key was found since the last look.
     is_used: AtomicBool,
     generation_max: usize,
@@ -67,6 +69,7 @@ impl Cache {
         Cache {
             state: RwLock::default(),
             renewed_at: AtomicI64::new(Micros::MIN),
+            is_cut_off: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
             generation_max,
             ttl: micros(ttl),
@@ -108,7 +111,15 @@ impl Cache {
     /// The database was asked at this time for the end of the log, and everything up to there was
     /// forgotten where it changed: what is kept was right then.
     pub fn renew(&self, asked_at: Micros) {
-        self.renewed_at.store(asked_at, Ordering::Release);
+        if !self.is_cut_off.load(Ordering::Acquire) {
+            self.renewed_at.store(asked_at, Ordering::Release);
+        }
+    }
+
+    /// From now on only look-ups are believed: the log is not the one that was followed.
+    pub fn end_renewals(&self) {
+        self.is_cut_off.store(true, Ordering::Release);
+        self.renewed_at.store(Micros::MIN, Ordering::Release);
     }
 
     /// Whether somebody asked for a key that is kept since this was asked last.
@@ -240,6 +251,13 @@ mod tests {
         assert!(
             known(&cache, 1, 100 + micros(TTL) - 1),
             "its look-up was later"
+        );
+        cache.renew(200);
+        cache.end_renewals();
+        cache.renew(200);
+        assert!(
+            !known(&cache, 1, 100 + micros(TTL)),
+            "what is renewed is not believed any more"
         );
     }
 

@@ -72,7 +72,10 @@ impl Keys {
         add_form(&mut checks, &subject);
         let Some(key) = &subject.key else {
             add_unknown(&mut checks);
-            return Ok(conclude(checks, &subject, Vec::new(), now));
+            // Of no tenant it would be a key for all.
+            let tenant = caller.tenant.as_ref();
+            let made = tenant.and_then(|_| fixes::make_one(&subject.asked, &checks));
+            return Ok(conclude(checks, &subject, made.into_iter().collect(), now));
         };
         let record = Record::read(key)?;
         let tenant = key.tenant.as_ref().or(caller.tenant.as_ref());
@@ -360,7 +363,8 @@ fn conclude(
     };
     let verdict = checks.verdict(progress);
     if let Some(cause) = &cause {
-        fixes.extend(fixes::of_form(&cause.code, &subject.asked, &checks));
+        let of_form = fixes::of_form(&cause.code);
+        fixes.splice(0..0, of_form);
     }
     if verdict == Verdict::FixedSince {
         fixes.insert(0, fixes::again());

@@ -23,6 +23,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Pause between two questions for the end of the log; with the time that one takes, less than
 /// `Limits::key_cache_ttl`.
 const RENEWED_EACH: Duration = Duration::from_secs(2);
+/// How long an answer is waited for.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 /// After so long without a call an idle process asks no more.
 const IN_USE: Duration = Duration::from_secs(60);
 
@@ -78,12 +80,23 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
 /// where the log ends. If the database does not answer, what is kept grows old.
 pub(crate) async fn renew(keys: &Keys, log: &Arc<Log>, at: u64) -> Result<u64> {
     let asked_at = keys.core.clock.now();
-    if let Err(error) = keys.core.journal.refresh(log).await {
-        tracing::debug!("keys in memory could not be renewed: {error}");
-        return Ok(at);
+    // While it waits, it does not hear of what other processes change.
+    let refreshed = keys.core.journal.refresh_whole(log);
+    match tokio::time::timeout(ANSWERED_WITHIN, refreshed).await {
+        Ok(Ok(Some(_))) => {
+            let at = catch_up(keys, log, at).await?;
+            keys.cache.renew(asked_at);
+            return Ok(at);
+        }
+        Ok(Ok(None)) => {
+            tracing::error!("the database was put back: start this process again");
+            keys.cache.end_renewals();
+            keys.cache.forget_all(|_| true);
+            keys.tenant_limits.forget();
+        }
+        Ok(Err(error)) => tracing::debug!("keys in memory could not be renewed: {error}"),
+        Err(_) => tracing::debug!("keys in memory could not be renewed: there is no answer"),
     }
-    let at = catch_up(keys, log, at).await?;
-    keys.cache.renew(asked_at);
     Ok(at)
 }
 

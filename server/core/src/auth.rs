@@ -169,7 +169,7 @@ pub trait Authenticator: Send + Sync {
     fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()>;
 
     /// A call was refused: the domain of keys may keep that, to explain it later. Returns whose key
-    /// it is, if that is known.
+    /// it is, if that is known and its holder may know what is left of the limits.
     fn refused(&self, _: Credential<'_>, _: Refusal<'_>) -> Option<Caller> {
         None
     }

@@ -92,11 +92,18 @@ impl Case<'_> {
         };
         let mut fixes: Vec<Fix> = base_urls.iter().map(advice).collect();
         let own = format!("https://{host}");
-        if covers(&own, host, "") {
+        let mut known = self.products.iter().flat_map(|product| &product.base_urls);
+        // A host that some product has is told apart by its paths, which nobody here knows.
+        let is_free = !known.any(|base_url| covers(base_url, host, ""));
+        if let (Some(found), true) = (found, is_free && covers(&own, host, "")) {
             base_urls.push(own);
             let title = format!("If {host} is {product}'s too: add it to its base URLs");
             let request = json!({
-                "product": {"product": product, "baseUrls": base_urls},
+                "product": {
+                    "product": product,
+                    "baseUrls": base_urls,
+                    "etag": found.version.to_string(),
+                },
                 "updateMask": "baseUrls",
             });
             fixes.push(checks.fix(FixActor::Operator, title, UPDATE_PRODUCT, request));
@@ -129,20 +136,23 @@ pub(super) fn again() -> Fix {
     Checklist::advice(FixActor::Caller, "Send the request again".to_owned())
 }
 
-/// What mends a key that is missing, damaged or unknown; each step has its own. Where there is no
-/// other key, one for the request is made.
-pub(super) fn of_form(code: &str, asked: &Asked, checks: &Checklist) -> Vec<Fix> {
+/// What mends a key that is missing, damaged or unknown; each step has its own.
+pub(super) fn of_form(code: &str) -> Option<Fix> {
     let title = match code {
         codes::PRESENTED => "Send the key as `authorization: Bearer tos_…`",
         codes::WELL_FORMED => "Copy the key again, all 40 characters of it",
         codes::KNOWN => "Use a key that was made for this hub and this tenant",
-        _ => return Vec::new(),
+        _ => return None,
     };
-    let mut fixes = vec![Checklist::advice(FixActor::Caller, title.to_owned())];
-    if is_scope(&asked.scope) {
-        let title = format!("Without one: make a key that may {}", asked.scope);
-        let key = json!({"name": format!("for {}", asked.scope), "scopes": [asked.scope]});
-        fixes.push(checks.fix(FixActor::Operator, title, CREATE, json!({"apiKey": key})));
+    Some(Checklist::advice(FixActor::Caller, title.to_owned()))
+}
+
+/// Where there is no other key: one for the request.
+pub(super) fn make_one(asked: &Asked, checks: &Checklist) -> Option<Fix> {
+    if !is_scope(&asked.scope) {
+        return None;
     }
-    fixes
+    let title = format!("Without one: make a key that may {}", asked.scope);
+    let key = json!({"name": format!("for {}", asked.scope), "scopes": [asked.scope]});
+    Some(checks.fix(FixActor::Operator, title, CREATE, json!({"apiKey": key})))
 }

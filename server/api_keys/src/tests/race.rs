@@ -136,6 +136,40 @@ both_databases! {
         assert_eq!(refused.reason(), "KEY_NOT_RECOGNIZED");
     }
 
+    async fn a_key_grows_old_while_the_database_does_not_tell_the_end_of_the_log(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let (other, key) = (hub.other_process(), created.plaintext.expose());
+        let log = other.system_log().await.unwrap();
+        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
+        authenticate(&other, key).await.unwrap();
+        let mut tx = hub.core.db.begin().await.unwrap();
+        tx.query(Sql::same("delete from api_keys")).execute().await.unwrap();
+        tx.query(Sql::same("alter table journal_heads rename to away")).execute().await.unwrap();
+        tx.commit().await.unwrap();
+        hub.core.clock.advance(hub.core.limits.key_cache_ttl / 2);
+        assert_eq!(crate::follow::renew(&other, &log, at).await.unwrap(), at);
+        authenticate(&other, key).await.unwrap();
+        hub.core.clock.advance(hub.core.limits.key_cache_ttl / 2);
+        let refused = authenticate(&other, key).await.unwrap_err();
+        assert_eq!(refused.reason(), "KEY_NOT_RECOGNIZED");
+    }
+
+    async fn a_key_is_not_believed_after_the_database_was_put_back(hub: TestKeys) {
+        let created = hub.create(&[]).await;
+        let (other, key) = (hub.other_process(), created.plaintext.expose());
+        let log = other.system_log().await.unwrap();
+        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
+        authenticate(&other, key).await.unwrap();
+        let mut tx = hub.core.db.begin().await.unwrap();
+        tx.query(Sql::same("delete from api_keys")).execute().await.unwrap();
+        let back = Sql::same("update journal_heads set head = head - 1 where tenant_no = 0");
+        tx.query(back).execute().await.unwrap();
+        tx.commit().await.unwrap();
+        crate::follow::renew(&other, &log, at).await.unwrap();
+        let refused = authenticate(&other, key).await.unwrap_err();
+        assert_eq!(refused.reason(), "KEY_NOT_RECOGNIZED");
+    }
+
     async fn a_key_that_another_process_revoked_is_not_believed_for_longer(hub: TestKeys) {
         let created = hub.create(&[]).await;
         let (other, key) = (hub.other_process(), created.plaintext.expose());
@@ -287,4 +321,30 @@ both_databases! {
         let error = tokio::time::timeout(PATIENCE, refused).await.expect("refused in time");
         assert_eq!(error.reason(), "KEY_REVOKED");
     }
+}
+
+#[tokio::test]
+async fn a_process_that_hears_nothing_asks_what_another_one_revoked() {
+    let hub = TestKeys::open(true).await;
+    let created = hub.create(&[]).await;
+    // With a journal of its own, and nothing that listens for it.
+    let other = keys(&core(&hub.url, hub.core.clock.clone()).await);
+    let log = other.system_log().await.unwrap();
+    let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
+    authenticate(&other, created.plaintext.expose())
+        .await
+        .unwrap();
+    let revoked = hub
+        .keys
+        .revoke(&hub.administrator(), &created.key.key_id, "")
+        .await;
+    revoked.unwrap();
+    assert_eq!(
+        crate::follow::renew(&other, &log, at).await.unwrap(),
+        at + 1
+    );
+    let refused = authenticate(&other, created.plaintext.expose())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason(), "KEY_REVOKED");
 }

@@ -295,9 +295,17 @@ impl Journal {
         Ok(log.head())
     }
 
+    /// The same; none if the database ends before what this process has seen: it was put back, and
+    /// others may have written something else since. Errors: `STORE_BUSY`.
+    pub async fn refresh_whole(&self, log: &Arc<Log>) -> Result<Option<Position>> {
+        let seen = log.head();
+        let stored = self.catch_up(log).await?;
+        Ok((stored >= seen.seq).then(|| log.head()))
+    }
+
     /// Brings the tail up to what the database has: another process committed in between, or a
-    /// commit succeeded whose answer was lost.
-    pub(super) async fn catch_up(&self, log: &Arc<Log>) -> Result<()> {
+    /// commit succeeded whose answer was lost. Returns the last sequence in the database.
+    pub(super) async fn catch_up(&self, log: &Arc<Log>) -> Result<u64> {
         let stored = self.stored_head(log.tenant()).await?;
         if stored > log.head().seq + CATCH_UP_EVENTS_MAX {
             let head = self.load_head(log.tenant()).await?;
@@ -324,7 +332,7 @@ impl Journal {
                 break;
             }
         }
-        Ok(())
+        Ok(stored)
     }
 }
 
