@@ -7,12 +7,8 @@ use prost_types::Timestamp;
 use super::limits::usage;
 use super::verify::{tickets, told, verify};
 use super::{create, new_key};
+use crate::durability::load::client;
 use crate::support::{Backend, Command, Tenant, TestProcess};
-
-fn client(process: &TestProcess, key: &str) -> Hub {
-    let hub = Hub::builder(format!("http://{}", process.addr()));
-    hub.api_key(key).connect_lazy().unwrap()
-}
 
 async fn allowed(admin: &Hub, key_id: &str) -> u64 {
     let buckets = usage(admin, key_id).await.buckets;
@@ -36,26 +32,26 @@ both_databases! {
     async fn what_was_written_of_usage_survives_a_kill(backend: Backend) {
         let mut process = TestProcess::start(Command::Serve, backend, &[]).await;
         let operator_key = process.ready["operatorKey"].as_str().unwrap().to_owned();
-        let operator = client(&process, &operator_key);
+        let operator = client(process.addr(), &operator_key);
         let tenant = Tenant::create(&operator).await;
         let verifier = ApiKey { all_tenants: true, ..new_key("backend", &["hub:keys.verify"]) };
         let verifier = create(&operator, verifier).await.unwrap().plaintext;
-        let admin = client(&process, &tenant.admin_key);
+        let admin = client(process.addr(), &tenant.admin_key);
         let made = create(&admin, new_key("counted", &["psa:*"])).await.unwrap();
         let key_id = made.api_key.unwrap().key_id;
         for _ in 0..3 {
-            let answer = verify(&client(&process, &verifier), tickets(&made.plaintext)).await;
+            let answer = verify(&client(process.addr(), &verifier), tickets(&made.plaintext)).await;
             assert_eq!(told(&answer.unwrap()), (200, ""));
         }
         // Told from the database: what is not written is in no answer.
         while allowed(&admin, &key_id).await < 3 || last_use(&admin, &key_id).await.is_none() {}
         let used = last_use(&admin, &key_id).await;
         for _ in 0..2 {
-            verify(&client(&process, &verifier), tickets(&made.plaintext)).await.unwrap();
+            verify(&client(process.addr(), &verifier), tickets(&made.plaintext)).await.unwrap();
         }
         process.kill().await;
         process.start_again().await;
-        let admin = client(&process, &tenant.admin_key);
+        let admin = client(process.addr(), &tenant.admin_key);
         let after = allowed(&admin, &key_id).await;
         assert!((3..=5).contains(&after), "{after}");
         let time = |used: Option<Timestamp>| used.map(|at| (at.seconds, at.nanos));

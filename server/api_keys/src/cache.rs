@@ -116,10 +116,12 @@ impl Cache {
         }
     }
 
-    /// From now on only look-ups are believed: the log is not the one that was followed.
-    pub fn end_renewals(&self) {
-        self.is_cut_off.store(true, Ordering::Release);
+    /// From now on only look-ups are believed: the log is not the one that was followed. False if
+    /// that was so before.
+    pub fn end_renewals(&self) -> bool {
+        let is_first = !self.is_cut_off.swap(true, Ordering::AcqRel);
         self.renewed_at.store(Micros::MIN, Ordering::Release);
+        is_first
     }
 
     /// Whether somebody asked for a key that is kept since this was asked last.
@@ -253,7 +255,7 @@ mod tests {
             "its look-up was later"
         );
         cache.renew(200);
-        cache.end_renewals();
+        assert!(cache.end_renewals() && !cache.end_renewals());
         cache.renew(200);
         assert!(
             !known(&cache, 1, 100 + micros(TTL)),

@@ -89,8 +89,9 @@ pub(crate) async fn renew(keys: &Keys, log: &Arc<Log>, at: u64) -> Result<u64> {
             return Ok(at);
         }
         Ok(Ok(None)) => {
-            tracing::error!("the database was put back: start this process again");
-            keys.cache.end_renewals();
+            if keys.cache.end_renewals() {
+                tracing::error!("the database was put back: start this process again");
+            }
             keys.cache.forget_all(|_| true);
             keys.tenant_limits.forget();
         }

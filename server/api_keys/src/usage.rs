@@ -47,8 +47,8 @@ pub(crate) struct Usage {
     pending: Mutex<Pending>,
 }
 
-/// A count to be added to a row; in the order of the rows.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// A count to be added to a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Counted {
     pub tenant_no: i64,
     pub family: Arc<str>,
@@ -93,10 +93,7 @@ impl Usage {
         let Pending { counts, uses } = std::mem::take(&mut *self.pending());
         let mut rows = rows(&counts);
         while !rows.is_empty() {
-            let mut chunk = rows.split_off(rows.len().saturating_sub(CHUNK));
-            // All processes lock rows in one order, so that none waits for another that waits for
-            // it.
-            chunk.sort_unstable();
+            let chunk = rows.split_off(rows.len().saturating_sub(CHUNK));
             if let Err(error) = store::add(db, &chunk).await {
                 rows.extend(chunk);
                 self.put_back(&rows, uses);
@@ -104,7 +101,6 @@ impl Usage {
             }
         }
         let mut uses: Vec<(Arc<str>, Micros)> = uses.into_iter().collect();
-        uses.sort_unstable();
         while !uses.is_empty() {
             let chunk = uses.split_off(uses.len().saturating_sub(CHUNK));
             if let Err(error) = store::set_last_use(db, &chunk).await {

@@ -14,7 +14,8 @@ use crate::usage::Counted;
 const SWEPT_MAX: i64 = 1000;
 
 /// Many rows of JSON in one statement, `[[tenant_no, family, …], …]`: one each costs several times
-/// as much. In the order of the rows, in which all processes lock them.
+/// as much. In the order of the rows, in which all processes lock them, so that none waits for
+/// another that waits for it.
 macro_rules! add {
     ($row:literal, $rows:literal) => {
         concat!(

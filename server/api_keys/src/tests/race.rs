@@ -2,7 +2,7 @@
 
 use hub_core::auth::Authenticator;
 use hub_core::clock::micros;
-use hub_core::journal::lock_head;
+use hub_core::journal::{Log, lock_head};
 use hub_core::storage::Sql;
 
 use super::*;
@@ -15,6 +15,50 @@ use crate::update::NewValues;
 
 /// What takes longer has failed.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// After it no look-up finds a key: what still works is in memory.
+const NO_KEYS: Sql = Sql::same("delete from api_keys");
+
+async fn execute(hub: &TestKeys, statements: &[Sql]) {
+    let mut tx = hub.core.db.begin().await.unwrap();
+    for sql in statements {
+        tx.query(*sql).execute().await.unwrap();
+    }
+    tx.commit().await.unwrap();
+}
+
+/// A process that has a key in memory and the system log read to its end.
+struct Follower {
+    keys: Arc<Keys>,
+    created: Created,
+    log: Arc<Log>,
+    at: u64,
+}
+
+impl Follower {
+    async fn of(keys: Arc<Keys>, created: Created) -> Self {
+        let log = keys.system_log().await.unwrap();
+        let at = crate::follow::catch_up(&keys, &log, 0).await.unwrap();
+        let follower = Follower {
+            keys,
+            created,
+            log,
+            at,
+        };
+        follower.authenticate().await.unwrap();
+        follower
+    }
+
+    async fn authenticate(&self) -> Result<Caller> {
+        authenticate(&self.keys, self.created.plaintext.expose()).await
+    }
+
+    /// Asks for the end of the log, and returns how many events there are more.
+    async fn renew(&self) -> u64 {
+        let renewed = crate::follow::renew(&self.keys, &self.log, self.at).await;
+        renewed.unwrap() - self.at
+    }
+}
 
 both_databases! {
     async fn a_cached_key_is_refused_by_the_call_after_its_revocation(hub: TestKeys) {
@@ -117,68 +161,43 @@ both_databases! {
     }
 
     async fn a_key_is_believed_as_long_as_the_end_of_the_log_is_asked_for(hub: TestKeys) {
-        let created = hub.create(&[]).await;
-        let (other, key) = (hub.other_process(), created.plaintext.expose());
-        let log = other.system_log().await.unwrap();
-        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
-        authenticate(&other, key).await.unwrap();
-        // So that another look-up would not find it.
-        let mut tx = hub.core.db.begin().await.unwrap();
-        tx.query(Sql::same("delete from api_keys")).execute().await.unwrap();
-        tx.commit().await.unwrap();
+        let follower = Follower::of(hub.other_process(), hub.create(&[]).await).await;
+        execute(&hub, &[NO_KEYS]).await;
         for _ in 0..3 {
             hub.core.clock.advance(hub.core.limits.key_cache_ttl / 2);
-            assert_eq!(crate::follow::renew(&other, &log, at).await.unwrap(), at);
-            authenticate(&other, key).await.unwrap();
+            assert_eq!(follower.renew().await, 0);
+            follower.authenticate().await.unwrap();
         }
         hub.core.clock.advance(hub.core.limits.key_cache_ttl);
-        let refused = authenticate(&other, key).await.unwrap_err();
+        let refused = follower.authenticate().await.unwrap_err();
         assert_eq!(refused.reason(), "KEY_NOT_RECOGNIZED");
     }
 
     async fn a_key_grows_old_while_the_database_does_not_tell_the_end_of_the_log(hub: TestKeys) {
-        let created = hub.create(&[]).await;
-        let (other, key) = (hub.other_process(), created.plaintext.expose());
-        let log = other.system_log().await.unwrap();
-        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
-        authenticate(&other, key).await.unwrap();
-        let mut tx = hub.core.db.begin().await.unwrap();
-        tx.query(Sql::same("delete from api_keys")).execute().await.unwrap();
-        tx.query(Sql::same("alter table journal_heads rename to away")).execute().await.unwrap();
-        tx.commit().await.unwrap();
+        let follower = Follower::of(hub.other_process(), hub.create(&[]).await).await;
+        execute(&hub, &[NO_KEYS, Sql::same("alter table journal_heads rename to away")]).await;
         hub.core.clock.advance(hub.core.limits.key_cache_ttl / 2);
-        assert_eq!(crate::follow::renew(&other, &log, at).await.unwrap(), at);
-        authenticate(&other, key).await.unwrap();
+        assert_eq!(follower.renew().await, 0);
+        follower.authenticate().await.unwrap();
         hub.core.clock.advance(hub.core.limits.key_cache_ttl / 2);
-        let refused = authenticate(&other, key).await.unwrap_err();
+        let refused = follower.authenticate().await.unwrap_err();
         assert_eq!(refused.reason(), "KEY_NOT_RECOGNIZED");
     }
 
     async fn a_key_is_not_believed_after_the_database_was_put_back(hub: TestKeys) {
-        let created = hub.create(&[]).await;
-        let (other, key) = (hub.other_process(), created.plaintext.expose());
-        let log = other.system_log().await.unwrap();
-        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
-        authenticate(&other, key).await.unwrap();
-        let mut tx = hub.core.db.begin().await.unwrap();
-        tx.query(Sql::same("delete from api_keys")).execute().await.unwrap();
+        let follower = Follower::of(hub.other_process(), hub.create(&[]).await).await;
         let back = Sql::same("update journal_heads set head = head - 1 where tenant_no = 0");
-        tx.query(back).execute().await.unwrap();
-        tx.commit().await.unwrap();
-        crate::follow::renew(&other, &log, at).await.unwrap();
-        let refused = authenticate(&other, key).await.unwrap_err();
+        execute(&hub, &[NO_KEYS, back]).await;
+        follower.renew().await;
+        let refused = follower.authenticate().await.unwrap_err();
         assert_eq!(refused.reason(), "KEY_NOT_RECOGNIZED");
     }
 
     async fn a_key_that_another_process_revoked_is_not_believed_for_longer(hub: TestKeys) {
-        let created = hub.create(&[]).await;
-        let (other, key) = (hub.other_process(), created.plaintext.expose());
-        let log = other.system_log().await.unwrap();
-        let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
-        authenticate(&other, key).await.unwrap();
-        hub.keys.revoke(&hub.administrator(), &created.key.key_id, "").await.unwrap();
-        assert_eq!(crate::follow::renew(&other, &log, at).await.unwrap(), at + 1);
-        assert_eq!(authenticate(&other, key).await.unwrap_err().reason(), "KEY_REVOKED");
+        let follower = Follower::of(hub.other_process(), hub.create(&[]).await).await;
+        hub.keys.revoke(&hub.administrator(), &follower.created.key.key_id, "").await.unwrap();
+        assert_eq!(follower.renew().await, 1);
+        assert_eq!(follower.authenticate().await.unwrap_err().reason(), "KEY_REVOKED");
     }
 
     async fn a_stream_that_asks_again_is_told_of_revocation_and_expiry(hub: TestKeys) {
@@ -326,25 +345,13 @@ both_databases! {
 #[tokio::test]
 async fn a_process_that_hears_nothing_asks_what_another_one_revoked() {
     let hub = TestKeys::open(true).await;
-    let created = hub.create(&[]).await;
     // With a journal of its own, and nothing that listens for it.
     let other = keys(&core(&hub.url, hub.core.clock.clone()).await);
-    let log = other.system_log().await.unwrap();
-    let at = crate::follow::catch_up(&other, &log, 0).await.unwrap();
-    authenticate(&other, created.plaintext.expose())
-        .await
-        .unwrap();
-    let revoked = hub
-        .keys
-        .revoke(&hub.administrator(), &created.key.key_id, "")
-        .await;
+    let follower = Follower::of(other, hub.create(&[]).await).await;
+    let key_id = &follower.created.key.key_id;
+    let revoked = hub.keys.revoke(&hub.administrator(), key_id, "").await;
     revoked.unwrap();
-    assert_eq!(
-        crate::follow::renew(&other, &log, at).await.unwrap(),
-        at + 1
-    );
-    let refused = authenticate(&other, created.plaintext.expose())
-        .await
-        .unwrap_err();
+    assert_eq!(follower.renew().await, 1);
+    let refused = follower.authenticate().await.unwrap_err();
     assert_eq!(refused.reason(), "KEY_REVOKED");
 }
