@@ -99,6 +99,31 @@ async fn both_databases_have_the_same_columns_and_keys() {
     assert!(of_sqlite.len() > 5, "{of_sqlite:?}");
 }
 
+/// Names of the files of a folder, without `.sql`, in order.
+fn files(folder: &str) -> Vec<String> {
+    let folder = super::source::root().join(folder);
+    let files = std::fs::read_dir(folder).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names
+        .map(|name| name.strip_suffix(".sql").unwrap().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_file_of_migrations_is_in_the_list_of_its_domain() {
+    let names = |list: &[hub_core::storage::Migration]| {
+        let names = list.iter().map(|file| file.file.to_owned());
+        names.collect::<Vec<_>>()
+    };
+    for of in hub_server::modules::migrations() {
+        let folder = format!("migrations/{}", of.domain);
+        assert_eq!(names(of.sqlite), files(&format!("{folder}/sqlite")));
+        assert_eq!(names(of.postgres), files(&format!("{folder}/postgres")));
+    }
+}
+
 #[tokio::test]
 async fn a_table_that_differs_is_seen() {
     let mut sqlite = migrated::on_sqlite().await;

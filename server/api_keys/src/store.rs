@@ -151,8 +151,24 @@ pub const STATEMENTS: &[Sql] = &[
 pub fn migrations() -> Migrations {
     Migrations {
         domain: "api_keys",
-        sqlite: sqlx::migrate!("../../migrations/api_keys/sqlite"),
-        postgres: sqlx::migrate!("../../migrations/api_keys/postgres"),
+        sqlite: hub_core::migrations!(
+            "../../../migrations/api_keys/sqlite",
+            "0001_api_keys",
+            "0002_limits",
+            "0003_denials",
+            "0004_standings",
+            "0005_costs",
+            "0006_update_time",
+        ),
+        postgres: hub_core::migrations!(
+            "../../../migrations/api_keys/postgres",
+            "0001_api_keys",
+            "0002_limits",
+            "0003_denials",
+            "0004_standings",
+            "0005_costs",
+            "0006_update_time",
+        ),
     }
 }
 
@@ -171,32 +187,33 @@ pub struct Filter {
     pub revoked: bool,
 }
 
-#[derive(sqlx::FromRow)]
-struct Row {
-    key_id: String,
-    tenant_no: i64,
-    tenant_id: String,
-    product: Option<String>,
-    hash: Vec<u8>,
-    hint: String,
-    name: String,
-    scopes: String,
-    cidrs: String,
-    labels: String,
-    requests_per_minute: i64,
-    expire_time: Option<Micros>,
-    create_time: Micros,
-    update_time: Option<Micros>,
-    created_by: String,
-    revoke_time: Option<Micros>,
-    revoked_by: Option<String>,
-    revoke_reason: Option<String>,
-    revoke_epoch: Option<i64>,
-    successor_id: Option<String>,
-    version: i64,
-    family: String,
-    last_use_time: Option<Micros>,
-    tenant_limit: i64,
+hub_core::row! {
+    struct Row {
+        key_id: String,
+        tenant_no: i64,
+        tenant_id: String,
+        product: Option<String>,
+        hash: Vec<u8>,
+        hint: String,
+        name: String,
+        scopes: String,
+        cidrs: String,
+        labels: String,
+        requests_per_minute: i64,
+        expire_time: Option<Micros>,
+        create_time: Micros,
+        update_time: Option<Micros>,
+        created_by: String,
+        revoke_time: Option<Micros>,
+        revoked_by: Option<String>,
+        revoke_reason: Option<String>,
+        revoke_epoch: Option<i64>,
+        successor_id: Option<String>,
+        version: i64,
+        family: String,
+        last_use_time: Option<Micros>,
+        tenant_limit: i64,
+    }
 }
 
 impl Row {

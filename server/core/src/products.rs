@@ -122,15 +122,16 @@ pub struct Product {
 #[derive(Debug, Clone, Default)]
 pub struct Products(Vec<Product>);
 
-#[derive(sqlx::FromRow)]
-struct Row {
-    product_no: i64,
-    product: String,
-    display_name: String,
-    base_urls: String,
-    rate_limited_status: i64,
-    update_time: Micros,
-    version: i64,
+crate::row! {
+    struct Row {
+        product_no: i64,
+        product: String,
+        display_name: String,
+        base_urls: String,
+        rate_limited_status: i64,
+        update_time: Micros,
+        version: i64,
+    }
 }
 
 impl Row {

@@ -25,7 +25,17 @@ pub const STATEMENTS: &[&[Sql]] = &[
 pub fn migrations() -> Migrations {
     Migrations {
         domain: "event_bus",
-        sqlite: sqlx::migrate!("../../migrations/event_bus/sqlite"),
-        postgres: sqlx::migrate!("../../migrations/event_bus/postgres"),
+        sqlite: hub_core::migrations!(
+            "../../../migrations/event_bus/sqlite",
+            "0001_event_types",
+            "0002_subscriptions",
+            "0003_consumption",
+        ),
+        postgres: hub_core::migrations!(
+            "../../../migrations/event_bus/postgres",
+            "0001_event_types",
+            "0002_subscriptions",
+            "0003_consumption",
+        ),
     }
 }

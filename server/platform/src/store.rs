@@ -30,18 +30,20 @@ const UPDATE: Sql = Sql::same(
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[FIND, LIST, UPDATE];
 
-/// A tenant as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub(crate) struct Tenant {
-    pub tenant_id: String,
-    pub name: String,
-    pub create_time: Micros,
-    /// How long events are kept, in microseconds.
-    pub retention: Micros,
-    /// How many bytes of events are kept; 0 = no limit.
-    pub retention_bytes: i64,
-    /// Rises with every change.
-    pub version: i64,
+hub_core::row! {
+    /// A tenant as it is stored.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub(crate) struct Tenant {
+        pub tenant_id: String,
+        pub name: String,
+        pub create_time: Micros,
+        /// How long events are kept, in microseconds.
+        pub retention: Micros,
+        /// How many bytes of events are kept; 0 = no limit.
+        pub retention_bytes: i64,
+        /// Rises with every change.
+        pub version: i64,
+    }
 }
 
 /// The tenant of this id.

@@ -119,37 +119,37 @@ pub const STATEMENTS: &[Sql] = &[
     INSERT, UNFINISHED, FIND, LOCK, LIST, CONTROL, NEXT, CLAIM, RENEW, SAVE, SWEEP,
 ];
 
-#[derive(sqlx::FromRow)]
-struct Row {
-    job_id: String,
-    kind: String,
-    state: i64,
-    resource: String,
-    total: i64,
-    done: i64,
-    failed: i64,
-    counters: String,
-    errors: String,
-    message: String,
-    dry_run: bool,
-    created_by: String,
-    create_time: Micros,
-    complete_time: Option<Micros>,
+crate::row! {
+    struct Row {
+        job_id: String,
+        kind: String,
+        state: i64,
+        resource: String,
+        total: i64,
+        done: i64,
+        failed: i64,
+        counters: String,
+        errors: String,
+        message: String,
+        dry_run: bool,
+        created_by: String,
+        create_time: Micros,
+        complete_time: Option<Micros>,
+    }
 }
 
-#[derive(sqlx::FromRow)]
-struct ClaimedRow {
-    #[sqlx(flatten)]
-    job: Row,
-    tenant_no: i64,
-    tenant_id: String,
-    confirmed: bool,
-    max_per_second: i64,
-    parameters: Vec<u8>,
-    progress: Vec<u8>,
-    failures: i64,
-    epoch: i64,
-    claim_time: Micros,
+crate::row! {
+    struct ClaimedRow {
+        tenant_no: i64,
+        tenant_id: String,
+        confirmed: bool,
+        max_per_second: i64,
+        parameters: Vec<u8>,
+        progress: Vec<u8>,
+        failures: i64,
+        epoch: i64,
+        claim_time: Micros,
+    } and job: Row
 }
 
 /// Who asks for work, and what it can do.

@@ -30,6 +30,7 @@ mod scratch;
 mod segment;
 mod sequencer;
 mod sqlite;
+mod tables;
 mod tail;
 
 use std::collections::HashMap;
@@ -51,28 +52,20 @@ pub use retention::{Kept, Removed, STATEMENTS as RETENTION_STATEMENTS};
 pub use scan::{StoredEvent, StoredEvents};
 pub use segment::{Damaged, Entry, Kind, NewEvent, Run, Segment};
 pub use sequencer::Row;
+pub use tables::migrations;
 pub use tail::{Log, Position};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::processes::Processes;
-use crate::storage::{Db, Failure, Migrations, Tx, TxParts};
+use crate::storage::{Db, Failure, Tx, TxParts};
 use crate::worker::Workers;
 use segment::SEQ_BITS;
 use tail::Budget;
 
 /// Pause between attempts to read what a lost connection may have committed.
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(500);
-
-/// Tables of the journal and of the tenants.
-pub fn migrations() -> Migrations {
-    Migrations {
-        domain: "core",
-        sqlite: sqlx::migrate!("../../migrations/core/sqlite"),
-        postgres: sqlx::migrate!("../../migrations/core/postgres"),
-    }
-}
 
 /// Statements that only PostgreSQL runs, for the test that prepares them.
 pub fn postgres_statements() -> &'static [&'static str] {

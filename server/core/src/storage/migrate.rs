@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Connection, PgPool, SqliteConnection};
+use sqlx::migrate::{MigrateError, MigrationType, Migrator};
+use sqlx::{Connection, PgPool, SqlSafeStr, SqliteConnection};
 
 use super::sqlite;
 use super::{Db, Kind, Options, postgres, sqlite_path};
@@ -14,9 +14,49 @@ pub struct Migrations {
     /// Domain; its history is in the table `_migrations_<domain>`.
     pub domain: &'static str,
     /// Files of `migrations/<domain>/sqlite`.
-    pub sqlite: Migrator,
+    pub sqlite: &'static [Migration],
     /// Files of `migrations/<domain>/postgres`.
-    pub postgres: Migrator,
+    pub postgres: &'static [Migration],
+}
+
+/// A file of migrations.
+#[derive(Debug, Clone, Copy)]
+pub struct Migration {
+    /// Its name without `.sql`: the version with four digits, `_`, what it brings.
+    pub file: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+/// The files of a folder, embedded: `migrations!("../../../migrations/core/sqlite", "0001_journal")`.
+/// The folder is seen from the file that says so, which names all of them.
+#[macro_export]
+macro_rules! migrations {
+    ($folder:literal, $($file:literal),+ $(,)?) => {
+        &[$($crate::storage::Migration {
+            file: $file,
+            text: include_str!(concat!($folder, "/", $file, ".sql")),
+        }),+]
+    };
+}
+
+impl Migration {
+    fn version(&self) -> i64 {
+        let version = self.file.split('_').next();
+        version.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+    }
+
+    /// What it brings, in words.
+    fn description(&self) -> String {
+        let name = self.file.split_once('_').map_or("", |(_, name)| name);
+        name.replace('_', " ")
+    }
+
+    fn known(&self) -> sqlx::migrate::Migration {
+        let (version, description) = (self.version(), self.description().into());
+        let text = self.text.into_sql_str();
+        sqlx::migrate::Migration::new(version, description, MigrationType::Simple, text, false)
+    }
 }
 
 impl Migrations {
@@ -24,12 +64,8 @@ impl Migrations {
         format!("_migrations_{}", self.domain)
     }
 
-    fn of(&self, postgres: bool) -> &Migrator {
-        if postgres {
-            &self.postgres
-        } else {
-            &self.sqlite
-        }
+    fn of(&self, postgres: bool) -> &'static [Migration] {
+        if postgres { self.postgres } else { self.sqlite }
     }
 }
 
@@ -56,11 +92,11 @@ impl Schema {
 
     fn compare(migrations: &Migrations, postgres: bool, applied: &HashSet<i64>) -> Schema {
         let known = migrations.of(postgres);
-        let versions: HashSet<i64> = known.iter().map(|migration| migration.version).collect();
+        let versions: HashSet<i64> = known.iter().map(Migration::version).collect();
         let pending = known
             .iter()
-            .filter(|migration| !applied.contains(&migration.version))
-            .map(|migration| (migration.version, migration.description.to_string()));
+            .filter(|migration| !applied.contains(&migration.version()))
+            .map(|migration| (migration.version(), migration.description()));
         Schema {
             domain: migrations.domain,
             database: applied.iter().copied().max().unwrap_or(0),
@@ -216,7 +252,7 @@ impl Db {
 pub(super) async fn run(db: &Db, migrations: &Migrations) -> Result<(), String> {
     let domain = migrations.domain;
     let source = migrations.of(db.is_postgres());
-    let mut migrator = Migrator::with_migrations(source.iter().cloned().collect());
+    let mut migrator = Migrator::with_migrations(source.iter().map(Migration::known).collect());
     migrator.dangerous_set_table_name(migrations.table());
     let done = match &db.kind {
         Kind::Sqlite(sqlite) => {

@@ -16,6 +16,7 @@ mod failure;
 mod migrate;
 mod postgres;
 mod query;
+mod row;
 mod sqlite;
 mod tx;
 
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use sqlx::PgPool;
 
 pub use failure::Failure;
-pub use migrate::{Migrations, Schema, refuse_newer, refuse_other, schemas};
+pub use migrate::{Migration, Migrations, Schema, refuse_newer, refuse_other, schemas};
 pub use query::{Bind, Query, Record, Sql};
 pub use tx::Tx;
 pub(crate) use tx::TxParts;

@@ -53,16 +53,17 @@ const FORGET: Sql = Sql::same(
 /// Every statement of this file, for the test that prepares them.
 pub const STATEMENTS: &[Sql] = &[LATEST, AT, FIND, SIZE, PUT, STRIP, FORGET];
 
-#[derive(sqlx::FromRow)]
-struct Row {
-    r#type: String,
-    routing_epoch: i64,
-    purpose: String,
-    sources: String,
-    destinations: String,
-    json_schema: String,
-    example: String,
-    deprecated: bool,
+hub_core::row! {
+    struct Row {
+        r#type: String,
+        routing_epoch: i64,
+        purpose: String,
+        sources: String,
+        destinations: String,
+        json_schema: String,
+        example: String,
+        deprecated: bool,
+    }
 }
 
 impl Row {

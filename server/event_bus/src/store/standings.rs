@@ -106,18 +106,19 @@ pub enum Row {
     },
 }
 
-#[derive(sqlx::FromRow)]
-struct Stored {
-    kind: i64,
-    subscription_id: String,
-    first: i64,
-    last: i64,
-    state: i64,
-    attempts: i64,
-    error: String,
-    update_time: Micros,
-    unsettled: Vec<u8>,
-    product: String,
+hub_core::row! {
+    struct Stored {
+        kind: i64,
+        subscription_id: String,
+        first: i64,
+        last: i64,
+        state: i64,
+        attempts: i64,
+        error: String,
+        update_time: Micros,
+        unsettled: Vec<u8>,
+        product: String,
+    }
 }
 
 impl Stored {

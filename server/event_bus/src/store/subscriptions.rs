@@ -195,25 +195,26 @@ pub async fn done(tx: &mut Tx, tenant: &TenantRef, epoch: u64) -> Result<()> {
     Ok(())
 }
 
-#[derive(sqlx::FromRow)]
-struct Row {
-    subscription_id: String,
-    product: String,
-    name: String,
-    is_default: i64,
-    create_time: i64,
-    used_time: i64,
-    filter: Vec<u8>,
-    ordering: i64,
-    retry: Vec<u8>,
-    lease_duration: i64,
-    max_per_second: i64,
-    labels: String,
-    version: i64,
-    paused_since: i64,
-    paused_until: i64,
-    paused_by: String,
-    pause_reason: String,
+hub_core::row! {
+    struct Row {
+        subscription_id: String,
+        product: String,
+        name: String,
+        is_default: i64,
+        create_time: i64,
+        used_time: i64,
+        filter: Vec<u8>,
+        ordering: i64,
+        retry: Vec<u8>,
+        lease_duration: i64,
+        max_per_second: i64,
+        labels: String,
+        version: i64,
+        paused_since: i64,
+        paused_until: i64,
+        paused_by: String,
+        pause_reason: String,
+    }
 }
 
 impl Row {
