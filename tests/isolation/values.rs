@@ -138,6 +138,10 @@ impl Generator<'_> {
 
     /// The same request with some of its fields made new.
     pub fn vary(&mut self, message: &mut DynamicMessage) {
+        if message.descriptor().full_name() == "google.protobuf.Duration" {
+            *message = self.message(&message.descriptor(), 0);
+            return;
+        }
         let fields: Vec<FieldDescriptor> = message.descriptor().fields().collect();
         if fields.is_empty() {
             return;

@@ -28,7 +28,7 @@ pub struct Migration {
     pub text: &'static str,
 }
 
-/// The files of a folder, embedded: `migrations!("../../../migrations/core/sqlite", "0001_journal")`.
+/// The files of a folder, embedded: `migrations!("../../../migrations/core/sqlite", "0001_log")`.
 /// The folder is seen from the file that says so, which names all of them.
 #[macro_export]
 macro_rules! migrations {
