@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
@@ -82,8 +83,14 @@ fn walk(root: &Path, folder: &Path, endings: &[&str], found: &mut Vec<File>) {
     }
 }
 
-/// All of our Rust. Whole files that a `#[cfg(test)] mod` names are test code, like the tests.
-pub fn sources() -> Vec<Source> {
+/// All of our Rust, read once: it takes seconds.
+pub fn sources() -> &'static [Source] {
+    static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(read);
+    &SOURCES
+}
+
+/// Whole files that a `#[cfg(test)] mod` names are test code, like the tests.
+fn read() -> Vec<Source> {
     let mut sources: Vec<Source> = files(&["rs"])
         .into_iter()
         .map(|file| Source::parse(&file.path, &file.text))
