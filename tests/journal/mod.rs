@@ -12,5 +12,6 @@ pub mod random;
 mod reader;
 mod removal;
 mod rows;
+mod segments;
 pub mod store;
 mod tail;

@@ -30,6 +30,7 @@ fn limits() -> Limits {
     Limits {
         identities_recent_max: 40,
         group_tenants_max: 2,
+        segment_bytes_max: 300,
         ..Limits::default()
     }
 }

@@ -35,6 +35,7 @@ fn limits() -> Limits {
         page_bytes_max: 2 << 10,
         group_tenant_bytes_max: 2 << 10,
         group_tenants_max: 2,
+        segment_bytes_max: 300,
         append_tenant_bytes_max: 8 << 10,
         append_bytes_max: 16 << 10,
         ..Limits::default()

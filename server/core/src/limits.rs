@@ -34,6 +34,9 @@ pub struct Limits {
     pub group_tenant_bytes_max: usize,
     /// Tenants in one commit.
     pub group_tenants_max: usize,
+    /// Largest segment, about, unless a single batch is larger: who reads one event reads all of
+    /// its segment from the disk.
+    pub segment_bytes_max: usize,
     /// How long an append may wait for room before it is refused.
     pub append_wait_max: Duration,
     /// How long a commit waits for more events; 0 = not at all.
@@ -96,6 +99,7 @@ impl Default for Limits {
             append_bytes_max: 64 * MIB,
             group_tenant_bytes_max: MIB,
             group_tenants_max: 16,
+            segment_bytes_max: 32 << 10,
             append_wait_max: Duration::from_secs(10),
             group_linger: Duration::ZERO,
             notify_interval: Duration::from_millis(5),

@@ -59,6 +59,9 @@ limits! {
     group_tenant_bytes_max: Size,
     /// Tenants in one commit.
     group_tenants_max: usize,
+    /// Largest segment, about, unless a single batch is larger: who reads one event reads all of
+    /// its segment from the disk.
+    segment_bytes_max: Size,
     /// How long an append may wait for room before it is refused.
     append_wait_max: Length,
     /// How long a commit waits for more events; 0 = not at all.

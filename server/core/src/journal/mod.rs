@@ -204,8 +204,8 @@ impl Work<'_> {
 pub(crate) struct Written {
     /// For each append, for each event.
     outcomes: Vec<Vec<Outcome>>,
-    /// Absent if nothing was new.
-    segment: Option<Arc<Segment>>,
+    /// In order; none if nothing was new.
+    segments: Vec<Arc<Segment>>,
 }
 
 enum Store {
@@ -364,7 +364,7 @@ impl Journal {
         };
         let mut outcomes = HashMap::new();
         for (work, written) in works.iter().zip(written) {
-            if let Some(segment) = written.segment {
+            for segment in written.segments {
                 self.publish(work.log, segment).await;
             }
             let number = work.log.tenant().number();

@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::identities::{self, Identities, Replayed, SegmentIds};
 use super::scratch::Scratch;
-use super::segment::SEQ_BITS;
+use super::segment::{Packer, SEQ_BITS};
 use super::{TenantRef, Work, Written};
 use crate::clock::{Clock, Micros, micros};
 use crate::limits::Limits;
@@ -73,6 +73,7 @@ pub(super) struct PostgresJournal {
     /// Held by who reads a log that is new to this process.
     reading: Mutex<()>,
     window: Micros,
+    segment_bytes_max: usize,
     clock: Clock,
     _scratch: Scratch,
 }
@@ -152,6 +153,7 @@ impl PostgresJournal {
             }),
             reading: Mutex::default(),
             window: micros(limits.identities_window),
+            segment_bytes_max: limits.segment_bytes_max,
             clock,
             _scratch: scratch,
         })
@@ -281,7 +283,8 @@ impl PostgresJournal {
             plans.push(known(state, work.tenant_no()).map(|known| {
                 let record_time = known.record_time.max(self.clock.now());
                 let seen = &mut state.identities.recent;
-                Plan::new(work, seen, &older, known.head, record_time)
+                let packer = Packer::new(work, works.len(), self.segment_bytes_max);
+                Plan::new(work, seen, &older, (known.head, record_time), packer)
             }));
         }
         Ok(plans)

@@ -1,4 +1,5 @@
-//! What one commit stores for one tenant: packed identities and packed events in one row.
+//! What one commit stores for one tenant: packed identities and packed events, in a row or, if they
+//! are many, in several, each of which begins with a batch.
 //!
 //! `ids` is 32 bytes an event: 16 of its identity, 16 of its content. `data` is, for each event,
 //! `varint(length << 1 | starts a batch)`, then product (one byte of length), type (varint length)
@@ -41,7 +42,59 @@ impl NewEvent {
     }
 }
 
-/// Packs events.
+/// Rows of one commit, about: SQLite binds 32,766 values in a statement, 7 for each row.
+const SEGMENTS_MAX: usize = 2_000;
+
+/// Packs what a commit stores for a tenant into segments. Who reads one event reads its segment.
+#[derive(Debug)]
+pub(crate) struct Packer {
+    full: Vec<Builder>,
+    last: Builder,
+    bytes_max: usize,
+}
+
+impl Packer {
+    /// For a work in a commit of so many; its segments will have about `segment_bytes_max`.
+    pub(crate) fn new(work: &super::Work<'_>, works: usize, segment_bytes_max: usize) -> Packer {
+        let (events, bytes) = (work.events(), work.bytes());
+        let bytes_max = segment_bytes_max.max(bytes * works / SEGMENTS_MAX);
+        let last = match bytes <= bytes_max {
+            true => Builder::with_capacity(events, bytes),
+            false => Builder::default(),
+        };
+        Packer {
+            full: Vec::new(),
+            last,
+            bytes_max,
+        }
+    }
+
+    /// A batch stays in one segment, however large it is.
+    pub(crate) fn push(&mut self, event: &NewEvent, starts_batch: bool) {
+        let (data, ids) = (&self.last.data, &self.last.ids);
+        let is_full = data.len() + ids.len() + event.size() > self.bytes_max;
+        if starts_batch && is_full && self.last.count > 0 {
+            // The next one will be about as large.
+            let next = Builder {
+                ids: Vec::with_capacity(ids.len()),
+                data: Vec::with_capacity(data.len()),
+                count: 0,
+            };
+            self.full.push(std::mem::replace(&mut self.last, next));
+        }
+        self.last.push(event, starts_batch);
+    }
+
+    /// What was packed, in order; nothing if that is no event.
+    pub(crate) fn finish(mut self) -> Vec<Builder> {
+        if self.last.count > 0 {
+            self.full.push(self.last);
+        }
+        self.full
+    }
+}
+
+/// Packs the events of one segment.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     pub(crate) ids: Vec<u8>,
@@ -50,7 +103,7 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    pub(crate) fn with_capacity(events: usize, bytes: usize) -> Self {
+    fn with_capacity(events: usize, bytes: usize) -> Self {
         Builder {
             ids: Vec::with_capacity(events * ID_BYTES),
             data: Vec::with_capacity(bytes),

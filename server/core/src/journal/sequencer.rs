@@ -318,7 +318,7 @@ impl Batch {
 
     /// Readers see the events before their publisher is answered.
     async fn answer(self, journal: &Arc<Journal>, written: Written) {
-        if let Some(segment) = written.segment {
+        for segment in written.segments {
             metrics::counter!("hub_journal_events_total").increment(segment.count() as u64);
             journal.publish(&self.log, segment).await;
         }

@@ -11,7 +11,7 @@ use super::direct::Direct;
 use super::identities::Identities;
 use super::index::Steps;
 use super::ledger::{Ledger, decide};
-use super::segment::{Builder, Segment};
+use super::segment::{Packer, Segment};
 use super::{Work, Written};
 use crate::clock::{Clock, Micros};
 use crate::limits::Limits;
@@ -22,12 +22,14 @@ const INDEX_FILE: &str = "hub-index.db";
 
 const HEAD: &str = "select head, record_time, routing_epoch from journal_heads where tenant_no = ?";
 
+/// Texts that are kept prepared: for commits of so many segments.
+const STATEMENTS_KEPT: usize = 32;
+
 pub(super) struct SqliteJournal {
     sqlite: Arc<crate::storage::Sqlite>,
     direct: Direct,
     state: Mutex<State>,
-    /// One text for each number of segments in a commit.
-    inserts: Vec<Arc<str>>,
+    segment_bytes_max: usize,
     clock: Clock,
 }
 
@@ -61,22 +63,16 @@ impl SqliteJournal {
         let identities = Identities::load(db, path, limits, clock.clone(), steps)
             .await
             .map_err(|error| format!("cannot read the journal: {error}"))?;
-        let inserts = (1..=limits.group_tenants_max.max(1))
-            .map(|rows| {
-                let values = vec!["(?,?,?,?,?,?,?)"; rows].join(",");
-                format!("insert into journal_segments values {values}").into()
-            })
-            .collect();
         let state = Mutex::new(State {
             heads: HashMap::new(),
             identities,
         });
-        let direct = Direct::new(sqlite.direct()?, limits.group_tenants_max);
+        let direct = Direct::new(sqlite.direct()?, STATEMENTS_KEPT);
         Ok(SqliteJournal {
             sqlite,
             direct,
             state,
-            inserts,
+            segment_bytes_max: limits.segment_bytes_max,
             clock,
         })
     }
@@ -156,55 +152,51 @@ impl SqliteJournal {
                 older: &older,
                 claimed: Vec::with_capacity(work.events()),
             };
-            let mut builder = Builder::with_capacity(work.events(), work.bytes());
+            let mut packer = Packer::new(work, works.len(), self.segment_bytes_max);
             let mut next = head.seq + 1;
             let outcomes = work
                 .appends
                 .iter()
-                .map(|append| decide(append, &mut ledger, &mut next, &mut builder))
+                .map(|append| decide(append, &mut ledger, &mut next, &mut packer))
                 .collect();
             plan.claimed.append(&mut ledger.claimed);
             plan.outcomes.push(outcomes);
-            if builder.count > 0 {
+            let builders = packer.finish();
+            plan.segments.push(builders.len());
+            let mut first = head.seq + 1;
+            for builder in builders {
                 let tenant = work.log.tenant().clone();
-                let first = head.seq + 1;
                 let segment = Segment::new(tenant, first, record_time, builder.ids, builder.data)
                     .under(head.routing_epoch);
+                first = segment.last() + 1;
                 plan.rows.push(Row { segment, tenant_no });
-                plan.with_segment.push(true);
-            } else {
-                plan.with_segment.push(false);
             }
         }
         Ok(plan)
     }
 
-    /// A group has no more tenants than there are texts; nothing new is nothing to do.
     fn insert_directly(&self, rows: &[Row]) -> bool {
-        let text = rows
-            .len()
-            .checked_sub(1)
-            .and_then(|at| self.inserts.get(at));
         let segments = rows.iter().map(|row| (row.tenant_no, &row.segment));
-        text.is_some_and(|text| self.direct.insert(text, segments))
+        !rows.is_empty() && self.direct.insert(&insert_text(rows.len()), segments)
     }
 
+    /// One statement, which is whole or nothing; nothing new is nothing to do.
     async fn insert(&self, connection: &mut SqliteConnection, rows: &[Row]) -> sqlx::Result<()> {
-        for rows in rows.chunks(self.inserts.len()) {
-            let text = self.inserts[rows.len() - 1].clone();
-            let mut query = sqlx::query(AssertSqlSafe(text));
-            for Row { segment, tenant_no } in rows {
-                query = query
-                    .bind((tenant_no << super::segment::SEQ_BITS) + segment.first() as i64)
-                    .bind(*tenant_no)
-                    .bind(segment.count())
-                    .bind(segment.record_time())
-                    .bind(segment.ids().to_vec())
-                    .bind(segment.data().to_vec())
-                    .bind(segment.routing_epoch().cast_signed());
-            }
-            query.execute(&mut *connection).await?;
+        if rows.is_empty() {
+            return Ok(());
         }
+        let mut query = sqlx::query(AssertSqlSafe(insert_text(rows.len())));
+        for Row { segment, tenant_no } in rows {
+            query = query
+                .bind((tenant_no << super::segment::SEQ_BITS) + segment.first() as i64)
+                .bind(*tenant_no)
+                .bind(segment.count())
+                .bind(segment.record_time())
+                .bind(segment.ids().to_vec())
+                .bind(segment.data().to_vec())
+                .bind(segment.routing_epoch().cast_signed());
+        }
+        query.execute(connection).await?;
         Ok(())
     }
 
@@ -221,13 +213,14 @@ impl SqliteJournal {
         let mut rows = plan.rows.into_iter();
         plan.outcomes
             .into_iter()
-            .zip(plan.with_segment)
-            .map(|(outcomes, has)| {
-                let row = if has { rows.next() } else { None };
-                Written {
-                    outcomes,
-                    segment: row.map(|row| Arc::new(row.segment)),
-                }
+            .zip(plan.segments)
+            .map(|(outcomes, segments)| Written {
+                outcomes,
+                segments: rows
+                    .by_ref()
+                    .take(segments)
+                    .map(|row| Arc::new(row.segment))
+                    .collect(),
             })
             .collect()
     }
@@ -249,9 +242,16 @@ impl SqliteJournal {
 #[derive(Default)]
 struct Plan {
     rows: Vec<Row>,
-    with_segment: Vec<bool>,
+    /// How many of the rows each work has.
+    segments: Vec<usize>,
     outcomes: Vec<Vec<Vec<super::Outcome>>>,
     claimed: Vec<u128>,
+}
+
+/// The statement that inserts so many segments.
+fn insert_text(rows: usize) -> String {
+    let values = vec!["(?,?,?,?,?,?,?)"; rows].join(",");
+    format!("insert into journal_segments values {values}")
 }
 
 /// Heads are read again from the file: after an error only it knows them.

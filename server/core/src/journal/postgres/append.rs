@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use super::{Known, State};
 use crate::clock::Micros;
 use crate::journal::ledger::{Ledger, Seen, decide};
-use crate::journal::segment::{Builder, Segment};
+use crate::journal::segment::{Builder, Packer, Segment};
 use crate::journal::{Outcome, TenantRef, Work, Written};
 use crate::storage::Failure;
 
@@ -28,15 +28,18 @@ returning tenant_no, routing_epoch";
 pub(super) const APPEND_EACH: &str = "
 with new as (
     select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[],
-        $6::bytea[]) new (tenant_no, base, n, record_time, ids, data)),
+        $6::bytea[], $7::boolean[]) new (tenant_no, base, n, record_time, ids, data, is_first)),
 free as (
     select heads.tenant_no, heads.routing_epoch from journal_heads heads join new
-        on heads.tenant_no = new.tenant_no and heads.head = new.base
+        on heads.tenant_no = new.tenant_no and heads.head = new.base and new.is_first
     order by heads.tenant_no for update of heads skip locked),
+ends as (
+    select tenant_no, max(base + n) as head, max(record_time) as record_time from new
+    group by tenant_no),
 moved as (
-    update journal_heads set head = new.base + new.n, record_time = new.record_time
-    from new join free on free.tenant_no = new.tenant_no
-    where journal_heads.tenant_no = new.tenant_no)
+    update journal_heads set head = ends.head, record_time = ends.record_time
+    from ends join free on free.tenant_no = ends.tenant_no
+    where journal_heads.tenant_no = ends.tenant_no)
 insert into journal_segments (key, tenant_no, n, record_time, ids, data, routing_epoch)
 select (new.tenant_no << 40) + new.base + 1, new.tenant_no, new.n, new.record_time, new.ids,
     new.data, free.routing_epoch
@@ -48,7 +51,7 @@ pub(super) struct Plan {
     pub(super) tenant: TenantRef,
     base: u64,
     record_time: Micros,
-    builder: Builder,
+    builders: Vec<Builder>,
     outcomes: Vec<Vec<Outcome>>,
     claimed: Vec<u128>,
 }
@@ -58,33 +61,32 @@ impl Plan {
         work: &Work<'_>,
         seen: &mut Seen,
         older: &Seen,
-        base: u64,
-        record_time: Micros,
+        (base, record_time): (u64, Micros),
+        mut packer: Packer,
     ) -> Plan {
         let mut ledger = Ledger {
             seen,
             older,
             claimed: Vec::with_capacity(work.events()),
         };
-        let mut builder = Builder::with_capacity(work.events(), work.bytes());
         let mut next = base + 1;
         let outcomes = work
             .appends
             .iter()
-            .map(|append| decide(append, &mut ledger, &mut next, &mut builder))
+            .map(|append| decide(append, &mut ledger, &mut next, &mut packer))
             .collect();
         Plan {
             tenant: work.log.tenant().clone(),
             base,
             record_time,
-            builder,
+            builders: packer.finish(),
             outcomes,
             claimed: ledger.claimed,
         }
     }
 
     pub(super) fn has_rows(&self) -> bool {
-        self.builder.count > 0
+        !self.builders.is_empty()
     }
 
     /// The epoch under which it was stored: none if it was not, any if there was nothing to store.
@@ -98,42 +100,47 @@ impl Plan {
         }
     }
 
-    async fn append(&self, connection: &mut PgConnection) -> Result<Vec<Stored>, Failure> {
+    /// A plan of one segment.
+    async fn append(
+        &self,
+        builder: &Builder,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<Stored>, Failure> {
         // Not the first row alone: a row comes before the commit, and would be believed although
         // the connection is cut in between. All of them end with the server's word that it is done.
         let stored = sqlx::query_as(APPEND)
             .bind(self.tenant.number())
             .bind(self.base as i64)
-            .bind(i64::from(self.builder.count))
+            .bind(i64::from(builder.count))
             .bind(self.record_time)
-            .bind(&self.builder.ids)
-            .bind(&self.builder.data)
+            .bind(&builder.ids)
+            .bind(&builder.data)
             .fetch_all(connection)
             .await?;
         Ok(stored)
     }
 
     pub(super) fn finish(self, state: &mut State, epoch: u64, contended: bool) -> Written {
-        if !self.has_rows() {
-            return Written {
-                outcomes: self.outcomes,
-                segment: None,
-            };
+        let mut head = self.base;
+        let mut segments = Vec::with_capacity(self.builders.len());
+        for Builder { ids, data, .. } in self.builders {
+            let tenant = self.tenant.clone();
+            let segment = Segment::new(tenant, head + 1, self.record_time, ids, data).under(epoch);
+            head = segment.last();
+            segments.push(Arc::new(segment));
         }
-        let tenant_no = self.tenant.number();
-        let Builder { ids, data, .. } = self.builder;
-        let segment =
-            Segment::new(self.tenant, self.base + 1, self.record_time, ids, data).under(epoch);
-        let known = Known {
-            head: segment.last(),
-            record_time: self.record_time,
-            contended,
-            partial: false,
-        };
-        state.known.insert(tenant_no, known);
+        if !segments.is_empty() {
+            let known = Known {
+                head,
+                record_time: self.record_time,
+                contended,
+                partial: false,
+            };
+            state.known.insert(self.tenant.number(), known);
+        }
         Written {
             outcomes: self.outcomes,
-            segment: Some(Arc::new(segment)),
+            segments,
         }
     }
 
@@ -158,8 +165,10 @@ pub(super) async fn append_guessed(
     plans: &[&Plan],
 ) -> Result<Vec<Stored>, Failure> {
     let connection = state.connection(pool).await?;
-    if let [plan] = plans {
-        return plan.append(connection).await;
+    if let [plan] = plans
+        && let [builder] = plan.builders.as_slice()
+    {
+        return plan.append(builder, connection).await;
     }
     let rows = Rows::new(plans);
     Ok(rows.bound(APPEND_EACH).fetch_all(connection).await?)
@@ -173,8 +182,9 @@ pub(super) async fn store(
     let mut stored = Vec::new();
     if !plans.is_empty() {
         let rows = Rows::new(plans);
+        let count = rows.tenants.len();
         stored = rows.bound(APPEND_EACH).fetch_all(&mut *tx).await?;
-        if stored.len() != plans.len() {
+        if stored.len() != count {
             let lost = "a head moved although it was locked";
             return Err(sqlx::Error::Protocol(lost.into()).into());
         }
@@ -192,6 +202,7 @@ struct Rows<'a> {
     times: Vec<Micros>,
     ids: Vec<&'a [u8]>,
     data: Vec<&'a [u8]>,
+    firsts: Vec<bool>,
 }
 
 type Bound<'a> = sqlx::query::QueryAs<'a, Postgres, Stored, sqlx::postgres::PgArguments>;
@@ -200,12 +211,17 @@ impl<'a> Rows<'a> {
     fn new(plans: &[&'a Plan]) -> Rows<'a> {
         let mut rows = Rows::default();
         for plan in plans {
-            rows.tenants.push(plan.tenant.number());
-            rows.bases.push(plan.base as i64);
-            rows.counts.push(i64::from(plan.builder.count));
-            rows.times.push(plan.record_time);
-            rows.ids.push(&plan.builder.ids);
-            rows.data.push(&plan.builder.data);
+            let mut base = plan.base as i64;
+            for builder in &plan.builders {
+                rows.tenants.push(plan.tenant.number());
+                rows.firsts.push(base == plan.base as i64);
+                rows.bases.push(base);
+                rows.counts.push(i64::from(builder.count));
+                rows.times.push(plan.record_time);
+                rows.ids.push(&builder.ids);
+                rows.data.push(&builder.data);
+                base += i64::from(builder.count);
+            }
         }
         rows
     }
@@ -218,5 +234,6 @@ impl<'a> Rows<'a> {
             .bind(self.times)
             .bind(self.ids)
             .bind(self.data)
+            .bind(self.firsts)
     }
 }
