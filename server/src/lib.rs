@@ -24,6 +24,7 @@ mod connect;
 mod dev;
 mod explain;
 pub mod listen;
+mod meters;
 pub mod modules;
 mod offline;
 mod pace;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use hub_core::auth::Caller;
 use hub_proto::policy;
-use metrics::{counter, gauge, histogram};
 use tonic::Code;
 use tracing::Span;
 
 use crate::call::Call;
+use crate::meters::Meters;
 use crate::modules;
 
 /// Service and method of a path that the contract does not have: one label, whatever is asked.
@@ -30,7 +30,7 @@ const PUBLIC: [&str; 5] = [
 pub struct Record {
     call: Call,
     path: Arc<str>,
-    labels: (&'static str, &'static str),
+    meters: Arc<Meters>,
     /// Who called, once admitted.
     pub caller: Option<Caller>,
     finished: bool,
@@ -44,14 +44,14 @@ impl Record {
             .or_else(|| beside(path))
             .and_then(|method| method.split_once('/'))
             .unwrap_or(UNKNOWN);
-        counter!("grpc_server_started_total", "grpc_service" => labels.0, "grpc_method" => labels.1)
-            .increment(1);
-        open(labels).increment(1.0);
+        let meters = Meters::of(labels);
+        meters.started.increment(1);
+        meters.open.increment(1.0);
         let call = call.clone();
         Record {
             call,
             path: path.into(),
-            labels,
+            meters,
             caller: None,
             finished: false,
         }
@@ -87,20 +87,13 @@ impl Record {
 
     fn write(&mut self, code: Code, reason: &str) {
         self.finished = true;
-        open(self.labels).decrement(1.0);
-        let (service, method) = self.labels;
+        self.meters.open.decrement(1.0);
         let name = code_name(code);
-        counter!(
-            "grpc_server_handled_total",
-            "grpc_service" => service, "grpc_method" => method, "grpc_code" => name
-        )
-        .increment(1);
+        if let Some(handled) = self.meters.handled(code, name) {
+            handled.increment(1);
+        }
         let took = self.call.started.elapsed();
-        histogram!(
-            "grpc_server_handling_seconds",
-            "grpc_service" => service, "grpc_method" => method
-        )
-        .record(took.as_secs_f64());
+        self.meters.seconds.record(took.as_secs_f64());
         let caller = self.caller.as_ref();
         let key = caller.map_or("", |caller| &caller.key_id);
         let tenant = caller.and_then(|caller| caller.tenant.as_ref());
@@ -139,11 +132,6 @@ impl Drop for Record {
             self.write(Code::Cancelled, "");
         }
     }
-}
-
-/// Calls of a method at work now.
-fn open((service, method): (&'static str, &'static str)) -> metrics::Gauge {
-    gauge!("hub_calls_open", "grpc_service" => service, "grpc_method" => method)
 }
 
 /// A path of a stranger does not fill the log.

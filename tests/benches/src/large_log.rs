@@ -34,19 +34,19 @@ pub struct LargeLog {
 }
 
 impl LargeLog {
-    /// Fills a new database: `events` in segments of `segment`, of which one in `rare` is of the
+    /// Fills a new database: `events` in commits of `commit`, of which one in `rare` is of the
     /// type `rare.kind`. Returns once the listing index has them all.
     ///
     /// # Errors
     /// The hub does not start, or refuses something.
-    pub async fn fill(database: &Path, events: u64, segment: u64, rare: u64) -> Result<Self> {
+    pub async fn fill(database: &Path, events: u64, commit: u64, rare: u64) -> Result<Self> {
         let filled = Self::empty(database).await?;
         let (journal, log) = (filled.running.core.journal.clone(), &filled.log);
         let started = Instant::now();
         let mut next = 0;
         while next < events {
-            let count = segment.min(events - next);
-            // One after the other: those that wait together would be one segment.
+            let count = commit.min(events - next);
+            // One after the other: those that wait together would be one commit.
             journal.append(batch(log, next, count, rare)).await?;
             next += count;
         }
@@ -117,7 +117,8 @@ pub fn connect(running: &Running, key: &str) -> Result<Hub> {
     Ok(hub.connect_lazy()?)
 }
 
-/// Events that a commit stores as one segment: numbers `first` and up, each of its own identity.
+/// Events for one commit, as a publisher's frames bring them: numbers `first` and up, each of its
+/// own identity.
 pub fn batch(log: &Arc<Log>, first: u64, count: u64, rare: u64) -> Append {
     let event = |number: u64| {
         let kind = match number % rare.max(1) {
@@ -143,7 +144,7 @@ pub fn batch(log: &Arc<Log>, first: u64, count: u64, rare: u64) -> Append {
     Append {
         log: log.clone(),
         events: (first..first + count).map(event).collect(),
-        independent: false,
+        independent: true,
         row: None,
     }
 }

@@ -44,9 +44,9 @@ struct Arguments {
     /// Events in the large log.
     #[arg(long, default_value_t = 10_000_000)]
     events: u64,
-    /// Events of a segment of it.
+    /// Events of a commit of it.
     #[arg(long, default_value_t = 500)]
-    segment: u64,
+    commit: u64,
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
@@ -66,7 +66,7 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let scratch = Scratch::new(arguments.dir.as_deref())?;
     let database = scratch.path().join("large.db");
-    let large = LargeLog::fill(&database, arguments.events, arguments.segment, 100_000).await?;
+    let large = LargeLog::fill(&database, arguments.events, arguments.commit, 100_000).await?;
     let appends = appends(&arguments, &scratch, &large).await?;
     let delays = delays(&arguments, &database, large).await?;
     let text = format!(

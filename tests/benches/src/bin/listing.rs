@@ -24,9 +24,9 @@ struct Arguments {
     /// Events in the journal.
     #[arg(long, default_value_t = 10_000_000)]
     events: u64,
-    /// Events of a segment.
+    /// Events of a commit.
     #[arg(long, default_value_t = 500)]
-    segment: u64,
+    commit: u64,
     /// One event in so many is of the rare type.
     #[arg(long, default_value_t = 100_000)]
     rare: u64,
@@ -46,8 +46,8 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let scratch = Scratch::new(arguments.dir.as_deref())?;
     let database = scratch.path().join("hub.db");
-    let (segment, rare) = (arguments.segment, arguments.rare);
-    let filled = LargeLog::fill(&database, arguments.events, segment, rare).await?;
+    let (commit, rare) = (arguments.commit, arguments.rare);
+    let filled = LargeLog::fill(&database, arguments.events, commit, rare).await?;
     filled.running.drain().await;
     let headings = ["type", "events", "cold ms", "warm ms (median)", "limit"];
     let mut table = Table::new(&headings);
