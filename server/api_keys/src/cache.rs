@@ -10,15 +10,19 @@
 //! - Two generations bound the memory: when the young one is half of the limit, it becomes the old
 //!   one, and what was old is forgotten.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hub_core::clock::{Micros, micros};
+use hub_core::error::Result;
 use subtle::ConstantTimeEq;
 
-use crate::key::Record;
+use crate::interned::Interned;
+use crate::key::{Key, Record};
 use crate::secret::plaintext::Hash;
 
 /// The keys.
@@ -32,6 +36,7 @@ pub(crate) struct Cache {
     is_used: AtomicBool,
     generation_max: usize,
     ttl: Micros,
+    interned: Interned,
 }
 
 #[derive(Default)]
@@ -44,8 +49,8 @@ struct State {
 
 #[derive(Default)]
 struct Generation {
-    by_hash: HashMap<Hash, Arc<Cached>>,
-    by_id: HashMap<String, Arc<Cached>>,
+    by_hash: HashSet<ByHash>,
+    by_id: HashSet<ById>,
 }
 
 struct Cached {
@@ -53,6 +58,52 @@ struct Cached {
     record: Arc<Record>,
     /// When its look-up began.
     since: Micros,
+}
+
+/// A place in a table: the hash is in what it points to, not once more in the table.
+struct ByHash(Arc<Cached>);
+
+/// The same by the id of the key.
+struct ById(Arc<Cached>);
+
+impl Borrow<Hash> for ByHash {
+    fn borrow(&self) -> &Hash {
+        &self.0.hash
+    }
+}
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        &self.0.record.caller.key_id
+    }
+}
+
+impl PartialEq for ByHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.hash == other.0.hash
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.record.caller.key_id == other.0.record.caller.key_id
+    }
+}
+
+impl Eq for ByHash {}
+
+impl Eq for ById {}
+
+impl hash::Hash for ByHash {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        hash::Hash::hash(&self.0.hash, state);
+    }
+}
+
+impl hash::Hash for ById {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        hash::Hash::hash(&*self.0.record.caller.key_id, state);
+    }
 }
 
 /// A look-up that is under way.
@@ -73,7 +124,17 @@ impl Cache {
             is_used: AtomicBool::new(false),
             generation_max,
             ttl: micros(ttl),
+            interned: Interned::default(),
         }
+    }
+
+    /// The record of a key that was read from the database, for [`Cache::finish`].
+    pub fn read(&self, key: &Key) -> Result<Arc<Record>> {
+        let mut record = Record::read(key)?;
+        if let Some(record) = Arc::get_mut(&mut record) {
+            self.interned.share(&mut record.caller);
+        }
+        Ok(record)
     }
 
     /// Keeps keys from now on: changes of others are heard of.
@@ -85,7 +146,7 @@ impl Cache {
     /// The key with this hash, if it is known and fresh.
     pub fn by_hash(&self, hash: &Hash, now: Micros) -> Option<Arc<Record>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let find = |generation: &Generation| generation.by_hash.get(hash).cloned();
+        let find = |of: &Generation| of.by_hash.get(hash).map(|found| found.0.clone());
         let cached = find(&state.young).or_else(|| find(&state.old))?;
         let same = bool::from(cached.hash.ct_eq(hash));
         (same && self.is_fresh(&cached, now)).then(|| cached.record.clone())
@@ -94,7 +155,7 @@ impl Cache {
     /// The key with this id, if it is known and fresh.
     pub fn by_id(&self, key_id: &str, now: Micros) -> Option<Arc<Record>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let find = |generation: &Generation| generation.by_id.get(key_id).cloned();
+        let find = |of: &Generation| of.by_id.get(key_id).map(|found| found.0.clone());
         let cached = find(&state.young).or_else(|| find(&state.old))?;
         self.is_fresh(&cached, now).then(|| cached.record.clone())
     }
@@ -141,7 +202,7 @@ impl Cache {
     /// Whether the key with this hash was known, however long ago.
     pub fn was_known(&self, hash: &Hash) -> bool {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        state.young.by_hash.contains_key(hash) || state.old.by_hash.contains_key(hash)
+        state.young.by_hash.contains(hash) || state.old.by_hash.contains(hash)
     }
 
     /// Ends a look-up. The record is not kept, and must not be used, if any key was changed since
@@ -157,14 +218,14 @@ impl Cache {
         if state.young.by_hash.len() >= self.generation_max {
             state.old = std::mem::take(&mut state.young);
         }
-        let key_id = record.caller.key_id.to_string();
         let cached = Arc::new(Cached {
             hash,
             record,
             since: fill.began,
         });
-        state.young.by_hash.insert(hash, cached.clone());
-        state.young.by_id.insert(key_id, cached);
+        // Not inserted: what is there of before would stay.
+        state.young.by_hash.replace(ByHash(cached.clone()));
+        state.young.by_id.replace(ById(cached));
         true
     }
 
@@ -194,14 +255,14 @@ impl Fill {
 
 impl Generation {
     fn remove(&mut self, key_id: &str) {
-        if let Some(cached) = self.by_id.remove(key_id) {
+        if let Some(ById(cached)) = self.by_id.take(key_id) {
             self.by_hash.remove(&cached.hash);
         }
     }
 
     fn retain(&mut self, is_kept: impl Fn(&Record) -> bool) {
-        self.by_hash.retain(|_, cached| is_kept(&cached.record));
-        self.by_id.retain(|_, cached| is_kept(&cached.record));
+        self.by_hash.retain(|found| is_kept(&found.0.record));
+        self.by_id.retain(|found| is_kept(&found.0.record));
     }
 }
 

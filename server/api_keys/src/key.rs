@@ -159,9 +159,15 @@ impl Record {
             .iter()
             .map(|block| Cidr::parse(block))
             .collect::<Result<_, _>>()?;
+        let key_id: Arc<str> = key.key_id.as_str().into();
+        // Mostly it is the first of its family.
+        let family = match key.family == key.key_id {
+            true => key_id.clone(),
+            false => key.family.as_str().into(),
+        };
         Ok(Record {
             caller: Caller {
-                key_id: key.key_id.as_str().into(),
+                key_id,
                 tenant: key.tenant.clone(),
                 product: key.product.as_deref().map(Into::into),
                 scopes: Scopes::new(key.scopes.iter().cloned()),
@@ -171,7 +177,7 @@ impl Record {
             cidrs,
             end: key.end(),
             successor_id: key.successor_id.clone(),
-            family: key.family.as_str().into(),
+            family,
             limits: Limits {
                 own: key.requests_per_minute,
                 tenant: key.tenant_limit,

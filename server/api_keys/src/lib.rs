@@ -25,6 +25,7 @@ mod ext_authz;
 mod follow;
 mod forward_auth;
 mod grpc;
+mod interned;
 mod issue;
 mod key;
 mod keys;

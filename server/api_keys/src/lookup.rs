@@ -108,7 +108,7 @@ impl Lookup {
         let rows = store::by_hashes(&inner.db, &hashes).await?;
         meanwhile.await;
         let row = rows.iter().find(|(_, stored)| stored == hash);
-        let found = row.map(|(key, _)| Record::read(key)).transpose();
+        let found = row.map(|(key, _)| inner.cache.read(key)).transpose();
         inner.land(*hash, fill, found);
         work(inner.clone()).await;
         let told = answer.wait_for(Option::is_some).await.unwrap().clone();
@@ -227,7 +227,7 @@ async fn work(inner: Arc<Inner>) {
                 Err(error) => Err(error.clone()),
                 Ok(rows) => {
                     let row = rows.iter().find(|(_, stored)| stored.ct_eq(&hash).into());
-                    row.map(|(key, _)| Record::read(key)).transpose()
+                    row.map(|(key, _)| inner.cache.read(key)).transpose()
                 }
             };
             inner.land(hash, fill, found);

@@ -21,7 +21,7 @@ pub const TENANT_HEADER: &str = "x-hub-tenant";
 pub const ADMINISTRATOR: &str = "hub:*";
 
 /// The rights of a key, e.g. `psa:tickets.read`, `psa:*`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Scopes(Arc<[String]>);
 
 impl Scopes {
