@@ -13,6 +13,7 @@ use crate::support::{Backend, Database};
 
 const BYTES_MAX: usize = 2_000;
 const EVENTS: u32 = 100;
+const MANY: usize = 10_000;
 const SEGMENTS: Sql = Sql::same(
     "select n, cast(octet_length(ids) + octet_length(data) as bigint) from journal_segments
      where tenant_no = $1 order by key",
@@ -84,6 +85,27 @@ both_databases! {
         let (_, rest) = stored.split_last().unwrap();
         assert!(rest.iter().all(|(_, bytes)| *bytes > BYTES_MAX as i64 * 9 / 10), "{stored:?}");
         assert_whole(store, &database, &tenant, &log).await;
+    }
+
+    async fn a_commit_of_very_many_segments_is_still_one_statement(backend: Backend) {
+        let database = Database::new(backend).await;
+        let limits = Limits {
+            segment_bytes_max: 1,
+            ..Limits::default()
+        };
+        let store = Store::open(&database, limits, Clock::system()).await;
+        let tenant = store.tenant("packed").await;
+        let log = store.journal.log(&tenant).await.unwrap();
+        let append = Append {
+            independent: true,
+            ..batch(&log, (0..MANY).map(|at| event(&at.to_string())).collect())
+        };
+        store.journal.append(append).await.unwrap();
+        let stored = segments(&store, &tenant).await;
+        // More than a thousand, and as few as SQLite takes in a statement of seven values each.
+        assert!((1_000..32_766 / 7).contains(&stored.len()), "{}", stored.len());
+        assert_eq!(CheckedLog::read(&store.db, &tenant).await.events.len(), MANY);
+        store.close().await;
     }
 
     async fn a_batch_is_in_one_segment_however_large_it_is(backend: Backend) {

@@ -94,7 +94,7 @@ impl Keys {
             let Some((key, hash)) = store::by_id(&self.core.db, key_id).await? else {
                 return Ok(None);
             };
-            let record = Record::read(&key)?;
+            let record = self.cache.read(&key)?;
             // Else a key was changed meanwhile, and it may be this one.
             if self.cache.finish(fill, hash, record.clone()) {
                 return Ok(Some(record));

@@ -131,10 +131,8 @@ impl Cache {
     /// The record of a key that was read from the database, for [`Cache::finish`].
     pub fn read(&self, key: &Key) -> Result<Arc<Record>> {
         let mut record = Record::read(key)?;
-        if let Some(record) = Arc::get_mut(&mut record) {
-            self.interned.share(&mut record.caller);
-        }
-        Ok(record)
+        self.interned.share(&mut record.caller);
+        Ok(Arc::new(record))
     }
 
     /// Keeps keys from now on: changes of others are heard of.

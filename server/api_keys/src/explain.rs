@@ -77,7 +77,7 @@ impl Keys {
             let made = tenant.and_then(|_| fixes::make_one(&subject.asked, &checks));
             return Ok(conclude(checks, &subject, made.into_iter().collect(), now));
         };
-        let record = Record::read(key)?;
+        let record = Arc::new(Record::read(key)?);
         let tenant = key.tenant.as_ref().or(caller.tenant.as_ref());
         let case = Case {
             keys: self,

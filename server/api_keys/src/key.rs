@@ -186,8 +186,8 @@ impl Record {
     }
 
     /// The same for a key that was read from the database.
-    pub fn read(key: &Key) -> Result<Arc<Self>> {
-        Record::new(key).map(Arc::new).map_err(|problem| {
+    pub fn read(key: &Key) -> Result<Self> {
+        Record::new(key).map_err(|problem| {
             Error::internal(format!(
                 "a stored block of addresses of {}: {problem}",
                 key.key_id

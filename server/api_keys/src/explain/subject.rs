@@ -126,7 +126,7 @@ impl Keys {
         let Some(key) = key else {
             return Ok((Form::Whole, None));
         };
-        let may_know = may_verify(caller, &*Record::read(&key)?);
+        let may_know = may_verify(caller, &Record::read(&key)?);
         Ok((Form::Whole, may_know.then_some(key)))
     }
 

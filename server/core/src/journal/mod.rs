@@ -175,7 +175,7 @@ impl Appended {
     }
 }
 
-/// Appends of one tenant that go into one segment.
+/// Appends of one tenant that go into one commit.
 #[derive(Clone)]
 pub(crate) struct Work<'a> {
     log: &'a Arc<Log>,
@@ -364,9 +364,7 @@ impl Journal {
         };
         let mut outcomes = HashMap::new();
         for (work, written) in works.iter().zip(written) {
-            for segment in written.segments {
-                self.publish(work.log, segment).await;
-            }
+            self.publish(work.log, written.segments).await;
             let number = work.log.tenant().number();
             outcomes.insert(number, written.outcomes.into_iter());
         }
@@ -398,14 +396,15 @@ impl Journal {
         Ok(key.map(|key| log.tenant().seq(key)))
     }
 
-    /// Shows a committed segment to readers; a hole before it is read from the database.
-    async fn publish(self: &Arc<Self>, log: &Arc<Log>, segment: Arc<Segment>) {
+    /// Shows what a commit stored to readers, at once; a hole before it is read from the database.
+    async fn publish(self: &Arc<Self>, log: &Arc<Log>, segments: Vec<Arc<Segment>>) {
+        let Some(last) = segments.last() else { return };
         let tenant_no = log.tenant().number();
-        self.epochs.observe(tenant_no, segment.routing_epoch());
+        self.epochs.observe(tenant_no, last.routing_epoch());
         if let Some(hints) = &self.hints {
-            hints.grown(tenant_no, segment.last());
+            hints.grown(tenant_no, last.last());
         }
-        if log.offer(segment, &self.budget) {
+        if log.offer(segments, &self.budget) {
             metrics::counter!("hub_journal_tail_holes_total").increment(1);
             if self.catch_up(log).await.is_err() {
                 self.catch_up_later(log);
@@ -451,7 +450,7 @@ impl Drop for Journal {
     }
 }
 
-/// Appends of one log go into one segment, in order of the logs' numbers.
+/// Appends of one log are one work, in order of the logs' numbers.
 fn by_log(appends: &[Append]) -> Vec<Work<'_>> {
     let mut works: Vec<Work<'_>> = Vec::new();
     for append in appends {

@@ -92,10 +92,15 @@ impl Log {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a committed segment. Returns true if it has to wait for one that is missing.
-    pub(crate) fn offer(self: &Arc<Self>, segment: Arc<Segment>, budget: &Budget) -> bool {
+    /// Takes the segments of a commit, and tells of one new head. Returns true if they have to wait
+    /// for one that is missing.
+    pub(crate) fn offer(
+        self: &Arc<Self>,
+        segments: impl IntoIterator<Item = Arc<Segment>>,
+        budget: &Budget,
+    ) -> bool {
         let tail = self.lock();
-        self.take(tail, segment, budget)
+        self.take(tail, segments, budget)
     }
 
     /// Takes a segment that was read from the database, unless stored events changed since `view`.
@@ -107,21 +112,24 @@ impl Log {
     ) {
         let tail = self.lock();
         if tail.view == view {
-            self.take(tail, segment, budget);
+            self.take(tail, [segment], budget);
         }
     }
 
     fn take(
         self: &Arc<Self>,
         mut tail: MutexGuard<'_, Tail>,
-        segment: Arc<Segment>,
+        segments: impl IntoIterator<Item = Arc<Segment>>,
         budget: &Budget,
     ) -> bool {
         let mut head = self.head();
-        if segment.last() <= head.seq {
+        let mut new = segments.into_iter().filter(|of| of.last() > head.seq);
+        let Some(first) = new.next() else {
             return false;
+        };
+        for segment in std::iter::once(first).chain(new) {
+            tail.waiting.insert(segment.first(), segment);
         }
-        tail.waiting.insert(segment.first(), segment);
         while let Some(next) = tail.waiting.first_entry() {
             if *next.key() > head.seq + 1 {
                 break;
@@ -292,12 +300,29 @@ mod tests {
     }
 
     #[test]
+    fn the_segments_of_a_commit_are_told_as_one_head() {
+        let (log, budget) = (log(), Budget::new(1 << 20));
+        let mut heads = log.watch();
+        let both = || [segment(1, 2), segment(3, 2)];
+        assert!(!log.offer(both(), &budget));
+        assert_eq!(heads.borrow_and_update().seq, 4);
+        let Look::Segments(found) = log.look(0, 1000) else {
+            panic!("both are there");
+        };
+        assert_eq!(found.len(), 2);
+        assert!(!log.offer(both(), &budget) && !heads.has_changed().unwrap());
+        // Half of what is offered is known.
+        assert!(!log.offer([segment(3, 2), segment(5, 1)], &budget));
+        assert_eq!(heads.borrow_and_update().seq, 5);
+    }
+
+    #[test]
     fn only_the_contiguous_prefix_is_released() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        assert!(log.offer(segment(4, 2), &budget));
+        assert!(log.offer([segment(4, 2)], &budget));
         assert_eq!(log.head().seq, 0);
         assert!(matches!(log.look(0, 1000), Look::AtEnd));
-        assert!(!log.offer(segment(1, 3), &budget));
+        assert!(!log.offer([segment(1, 3)], &budget));
         assert_eq!(log.head().seq, 5);
         let Look::Segments(found) = log.look(2, 1 << 20) else {
             panic!("behind")
@@ -309,7 +334,7 @@ mod tests {
     fn memory_is_bounded_and_the_oldest_leaves_first() {
         let (log, budget) = (log(), Budget::new(2000));
         for first in 1..100 {
-            log.offer(segment(first, 1), &budget);
+            log.offer([segment(first, 1)], &budget);
         }
         assert!(budget.bytes() <= 2000);
         assert!(matches!(log.look(0, 1000), Look::Behind));
@@ -320,8 +345,8 @@ mod tests {
     #[test]
     fn a_skipped_part_is_read_from_the_database_and_what_follows_from_the_tail() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        log.offer(segment(1, 2), &budget);
-        assert!(log.offer(segment(11, 2), &budget));
+        log.offer([segment(1, 2)], &budget);
+        assert!(log.offer([segment(11, 2)], &budget));
         let head = Position {
             seq: 10,
             fingerprint: 0,
@@ -329,7 +354,7 @@ mod tests {
         log.skip_to(head, &budget);
         assert_eq!((log.head().seq, budget.bytes()), (10, 0));
         assert!(matches!(log.look(2, 1000), Look::Behind));
-        assert!(!log.offer(segment(13, 1), &budget));
+        assert!(!log.offer([segment(13, 1)], &budget));
         assert_eq!(log.head().seq, 13);
         assert!(matches!(log.look(9, 1000), Look::Behind));
         assert!(matches!(log.look(10, 1000), Look::Segments(_)));
@@ -338,7 +363,7 @@ mod tests {
     #[test]
     fn what_was_forgotten_is_read_from_the_database_and_the_head_stays() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        (1..=5).for_each(|first| assert!(!log.offer(segment(first, 1), &budget)));
+        (1..=5).for_each(|first| assert!(!log.offer([segment(first, 1)], &budget)));
         log.forget_through(2, &budget);
         assert!(matches!(log.look(1, 1000), Look::Behind));
         assert!(matches!(log.look(2, 1000), Look::Segments(_)));
@@ -355,8 +380,8 @@ mod tests {
     #[test]
     fn a_segment_offered_twice_is_released_once() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        log.offer(segment(1, 2), &budget);
-        assert!(!log.offer(segment(1, 2), &budget));
+        log.offer([segment(1, 2)], &budget);
+        assert!(!log.offer([segment(1, 2)], &budget));
         let Look::Segments(found) = log.look(0, 1 << 20) else {
             panic!("behind")
         };

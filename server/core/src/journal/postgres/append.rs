@@ -28,14 +28,14 @@ returning tenant_no, routing_epoch";
 pub(super) const APPEND_EACH: &str = "
 with new as (
     select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[],
-        $6::bytea[], $7::boolean[]) new (tenant_no, base, n, record_time, ids, data, is_first)),
-free as (
-    select heads.tenant_no, heads.routing_epoch from journal_heads heads join new
-        on heads.tenant_no = new.tenant_no and heads.head = new.base and new.is_first
-    order by heads.tenant_no for update of heads skip locked),
+        $6::bytea[]) new (tenant_no, base, n, record_time, ids, data)),
 ends as (
-    select tenant_no, max(base + n) as head, max(record_time) as record_time from new
-    group by tenant_no),
+    select tenant_no, min(base) as base, max(base + n) as head, max(record_time) as record_time
+    from new group by tenant_no),
+free as (
+    select heads.tenant_no, heads.routing_epoch from journal_heads heads join ends
+        on heads.tenant_no = ends.tenant_no and heads.head = ends.base
+    order by heads.tenant_no for update of heads skip locked),
 moved as (
     update journal_heads set head = ends.head, record_time = ends.record_time
     from ends join free on free.tenant_no = ends.tenant_no
@@ -202,7 +202,6 @@ struct Rows<'a> {
     times: Vec<Micros>,
     ids: Vec<&'a [u8]>,
     data: Vec<&'a [u8]>,
-    firsts: Vec<bool>,
 }
 
 type Bound<'a> = sqlx::query::QueryAs<'a, Postgres, Stored, sqlx::postgres::PgArguments>;
@@ -214,7 +213,6 @@ impl<'a> Rows<'a> {
             let mut base = plan.base as i64;
             for builder in &plan.builders {
                 rows.tenants.push(plan.tenant.number());
-                rows.firsts.push(base == plan.base as i64);
                 rows.bases.push(base);
                 rows.counts.push(i64::from(builder.count));
                 rows.times.push(plan.record_time);
@@ -234,6 +232,5 @@ impl<'a> Rows<'a> {
             .bind(self.times)
             .bind(self.ids)
             .bind(self.data)
-            .bind(self.firsts)
     }
 }
