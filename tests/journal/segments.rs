@@ -1,4 +1,4 @@
-//! How a commit is packed: in segments of a size, each of whole batches.
+//! How a commit is stored: in rows of a size, each a segment of whole batches.
 
 use std::sync::Arc;
 

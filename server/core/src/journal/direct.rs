@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, params_from_iter, types::ToSqlOutput};
 
-use super::segment::{SEQ_BITS, Segment};
+use super::segment::{RowOf, Segment};
 
 /// `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`.
 const SYNC_FAILED: [i32; 2] = [1034, 1290];
@@ -29,18 +29,19 @@ impl Direct {
         }
     }
 
-    /// Runs `text`, which inserts these segments, and commits it. False if nothing was committed.
+    /// Runs `text`, which inserts these rows of segments, and commits it. False if nothing was
+    /// committed.
     pub(super) fn insert<'a>(
         &self,
         text: &str,
-        rows: impl Iterator<Item = (i64, &'a Segment)>,
+        rows: impl Iterator<Item = (&'a Segment, RowOf<'a>)>,
     ) -> bool {
         let connection = self.connection.lock();
         let connection = connection.unwrap_or_else(PoisonError::into_inner);
         let Some(connection) = &*connection else {
             return false;
         };
-        let values = rows.flat_map(|(tenant_no, segment)| values(tenant_no, segment));
+        let values = rows.flat_map(|(segment, row)| values(segment, row));
         let inserted = connection
             .prepare_cached(text)
             .and_then(|mut statement| statement.execute(params_from_iter(values)));
@@ -58,15 +59,15 @@ impl Direct {
     }
 }
 
-fn values(tenant_no: i64, segment: &Segment) -> [ToSqlOutput<'_>; 7] {
+fn values<'a>(segment: &Segment, row: RowOf<'a>) -> [ToSqlOutput<'a>; 7] {
     let blob = |bytes| ToSqlOutput::Borrowed(rusqlite::types::ValueRef::Blob(bytes));
     [
-        ((tenant_no << SEQ_BITS) + segment.first() as i64).into(),
-        tenant_no.into(),
-        segment.count().into(),
+        segment.key_of(&row).into(),
+        segment.tenant_no().into(),
+        row.count.into(),
         segment.record_time().into(),
-        blob(segment.ids()),
-        blob(segment.data()),
+        blob(row.ids),
+        blob(row.data),
         segment.routing_epoch().cast_signed().into(),
     ]
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::segment::{Packer, fingerprint};
+use super::segment::{Builder, fingerprint};
 use super::{Append, Outcome, Position};
 
 /// Where an identity was first stored, and with which content.
@@ -74,7 +74,7 @@ pub(crate) fn decide(
     append: &Append,
     ledger: &mut Ledger<'_>,
     next: &mut u64,
-    packer: &mut Packer,
+    builder: &mut Builder,
 ) -> Vec<Outcome> {
     let tenant = append.log.tenant();
     let (mark, first) = (ledger.claimed.len(), *next);
@@ -118,7 +118,7 @@ pub(crate) fn decide(
     let mut starts_batch = true;
     for (event, outcome) in append.events.iter().zip(&outcomes) {
         if matches!(outcome, Outcome::Stored { .. }) {
-            packer.push(event, starts_batch || append.independent);
+            builder.push(event, starts_batch || append.independent);
             starts_batch = false;
         }
     }

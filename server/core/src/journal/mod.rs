@@ -175,7 +175,7 @@ impl Appended {
     }
 }
 
-/// Appends of one tenant that go into one commit.
+/// Appends of one tenant that go into one segment.
 #[derive(Clone)]
 pub(crate) struct Work<'a> {
     log: &'a Arc<Log>,
@@ -204,8 +204,8 @@ impl Work<'_> {
 pub(crate) struct Written {
     /// For each append, for each event.
     outcomes: Vec<Vec<Outcome>>,
-    /// In order; none if nothing was new.
-    segments: Vec<Arc<Segment>>,
+    /// Absent if nothing was new.
+    segment: Option<Arc<Segment>>,
 }
 
 enum Store {
@@ -364,7 +364,9 @@ impl Journal {
         };
         let mut outcomes = HashMap::new();
         for (work, written) in works.iter().zip(written) {
-            self.publish(work.log, written.segments).await;
+            if let Some(segment) = written.segment {
+                self.publish(work.log, segment).await;
+            }
             let number = work.log.tenant().number();
             outcomes.insert(number, written.outcomes.into_iter());
         }
@@ -396,15 +398,14 @@ impl Journal {
         Ok(key.map(|key| log.tenant().seq(key)))
     }
 
-    /// Shows what a commit stored to readers, at once; a hole before it is read from the database.
-    async fn publish(self: &Arc<Self>, log: &Arc<Log>, segments: Vec<Arc<Segment>>) {
-        let Some(last) = segments.last() else { return };
+    /// Shows a committed segment to readers; a hole before it is read from the database.
+    async fn publish(self: &Arc<Self>, log: &Arc<Log>, segment: Arc<Segment>) {
         let tenant_no = log.tenant().number();
-        self.epochs.observe(tenant_no, last.routing_epoch());
+        self.epochs.observe(tenant_no, segment.routing_epoch());
         if let Some(hints) = &self.hints {
-            hints.grown(tenant_no, last.last());
+            hints.grown(tenant_no, segment.last());
         }
-        if log.offer(segments, &self.budget) {
+        if log.offer(segment, &self.budget) {
             metrics::counter!("hub_journal_tail_holes_total").increment(1);
             if self.catch_up(log).await.is_err() {
                 self.catch_up_later(log);
@@ -450,7 +451,7 @@ impl Drop for Journal {
     }
 }
 
-/// Appends of one log are one work, in order of the logs' numbers.
+/// Appends of one log go into one segment, in order of the logs' numbers.
 fn by_log(appends: &[Append]) -> Vec<Work<'_>> {
     let mut works: Vec<Work<'_>> = Vec::new();
     for append in appends {

@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::identities::{self, Identities, Replayed, SegmentIds};
 use super::scratch::Scratch;
-use super::segment::{Packer, SEQ_BITS};
+use super::segment::{Builder, SEQ_BITS};
 use super::{TenantRef, Work, Written};
 use crate::clock::{Clock, Micros, micros};
 use crate::limits::Limits;
@@ -283,8 +283,8 @@ impl PostgresJournal {
             plans.push(known(state, work.tenant_no()).map(|known| {
                 let record_time = known.record_time.max(self.clock.now());
                 let seen = &mut state.identities.recent;
-                let packer = Packer::new(work, works.len(), self.segment_bytes_max);
-                Plan::new(work, seen, &older, (known.head, record_time), packer)
+                let builder = Builder::new(work, works.len(), self.segment_bytes_max);
+                Plan::new(work, seen, &older, (known.head, record_time), builder)
             }));
         }
         Ok(plans)

@@ -1,5 +1,8 @@
-//! What one commit stores for one tenant: packed identities and packed events, in a row or, if they
-//! are many, in several, each of which begins with a batch.
+//! What one commit stores for one tenant: packed identities and packed events.
+//!
+//! In memory, for who reads at the end of the log, that is one segment. In the database it is a
+//! row, or several of about a size if it is much, each of which begins with a batch and is a
+//! segment of its own for who reads it: to read one event is to read its row.
 //!
 //! `ids` is 32 bytes an event: 16 of its identity, 16 of its content. `data` is, for each event,
 //! `varint(length << 1 | starts a batch)`, then product (one byte of length), type (varint length)
@@ -11,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
-use super::TenantRef;
+use super::{TenantRef, Work};
 use crate::clock::{Micros, timestamp};
 use crate::id;
 
@@ -43,75 +46,82 @@ impl NewEvent {
 }
 
 /// Rows of one commit, about: SQLite binds 32,766 values in a statement, 7 for each row.
-const SEGMENTS_MAX: usize = 2_000;
+const ROWS_MAX: usize = 2_000;
 
-/// Packs what a commit stores for a tenant into segments. Who reads one event reads its segment.
-#[derive(Debug)]
-pub(crate) struct Packer {
-    full: Vec<Builder>,
-    last: Builder,
-    bytes_max: usize,
-}
-
-impl Packer {
-    /// For a work in a commit of so many; its segments will have about `segment_bytes_max`.
-    pub(crate) fn new(work: &super::Work<'_>, works: usize, segment_bytes_max: usize) -> Packer {
-        let (events, bytes) = (work.events(), work.bytes());
-        let bytes_max = segment_bytes_max.max(bytes * works / SEGMENTS_MAX);
-        let last = match bytes <= bytes_max {
-            true => Builder::with_capacity(events, bytes),
-            false => Builder::default(),
-        };
-        Packer {
-            full: Vec::new(),
-            last,
-            bytes_max,
-        }
-    }
-
-    /// A batch stays in one segment, however large it is.
-    pub(crate) fn push(&mut self, event: &NewEvent, starts_batch: bool) {
-        let (data, ids) = (&self.last.data, &self.last.ids);
-        let is_full = data.len() + ids.len() + event.size() > self.bytes_max;
-        if starts_batch && is_full && self.last.count > 0 {
-            // The next one will be about as large.
-            let next = Builder {
-                ids: Vec::with_capacity(ids.len()),
-                data: Vec::with_capacity(data.len()),
-                count: 0,
-            };
-            self.full.push(std::mem::replace(&mut self.last, next));
-        }
-        self.last.push(event, starts_batch);
-    }
-
-    /// What was packed, in order; nothing if that is no event.
-    pub(crate) fn finish(mut self) -> Vec<Builder> {
-        if self.last.count > 0 {
-            self.full.push(self.last);
-        }
-        self.full
-    }
-}
-
-/// Packs the events of one segment.
+/// Packs events.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     pub(crate) ids: Vec<u8>,
     pub(crate) data: Vec<u8>,
     pub(crate) count: u32,
+    /// Where rows begin, behind the first.
+    pub(crate) cuts: Vec<Cut>,
+    row_bytes_max: usize,
+}
+
+/// A row begins here.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cut {
+    /// Events before it.
+    events: usize,
+    /// Bytes of `data` before it.
+    bytes: usize,
+}
+
+/// A row of what a commit stores.
+pub(crate) struct RowOf<'a> {
+    /// Events of the commit before it.
+    pub(crate) before: i64,
+    pub(crate) count: i64,
+    pub(crate) ids: &'a [u8],
+    pub(crate) data: &'a [u8],
+}
+
+/// The rows of what was packed.
+pub(crate) fn rows<'a>(
+    ids: &'a [u8],
+    data: &'a [u8],
+    cuts: &'a [Cut],
+) -> impl Iterator<Item = RowOf<'a>> {
+    let end = Cut {
+        events: ids.len() / ID_BYTES,
+        bytes: data.len(),
+    };
+    (0..=cuts.len()).map(move |at| {
+        let from = at.checked_sub(1).map_or_else(Cut::default, |at| cuts[at]);
+        let to = cuts.get(at).copied().unwrap_or(end);
+        RowOf {
+            before: from.events as i64,
+            count: (to.events - from.events) as i64,
+            ids: &ids[from.events * ID_BYTES..to.events * ID_BYTES],
+            data: &data[from.bytes..to.bytes],
+        }
+    })
 }
 
 impl Builder {
-    fn with_capacity(events: usize, bytes: usize) -> Self {
+    /// For a work in a commit of so many; its rows will have about `row_bytes_max`.
+    pub(crate) fn new(work: &Work<'_>, works: usize, row_bytes_max: usize) -> Self {
+        let (events, bytes) = (work.events(), work.bytes());
         Builder {
             ids: Vec::with_capacity(events * ID_BYTES),
             data: Vec::with_capacity(bytes),
-            count: 0,
+            row_bytes_max: row_bytes_max.max(bytes * works / ROWS_MAX),
+            ..Builder::default()
         }
     }
 
+    /// Packs an event; a batch stays in one row, however large it is.
     pub(crate) fn push(&mut self, event: &NewEvent, starts_batch: bool) {
+        let from = self.cuts.last().copied().unwrap_or_default();
+        let events = self.count as usize;
+        let bytes = self.data.len() - from.bytes + (events - from.events) * ID_BYTES;
+        if starts_batch && events > from.events && bytes + event.size() > self.row_bytes_max {
+            self.cuts.push(Cut {
+                events,
+                bytes: self.data.len(),
+            });
+        }
         self.ids.extend_from_slice(&event.identity.to_be_bytes());
         self.ids.extend_from_slice(&event.content.to_be_bytes());
         let kind_len = event.kind.len() as u64;
@@ -197,6 +207,16 @@ impl Segment {
     /// Version of the tenant's configuration under which its events are routed.
     pub fn routing_epoch(&self) -> u64 {
         self.routing_epoch
+    }
+
+    /// Number of the tenant.
+    pub(crate) fn tenant_no(&self) -> i64 {
+        self.tenant.number()
+    }
+
+    /// Key of one of its rows.
+    pub(crate) fn key_of(&self, row: &RowOf<'_>) -> i64 {
+        self.tenant.key(self.first) + row.before
     }
 
     /// Number of events.

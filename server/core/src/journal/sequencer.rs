@@ -318,9 +318,10 @@ impl Batch {
 
     /// Readers see the events before their publisher is answered.
     async fn answer(self, journal: &Arc<Journal>, written: Written) {
-        let events: i64 = written.segments.iter().map(|of| of.count()).sum();
-        metrics::counter!("hub_journal_events_total").increment(events.unsigned_abs());
-        journal.publish(&self.log, written.segments).await;
+        if let Some(segment) = written.segment {
+            metrics::counter!("hub_journal_events_total").increment(segment.count() as u64);
+            journal.publish(&self.log, segment).await;
+        }
         let head = self.log.head();
         let ahead = |outcome: &Outcome| match outcome {
             Outcome::Duplicate(position) => position.seq > head.seq,

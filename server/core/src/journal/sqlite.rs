@@ -11,7 +11,7 @@ use super::direct::Direct;
 use super::identities::Identities;
 use super::index::Steps;
 use super::ledger::{Ledger, decide};
-use super::segment::{Packer, Segment};
+use super::segment::{Builder, Cut, RowOf, Segment, rows};
 use super::{Work, Written};
 use crate::clock::{Clock, Micros};
 use crate::limits::Limits;
@@ -22,13 +22,15 @@ const INDEX_FILE: &str = "hub-index.db";
 
 const HEAD: &str = "select head, record_time, routing_epoch from journal_heads where tenant_no = ?";
 
-/// Texts that are kept prepared: for commits of so many segments.
+/// Texts that are kept: for commits of so many rows.
 const STATEMENTS_KEPT: usize = 32;
 
 pub(super) struct SqliteJournal {
     sqlite: Arc<crate::storage::Sqlite>,
     direct: Direct,
     state: Mutex<State>,
+    /// One text for each number of rows in a commit, up to [`STATEMENTS_KEPT`].
+    inserts: Vec<Arc<str>>,
     segment_bytes_max: usize,
     clock: Clock,
 }
@@ -46,9 +48,16 @@ struct Head {
     routing_epoch: u64,
 }
 
-struct Row {
+/// What a commit stores of a tenant.
+struct Stored {
     segment: Segment,
-    tenant_no: i64,
+    cuts: Vec<Cut>,
+}
+
+impl Stored {
+    fn rows(&self) -> impl Iterator<Item = RowOf<'_>> {
+        rows(self.segment.ids(), self.segment.data(), &self.cuts)
+    }
 }
 
 impl SqliteJournal {
@@ -63,6 +72,7 @@ impl SqliteJournal {
         let identities = Identities::load(db, path, limits, clock.clone(), steps)
             .await
             .map_err(|error| format!("cannot read the journal: {error}"))?;
+        let inserts = (1..=STATEMENTS_KEPT).map(insert_text).collect();
         let state = Mutex::new(State {
             heads: HashMap::new(),
             identities,
@@ -72,6 +82,7 @@ impl SqliteJournal {
             sqlite,
             direct,
             state,
+            inserts,
             segment_bytes_max: limits.segment_bytes_max,
             clock,
         })
@@ -88,9 +99,9 @@ impl SqliteJournal {
         }
         let plan = self.plan(&mut writer, &mut state, works).await?;
         writer.set_dirty(true);
-        let done = match self.insert_directly(&plan.rows) {
+        let done = match self.insert_directly(&plan.stored) {
             true => Ok(()),
-            false => self.insert(writer.connection(), &plan.rows).await,
+            false => self.insert(writer.connection(), &plan.stored).await,
         };
         match done {
             Ok(()) => {
@@ -117,7 +128,7 @@ impl SqliteJournal {
             state.heads.remove(&work.log.tenant().number());
         }
         let plan = self.plan(&mut writer, &mut state, works).await?;
-        let done = match self.insert(writer.connection(), &plan.rows).await {
+        let done = match self.insert(writer.connection(), &plan.stored).await {
             Ok(()) => writer.commit().await,
             Err(error) => {
                 writer.rollback().await;
@@ -145,82 +156,102 @@ impl SqliteJournal {
         let heads = load_heads(writer, state, works).await?;
         let mut plan = Plan::default();
         for (work, head) in works.iter().zip(heads) {
-            let tenant_no = work.log.tenant().number();
             let record_time = head.record_time.max(self.clock.now());
             let mut ledger = Ledger {
                 seen: &mut state.identities.recent,
                 older: &older,
                 claimed: Vec::with_capacity(work.events()),
             };
-            let mut packer = Packer::new(work, works.len(), self.segment_bytes_max);
+            let mut builder = Builder::new(work, works.len(), self.segment_bytes_max);
             let mut next = head.seq + 1;
             let outcomes = work
                 .appends
                 .iter()
-                .map(|append| decide(append, &mut ledger, &mut next, &mut packer))
+                .map(|append| decide(append, &mut ledger, &mut next, &mut builder))
                 .collect();
             plan.claimed.append(&mut ledger.claimed);
             plan.outcomes.push(outcomes);
-            let builders = packer.finish();
-            plan.segments.push(builders.len());
-            let mut first = head.seq + 1;
-            for builder in builders {
+            if builder.count > 0 {
                 let tenant = work.log.tenant().clone();
+                let first = head.seq + 1;
                 let segment = Segment::new(tenant, first, record_time, builder.ids, builder.data)
                     .under(head.routing_epoch);
-                first = segment.last() + 1;
-                plan.rows.push(Row { segment, tenant_no });
+                let cuts = builder.cuts;
+                plan.stored.push(Stored { segment, cuts });
+                plan.with_segment.push(true);
+            } else {
+                plan.with_segment.push(false);
             }
         }
         Ok(plan)
     }
 
-    fn insert_directly(&self, rows: &[Row]) -> bool {
-        let segments = rows.iter().map(|row| (row.tenant_no, &row.segment));
-        !rows.is_empty() && self.direct.insert(&insert_text(rows.len()), segments)
+    /// Nothing new is nothing to do.
+    fn insert_directly(&self, stored: &[Stored]) -> bool {
+        let rows = stored.iter().flat_map(|stored| {
+            let segment = &stored.segment;
+            stored.rows().map(move |row| (segment, row))
+        });
+        !stored.is_empty() && self.direct.insert(&self.text(stored), rows)
     }
 
-    /// One statement, which is whole or nothing; nothing new is nothing to do.
-    async fn insert(&self, connection: &mut SqliteConnection, rows: &[Row]) -> sqlx::Result<()> {
-        if rows.is_empty() {
+    /// One statement, which is whole or nothing.
+    async fn insert(
+        &self,
+        connection: &mut SqliteConnection,
+        stored: &[Stored],
+    ) -> sqlx::Result<()> {
+        if stored.is_empty() {
             return Ok(());
         }
-        let mut query = sqlx::query(AssertSqlSafe(insert_text(rows.len())));
-        for Row { segment, tenant_no } in rows {
-            query = query
-                .bind((tenant_no << super::segment::SEQ_BITS) + segment.first() as i64)
-                .bind(*tenant_no)
-                .bind(segment.count())
-                .bind(segment.record_time())
-                .bind(segment.ids().to_vec())
-                .bind(segment.data().to_vec())
-                .bind(segment.routing_epoch().cast_signed());
+        let mut query = sqlx::query(AssertSqlSafe(self.text(stored)));
+        for stored in stored {
+            let segment = &stored.segment;
+            for row in stored.rows() {
+                query = query
+                    .bind(segment.key_of(&row))
+                    .bind(segment.tenant_no())
+                    .bind(row.count)
+                    .bind(segment.record_time())
+                    .bind(row.ids.to_vec())
+                    .bind(row.data.to_vec())
+                    .bind(segment.routing_epoch().cast_signed());
+            }
         }
         query.execute(connection).await?;
         Ok(())
     }
 
+    /// The statement that inserts all rows.
+    fn text(&self, stored: &[Stored]) -> Arc<str> {
+        let rows = stored
+            .iter()
+            .map(|stored| stored.cuts.len() + 1)
+            .sum::<usize>();
+        let kept = rows.checked_sub(1).and_then(|at| self.inserts.get(at));
+        kept.cloned().unwrap_or_else(|| insert_text(rows))
+    }
+
     async fn finish(&self, mut state: MutexGuard<'_, State>, plan: Plan) -> Vec<Written> {
-        for row in &plan.rows {
+        for Stored { segment, .. } in &plan.stored {
             let head = Head {
-                seq: row.segment.last(),
-                record_time: row.segment.record_time(),
-                routing_epoch: row.segment.routing_epoch(),
+                seq: segment.last(),
+                record_time: segment.record_time(),
+                routing_epoch: segment.routing_epoch(),
             };
-            state.heads.insert(row.tenant_no, head);
+            state.heads.insert(segment.tenant_no(), head);
         }
         state.identities.tend().await;
-        let mut rows = plan.rows.into_iter();
+        let mut stored = plan.stored.into_iter();
         plan.outcomes
             .into_iter()
-            .zip(plan.segments)
-            .map(|(outcomes, segments)| Written {
-                outcomes,
-                segments: rows
-                    .by_ref()
-                    .take(segments)
-                    .map(|row| Arc::new(row.segment))
-                    .collect(),
+            .zip(plan.with_segment)
+            .map(|(outcomes, has)| {
+                let stored = if has { stored.next() } else { None };
+                Written {
+                    outcomes,
+                    segment: stored.map(|stored| Arc::new(stored.segment)),
+                }
             })
             .collect()
     }
@@ -241,17 +272,16 @@ impl SqliteJournal {
 /// What a commit will store; undone if it fails.
 #[derive(Default)]
 struct Plan {
-    rows: Vec<Row>,
-    /// How many of the rows each work has.
-    segments: Vec<usize>,
+    stored: Vec<Stored>,
+    with_segment: Vec<bool>,
     outcomes: Vec<Vec<Vec<super::Outcome>>>,
     claimed: Vec<u128>,
 }
 
-/// The statement that inserts so many segments.
-fn insert_text(rows: usize) -> String {
+/// The statement that inserts so many rows.
+fn insert_text(rows: usize) -> Arc<str> {
     let values = vec!["(?,?,?,?,?,?,?)"; rows].join(",");
-    format!("insert into journal_segments values {values}")
+    format!("insert into journal_segments values {values}").into()
 }
 
 /// Heads are read again from the file: after an error only it knows them.

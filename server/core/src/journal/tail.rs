@@ -1,6 +1,8 @@
 //! The newest events of a tenant in memory, so that a reader at the end never asks the database.
 //!
 //! Segments may be offered in any order; the tail releases only what continues it without a hole.
+//! A commit is offered as one segment by who stored it, and by its rows when it is read from the
+//! database: of what holds the same events the larger one stays.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -92,15 +94,10 @@ impl Log {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the segments of a commit, and tells of one new head. Returns true if they have to wait
-    /// for one that is missing.
-    pub(crate) fn offer(
-        self: &Arc<Self>,
-        segments: impl IntoIterator<Item = Arc<Segment>>,
-        budget: &Budget,
-    ) -> bool {
+    /// Takes a committed segment. Returns true if it has to wait for one that is missing.
+    pub(crate) fn offer(self: &Arc<Self>, segment: Arc<Segment>, budget: &Budget) -> bool {
         let tail = self.lock();
-        self.take(tail, segments, budget)
+        self.take(tail, segment, budget)
     }
 
     /// Takes a segment that was read from the database, unless stored events changed since `view`.
@@ -112,22 +109,22 @@ impl Log {
     ) {
         let tail = self.lock();
         if tail.view == view {
-            self.take(tail, [segment], budget);
+            self.take(tail, segment, budget);
         }
     }
 
     fn take(
         self: &Arc<Self>,
         mut tail: MutexGuard<'_, Tail>,
-        segments: impl IntoIterator<Item = Arc<Segment>>,
+        segment: Arc<Segment>,
         budget: &Budget,
     ) -> bool {
         let mut head = self.head();
-        let mut new = segments.into_iter().filter(|of| of.last() > head.seq);
-        let Some(first) = new.next() else {
+        if segment.last() <= head.seq {
             return false;
-        };
-        for segment in std::iter::once(first).chain(new) {
+        }
+        let known = tail.waiting.get(&segment.first());
+        if known.is_none_or(|known| known.last() < segment.last()) {
             tail.waiting.insert(segment.first(), segment);
         }
         while let Some(next) = tail.waiting.first_entry() {
@@ -142,6 +139,10 @@ impl Log {
                 seq: segment.last(),
                 fingerprint: segment.fingerprint(segment.last()).unwrap_or_default(),
             };
+            let inside = |row: &mut Arc<Segment>| row.first() >= segment.first();
+            while let Some(row) = tail.segments.pop_back_if(inside) {
+                budget.release(row.memory());
+            }
             budget.charge(self, &segment);
             tail.segments.push_back(segment);
         }
@@ -170,7 +171,8 @@ impl Log {
     /// Retention removed the events up to `floor`: the tail does not outlive them.
     pub(crate) fn forget_through(&self, floor: u64, budget: &Budget) {
         let mut tail = self.lock();
-        let gone = tail.segments.partition_point(|s| s.last() <= floor);
+        // One of which only the first rows were removed goes too: its rest is read again.
+        let gone = tail.segments.partition_point(|s| s.first() <= floor);
         let freed = tail.segments.drain(..gone).map(|s| s.memory()).sum();
         drop(tail);
         budget.release(freed);
@@ -299,30 +301,52 @@ mod tests {
         Arc::new(Log::new(TenantRef::new(1, "t"), Position::default()))
     }
 
+    fn held(log: &Log) -> Vec<(u64, u64)> {
+        let tail = log.lock();
+        let segments = tail.segments.iter();
+        segments.map(|of| (of.first(), of.last())).collect()
+    }
+
     #[test]
-    fn the_segments_of_a_commit_are_told_as_one_head() {
+    fn rows_of_a_commit_give_way_to_the_whole_of_it() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        let mut heads = log.watch();
-        let both = || [segment(1, 2), segment(3, 2)];
-        assert!(!log.offer(both(), &budget));
-        assert_eq!(heads.borrow_and_update().seq, 4);
-        let Look::Segments(found) = log.look(0, 1000) else {
-            panic!("both are there");
-        };
-        assert_eq!(found.len(), 2);
-        assert!(!log.offer(both(), &budget) && !heads.has_changed().unwrap());
-        // Half of what is offered is known.
-        assert!(!log.offer([segment(3, 2), segment(5, 1)], &budget));
-        assert_eq!(heads.borrow_and_update().seq, 5);
+        log.offer(segment(1, 1), &budget);
+        log.offer(segment(2, 2), &budget);
+        log.offer(segment(4, 1), &budget);
+        assert!(!log.offer(segment(2, 6), &budget));
+        assert_eq!((held(&log), log.head().seq), (vec![(1, 1), (2, 7)], 7));
+        let bytes: usize = log.lock().segments.iter().map(|of| of.memory()).sum();
+        assert_eq!(budget.bytes(), bytes);
+    }
+
+    #[test]
+    fn a_commit_that_waits_is_not_shortened_by_its_first_row() {
+        let (log, budget) = (log(), Budget::new(1 << 20));
+        assert!(log.offer(segment(3, 6), &budget));
+        assert!(log.offer(segment(3, 2), &budget));
+        assert!(!log.offer(segment(1, 2), &budget));
+        assert_eq!((held(&log), log.head().seq), (vec![(1, 2), (3, 8)], 8));
+        assert!(!log.offer(segment(5, 4), &budget));
+        assert_eq!(held(&log), [(1, 2), (3, 8)]);
+    }
+
+    #[test]
+    fn a_commit_of_which_rows_were_removed_is_not_shown_from_memory() {
+        let (log, budget) = (log(), Budget::new(1 << 20));
+        log.offer(segment(1, 6), &budget);
+        log.offer(segment(7, 2), &budget);
+        log.forget_through(3, &budget);
+        assert_eq!((held(&log), log.head().seq), (vec![(7, 8)], 8));
+        assert!(matches!(log.look(3, 1000), Look::Behind));
     }
 
     #[test]
     fn only_the_contiguous_prefix_is_released() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        assert!(log.offer([segment(4, 2)], &budget));
+        assert!(log.offer(segment(4, 2), &budget));
         assert_eq!(log.head().seq, 0);
         assert!(matches!(log.look(0, 1000), Look::AtEnd));
-        assert!(!log.offer([segment(1, 3)], &budget));
+        assert!(!log.offer(segment(1, 3), &budget));
         assert_eq!(log.head().seq, 5);
         let Look::Segments(found) = log.look(2, 1 << 20) else {
             panic!("behind")
@@ -334,7 +358,7 @@ mod tests {
     fn memory_is_bounded_and_the_oldest_leaves_first() {
         let (log, budget) = (log(), Budget::new(2000));
         for first in 1..100 {
-            log.offer([segment(first, 1)], &budget);
+            log.offer(segment(first, 1), &budget);
         }
         assert!(budget.bytes() <= 2000);
         assert!(matches!(log.look(0, 1000), Look::Behind));
@@ -345,8 +369,8 @@ mod tests {
     #[test]
     fn a_skipped_part_is_read_from_the_database_and_what_follows_from_the_tail() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        log.offer([segment(1, 2)], &budget);
-        assert!(log.offer([segment(11, 2)], &budget));
+        log.offer(segment(1, 2), &budget);
+        assert!(log.offer(segment(11, 2), &budget));
         let head = Position {
             seq: 10,
             fingerprint: 0,
@@ -354,7 +378,7 @@ mod tests {
         log.skip_to(head, &budget);
         assert_eq!((log.head().seq, budget.bytes()), (10, 0));
         assert!(matches!(log.look(2, 1000), Look::Behind));
-        assert!(!log.offer([segment(13, 1)], &budget));
+        assert!(!log.offer(segment(13, 1), &budget));
         assert_eq!(log.head().seq, 13);
         assert!(matches!(log.look(9, 1000), Look::Behind));
         assert!(matches!(log.look(10, 1000), Look::Segments(_)));
@@ -363,7 +387,7 @@ mod tests {
     #[test]
     fn what_was_forgotten_is_read_from_the_database_and_the_head_stays() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        (1..=5).for_each(|first| assert!(!log.offer([segment(first, 1)], &budget)));
+        (1..=5).for_each(|first| assert!(!log.offer(segment(first, 1), &budget)));
         log.forget_through(2, &budget);
         assert!(matches!(log.look(1, 1000), Look::Behind));
         assert!(matches!(log.look(2, 1000), Look::Segments(_)));
@@ -380,8 +404,8 @@ mod tests {
     #[test]
     fn a_segment_offered_twice_is_released_once() {
         let (log, budget) = (log(), Budget::new(1 << 20));
-        log.offer([segment(1, 2)], &budget);
-        assert!(!log.offer([segment(1, 2)], &budget));
+        log.offer(segment(1, 2), &budget);
+        assert!(!log.offer(segment(1, 2), &budget));
         let Look::Segments(found) = log.look(0, 1 << 20) else {
             panic!("behind")
         };

@@ -36,12 +36,12 @@ impl Held {
     }
 
     fn keep(&mut self, segment: &Arc<Segment>) {
-        if self
-            .segments
-            .insert(segment.first(), segment.clone())
-            .is_none()
-        {
+        // A commit may have been read by its rows, or as a whole: the larger one stays.
+        let known = self.segments.get(&segment.first());
+        if known.is_none_or(|known| known.last() < segment.last()) {
             self.bytes += segment.size();
+            let known = self.segments.insert(segment.first(), segment.clone());
+            self.bytes -= known.map_or(0, |known| known.size());
         }
         while self.bytes > HELD_BYTES_MAX && self.segments.len() > 1 {
             if let Some((_, oldest)) = self.segments.pop_first() {

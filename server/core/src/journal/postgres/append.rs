@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use super::{Known, State};
 use crate::clock::Micros;
 use crate::journal::ledger::{Ledger, Seen, decide};
-use crate::journal::segment::{Builder, Packer, Segment};
+use crate::journal::segment::{Builder, RowOf, Segment, rows};
 use crate::journal::{Outcome, TenantRef, Work, Written};
 use crate::storage::Failure;
 
@@ -51,7 +51,7 @@ pub(super) struct Plan {
     pub(super) tenant: TenantRef,
     base: u64,
     record_time: Micros,
-    builders: Vec<Builder>,
+    builder: Builder,
     outcomes: Vec<Vec<Outcome>>,
     claimed: Vec<u128>,
 }
@@ -62,7 +62,7 @@ impl Plan {
         seen: &mut Seen,
         older: &Seen,
         (base, record_time): (u64, Micros),
-        mut packer: Packer,
+        mut builder: Builder,
     ) -> Plan {
         let mut ledger = Ledger {
             seen,
@@ -73,20 +73,24 @@ impl Plan {
         let outcomes = work
             .appends
             .iter()
-            .map(|append| decide(append, &mut ledger, &mut next, &mut packer))
+            .map(|append| decide(append, &mut ledger, &mut next, &mut builder))
             .collect();
         Plan {
             tenant: work.log.tenant().clone(),
             base,
             record_time,
-            builders: packer.finish(),
+            builder,
             outcomes,
             claimed: ledger.claimed,
         }
     }
 
+    fn rows(&self) -> impl Iterator<Item = RowOf<'_>> {
+        rows(&self.builder.ids, &self.builder.data, &self.builder.cuts)
+    }
+
     pub(super) fn has_rows(&self) -> bool {
-        !self.builders.is_empty()
+        self.builder.count > 0
     }
 
     /// The epoch under which it was stored: none if it was not, any if there was nothing to store.
@@ -100,47 +104,43 @@ impl Plan {
         }
     }
 
-    /// A plan of one segment.
-    async fn append(
-        &self,
-        builder: &Builder,
-        connection: &mut PgConnection,
-    ) -> Result<Vec<Stored>, Failure> {
+    /// What is one row.
+    async fn append(&self, connection: &mut PgConnection) -> Result<Vec<Stored>, Failure> {
         // Not the first row alone: a row comes before the commit, and would be believed although
         // the connection is cut in between. All of them end with the server's word that it is done.
         let stored = sqlx::query_as(APPEND)
             .bind(self.tenant.number())
             .bind(self.base as i64)
-            .bind(i64::from(builder.count))
+            .bind(i64::from(self.builder.count))
             .bind(self.record_time)
-            .bind(&builder.ids)
-            .bind(&builder.data)
+            .bind(&self.builder.ids)
+            .bind(&self.builder.data)
             .fetch_all(connection)
             .await?;
         Ok(stored)
     }
 
     pub(super) fn finish(self, state: &mut State, epoch: u64, contended: bool) -> Written {
-        let mut head = self.base;
-        let mut segments = Vec::with_capacity(self.builders.len());
-        for Builder { ids, data, .. } in self.builders {
-            let tenant = self.tenant.clone();
-            let segment = Segment::new(tenant, head + 1, self.record_time, ids, data).under(epoch);
-            head = segment.last();
-            segments.push(Arc::new(segment));
-        }
-        if !segments.is_empty() {
-            let known = Known {
-                head,
-                record_time: self.record_time,
-                contended,
-                partial: false,
+        if !self.has_rows() {
+            return Written {
+                outcomes: self.outcomes,
+                segment: None,
             };
-            state.known.insert(self.tenant.number(), known);
         }
+        let tenant_no = self.tenant.number();
+        let Builder { ids, data, .. } = self.builder;
+        let segment =
+            Segment::new(self.tenant, self.base + 1, self.record_time, ids, data).under(epoch);
+        let known = Known {
+            head: segment.last(),
+            record_time: self.record_time,
+            contended,
+            partial: false,
+        };
+        state.known.insert(tenant_no, known);
         Written {
             outcomes: self.outcomes,
-            segments,
+            segment: Some(Arc::new(segment)),
         }
     }
 
@@ -166,9 +166,9 @@ pub(super) async fn append_guessed(
 ) -> Result<Vec<Stored>, Failure> {
     let connection = state.connection(pool).await?;
     if let [plan] = plans
-        && let [builder] = plan.builders.as_slice()
+        && plan.builder.cuts.is_empty()
     {
-        return plan.append(builder, connection).await;
+        return plan.append(connection).await;
     }
     let rows = Rows::new(plans);
     Ok(rows.bound(APPEND_EACH).fetch_all(connection).await?)
@@ -208,20 +208,18 @@ type Bound<'a> = sqlx::query::QueryAs<'a, Postgres, Stored, sqlx::postgres::PgAr
 
 impl<'a> Rows<'a> {
     fn new(plans: &[&'a Plan]) -> Rows<'a> {
-        let mut rows = Rows::default();
+        let mut columns = Rows::default();
         for plan in plans {
-            let mut base = plan.base as i64;
-            for builder in &plan.builders {
-                rows.tenants.push(plan.tenant.number());
-                rows.bases.push(base);
-                rows.counts.push(i64::from(builder.count));
-                rows.times.push(plan.record_time);
-                rows.ids.push(&builder.ids);
-                rows.data.push(&builder.data);
-                base += i64::from(builder.count);
+            for row in plan.rows() {
+                columns.tenants.push(plan.tenant.number());
+                columns.bases.push(plan.base as i64 + row.before);
+                columns.counts.push(row.count);
+                columns.times.push(plan.record_time);
+                columns.ids.push(row.ids);
+                columns.data.push(row.data);
             }
         }
-        rows
+        columns
     }
 
     fn bound(self, text: &'static str) -> Bound<'a> {
