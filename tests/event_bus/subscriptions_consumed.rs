@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hub_client::start_at::At;
 use hub_client::{CloudEvent, Error};
 use hub_proto::hub::event_bus::v1::{
@@ -89,12 +90,12 @@ impl Cast {
         results.iter().map(|result| result.outcome()).collect()
     }
 
-    async fn fail(&self, event: &LeasedEvent) {
+    async fn fail(&self, event: &LeasedEvent) -> AckOutcome {
         let acks = AckBatch {
             nack: vec![nack(event, NackAction::Fail, "refused")],
             ..AckBatch::default()
         };
-        self.crm.acknowledge("deals", acks).await;
+        self.crm.acknowledge("deals", acks).await[0].outcome()
     }
 
     async fn shown(&self) -> Subscription {
@@ -118,6 +119,15 @@ fn ending(action: ExhaustedAction) -> CreateSubscriptionRequest {
 
 fn about(id: &str, subject: &str) -> CloudEvent {
     with_attributes(event("deal.won", id), &[("subject", text(subject))])
+}
+
+/// Asks and goes away after so many turns of the runtime.
+async fn given_up<T>(call: impl Future<Output = T>, turns: usize) {
+    let mut call = std::pin::pin!(call);
+    for _ in 0..turns {
+        let _ = FutureExt::now_or_never(call.as_mut());
+        tokio::task::yield_now().await;
+    }
 }
 
 both_databases! {
@@ -262,6 +272,46 @@ both_databases! {
         assert_eq!(status(&cast.shown().await).blocked_keys, []);
         cast.psa.publish(vec![about("a3", "acme")]).await;
         assert_eq!(ids_of(&cast.pull(1).await), ["a3"]);
+    }
+
+    async fn what_failed_while_it_was_sought_is_stored_as_it_was_answered(hub: TestHub) {
+        let cast = Cast::new(&hub, deals()).await;
+        let mut failed = 0;
+        for round in 0..30 {
+            let ids = numbered(&format!("round-{round}"), 3);
+            cast.psa.publish(ids.iter().map(|id| event("deal.won", id)).collect()).await;
+            let events = cast.pull(3).await;
+            let last = events[2].record.as_ref().unwrap().sequence;
+            // An answer to a failure waits for a checkpoint, and a seek makes one of its own.
+            let (one, two, three, sought) = tokio::join!(
+                cast.fail(&events[0]),
+                cast.fail(&events[1]),
+                cast.fail(&events[2]),
+                cast.owner.seek(seeking(&cast.id, At::AfterSequence(last))),
+            );
+            sought.unwrap();
+            let outcomes = [one, two, three].into_iter();
+            failed += outcomes.filter(|outcome| *outcome == AckOutcome::Ok).count() as u64;
+        }
+        assert!(failed > 0);
+        assert_eq!(status(&cast.shown().await).failed, failed);
+    }
+
+    async fn a_seek_that_its_caller_gives_up_leaves_no_answer_waiting(hub: TestHub) {
+        let cast = Cast::new(&hub, deals()).await;
+        for round in 0..100 {
+            let ids = numbered(&format!("round-{round}"), 2);
+            cast.psa.publish(ids.iter().map(|id| event("deal.won", id)).collect()).await;
+            let events = cast.pull(2).await;
+            let last = events[1].record.as_ref().unwrap().sequence;
+            let seek = cast.owner.seek(seeking(&cast.id, At::AfterSequence(last)));
+            // Whatever became of them, they are answered.
+            tokio::join!(
+                cast.fail(&events[0]),
+                cast.fail(&events[1]),
+                given_up(seek, round * 10),
+            );
+        }
     }
 
     async fn a_key_is_free_once_retention_removed_what_held_it(backend: Backend) {

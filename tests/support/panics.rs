@@ -38,7 +38,8 @@ fn install() {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
         if thread.name().is_some_and(|name| name.starts_with("tokio-")) {
-            seen().push(panic.to_string());
+            let at = std::backtrace::Backtrace::force_capture();
+            seen().push(format!("{panic}\n{at}"));
         }
         before(panic);
     }));

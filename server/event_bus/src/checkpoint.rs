@@ -29,6 +29,10 @@ const IDLE: Duration = Duration::from_secs(10);
 pub(crate) struct Checkpoints {
     core: Core,
     waiting: Mutex<Vec<Arc<Group>>>,
+    /// Held by who stores. A checkpoint drops the changes that it has stored from the front of
+    /// those that wait, so that two of a group at once would drop what is on no disk; and who
+    /// leaves a group may not find that an earlier checkpoint of it is still under way.
+    storing: tokio::sync::Mutex<()>,
     added: Notify,
     urgent: AtomicBool,
     hurried: Notify,
@@ -40,11 +44,27 @@ impl std::fmt::Debug for Checkpoints {
     }
 }
 
+/// Groups of which a checkpoint was prepared. If it fails they wait again, and also if nobody is
+/// left to store it: that may be a call whose caller went away.
+struct Chunk<'a> {
+    checkpoints: &'a Checkpoints,
+    groups: Vec<Arc<Group>>,
+}
+
+impl Drop for Chunk<'_> {
+    fn drop(&mut self) {
+        for group in &self.groups {
+            group.is_not_saved(self.checkpoints);
+        }
+    }
+}
+
 impl Checkpoints {
     pub(crate) fn new(core: &Core) -> Arc<Checkpoints> {
         Arc::new(Checkpoints {
             core: core.clone(),
             waiting: Mutex::default(),
+            storing: tokio::sync::Mutex::default(),
             added: Notify::new(),
             urgent: AtomicBool::new(false),
             hurried: Notify::new(),
@@ -94,46 +114,44 @@ impl Checkpoints {
         }
     }
 
-    /// Stores all that waits now. Errors: `STORE_BUSY`; what could not be stored waits again.
+    /// Stores all that waits now, after what another task is storing. Errors: `STORE_BUSY`; what
+    /// could not be stored waits again.
     pub(crate) async fn store(&self) -> Result<()> {
-        let mut groups = std::mem::take(&mut *self.lock());
-        let mut failed = None;
-        while !groups.is_empty() {
-            let rest = groups.split_off(groups.len().min(CHUNK_GROUPS_MAX));
-            if let Err(error) = self.store_chunk(&groups).await {
-                failed = Some(error);
-            }
-            groups = rest;
+        let _turn = self.storing.lock().await;
+        let mut failed = Ok(());
+        // What is added meanwhile, or waits again, is for the next time.
+        let mut left = self.lock().len();
+        while left > 0 {
+            let count = left.min(CHUNK_GROUPS_MAX);
+            let groups = self.lock().drain(..count).collect();
+            let stored = self.store_chunk(groups).await;
+            failed = failed.and(stored);
+            left -= count;
         }
-        match failed {
-            Some(error) => Err(error.into()),
-            None => Ok(()),
-        }
+        failed.map_err(Into::into)
     }
 
-    async fn store_chunk(&self, groups: &[Arc<Group>]) -> Result<(), Failure> {
+    async fn store_chunk(&self, groups: Vec<Arc<Group>>) -> Result<(), Failure> {
         let started = std::time::Instant::now();
         let prepared: Vec<Prepared> = groups.iter().map(|group| group.prepare()).collect();
-        match self.write(groups, &prepared).await {
-            Ok(owned) => {
-                for ((group, prepared), owned) in groups.iter().zip(&prepared).zip(owned) {
-                    match owned {
-                        true => group.is_saved(prepared),
-                        false => group.lose(),
-                    }
-                    if owned {
-                        self.tell(group, &prepared.changes);
-                    }
+        let mut chunk = Chunk {
+            checkpoints: self,
+            groups,
+        };
+        let owned = self.write(&chunk.groups, &prepared).await?;
+        let groups = std::mem::take(&mut chunk.groups);
+        for ((group, prepared), owned) in groups.iter().zip(&prepared).zip(owned) {
+            match owned {
+                true => {
+                    group.is_saved(prepared);
+                    self.tell(group, &prepared.changes);
                 }
-                metrics::histogram!("hub_event_bus_checkpoint_seconds").record(started.elapsed());
-                metrics::counter!("hub_event_bus_checkpoints_total").increment(1);
-                Ok(())
-            }
-            Err(error) => {
-                groups.iter().for_each(|group| group.is_not_saved(self));
-                Err(error)
+                false => group.lose(),
             }
         }
+        metrics::histogram!("hub_event_bus_checkpoint_seconds").record(started.elapsed());
+        metrics::counter!("hub_event_bus_checkpoints_total").increment(1);
+        Ok(())
     }
 
     /// What the log of the tenant tells of changes that are stored.
