@@ -121,11 +121,13 @@ fn about(id: &str, subject: &str) -> CloudEvent {
     with_attributes(event("deal.won", id), &[("subject", text(subject))])
 }
 
-/// Asks and goes away after so many turns of the runtime.
+/// Asks and goes away after so many turns of the runtime, if it is not answered before.
 async fn given_up<T>(call: impl Future<Output = T>, turns: usize) {
     let mut call = std::pin::pin!(call);
     for _ in 0..turns {
-        let _ = FutureExt::now_or_never(call.as_mut());
+        if FutureExt::now_or_never(call.as_mut()).is_some() {
+            return;
+        }
         tokio::task::yield_now().await;
     }
 }

@@ -54,12 +54,6 @@ struct Stored {
     cuts: Vec<Cut>,
 }
 
-impl Stored {
-    fn rows(&self) -> impl Iterator<Item = RowOf<'_>> {
-        rows(self.segment.ids(), self.segment.data(), &self.cuts)
-    }
-}
-
 impl SqliteJournal {
     pub(super) async fn open(
         db: &Db,
@@ -99,9 +93,9 @@ impl SqliteJournal {
         }
         let plan = self.plan(&mut writer, &mut state, works).await?;
         writer.set_dirty(true);
-        let done = match self.insert_directly(&plan.stored) {
+        let done = match self.insert_directly(&plan) {
             true => Ok(()),
-            false => self.insert(writer.connection(), &plan.stored).await,
+            false => self.insert(writer.connection(), &plan).await,
         };
         match done {
             Ok(()) => {
@@ -128,7 +122,7 @@ impl SqliteJournal {
             state.heads.remove(&work.log.tenant().number());
         }
         let plan = self.plan(&mut writer, &mut state, works).await?;
-        let done = match self.insert(writer.connection(), &plan.stored).await {
+        let done = match self.insert(writer.connection(), &plan).await {
             Ok(()) => writer.commit().await,
             Err(error) => {
                 writer.rollback().await;
@@ -171,69 +165,53 @@ impl SqliteJournal {
                 .collect();
             plan.claimed.append(&mut ledger.claimed);
             plan.outcomes.push(outcomes);
-            if builder.count > 0 {
+            plan.stored.push((builder.count > 0).then(|| {
                 let tenant = work.log.tenant().clone();
                 let first = head.seq + 1;
                 let segment = Segment::new(tenant, first, record_time, builder.ids, builder.data)
                     .under(head.routing_epoch);
                 let cuts = builder.cuts;
-                plan.stored.push(Stored { segment, cuts });
-                plan.with_segment.push(true);
-            } else {
-                plan.with_segment.push(false);
-            }
+                Stored { segment, cuts }
+            }));
         }
         Ok(plan)
     }
 
     /// Nothing new is nothing to do.
-    fn insert_directly(&self, stored: &[Stored]) -> bool {
-        let rows = stored.iter().flat_map(|stored| {
-            let segment = &stored.segment;
-            stored.rows().map(move |row| (segment, row))
-        });
-        !stored.is_empty() && self.direct.insert(&self.text(stored), rows)
+    fn insert_directly(&self, plan: &Plan) -> bool {
+        let count = plan.rows().count();
+        count > 0 && self.direct.insert(&self.text(count), plan.rows())
     }
 
     /// One statement, which is whole or nothing.
-    async fn insert(
-        &self,
-        connection: &mut SqliteConnection,
-        stored: &[Stored],
-    ) -> sqlx::Result<()> {
-        if stored.is_empty() {
+    async fn insert(&self, connection: &mut SqliteConnection, plan: &Plan) -> sqlx::Result<()> {
+        let count = plan.rows().count();
+        if count == 0 {
             return Ok(());
         }
-        let mut query = sqlx::query(AssertSqlSafe(self.text(stored)));
-        for stored in stored {
-            let segment = &stored.segment;
-            for row in stored.rows() {
-                query = query
-                    .bind(segment.key_of(&row))
-                    .bind(segment.tenant_no())
-                    .bind(row.count)
-                    .bind(segment.record_time())
-                    .bind(row.ids.to_vec())
-                    .bind(row.data.to_vec())
-                    .bind(segment.routing_epoch().cast_signed());
-            }
+        let mut query = sqlx::query(AssertSqlSafe(self.text(count)));
+        for (segment, row) in plan.rows() {
+            query = query
+                .bind(segment.key_of(&row))
+                .bind(segment.tenant_no())
+                .bind(row.count)
+                .bind(segment.record_time())
+                .bind(row.ids.to_vec())
+                .bind(row.data.to_vec())
+                .bind(segment.routing_epoch().cast_signed());
         }
         query.execute(connection).await?;
         Ok(())
     }
 
-    /// The statement that inserts all rows.
-    fn text(&self, stored: &[Stored]) -> Arc<str> {
-        let rows = stored
-            .iter()
-            .map(|stored| stored.cuts.len() + 1)
-            .sum::<usize>();
+    /// The statement that inserts so many rows.
+    fn text(&self, rows: usize) -> Arc<str> {
         let kept = rows.checked_sub(1).and_then(|at| self.inserts.get(at));
         kept.cloned().unwrap_or_else(|| insert_text(rows))
     }
 
     async fn finish(&self, mut state: MutexGuard<'_, State>, plan: Plan) -> Vec<Written> {
-        for Stored { segment, .. } in &plan.stored {
+        for Stored { segment, .. } in plan.stored.iter().flatten() {
             let head = Head {
                 seq: segment.last(),
                 record_time: segment.record_time(),
@@ -242,16 +220,12 @@ impl SqliteJournal {
             state.heads.insert(segment.tenant_no(), head);
         }
         state.identities.tend().await;
-        let mut stored = plan.stored.into_iter();
         plan.outcomes
             .into_iter()
-            .zip(plan.with_segment)
-            .map(|(outcomes, has)| {
-                let stored = if has { stored.next() } else { None };
-                Written {
-                    outcomes,
-                    segment: stored.map(|stored| Arc::new(stored.segment)),
-                }
+            .zip(plan.stored)
+            .map(|(outcomes, stored)| Written {
+                outcomes,
+                segment: stored.map(|stored| Arc::new(stored.segment)),
             })
             .collect()
     }
@@ -272,13 +246,22 @@ impl SqliteJournal {
 /// What a commit will store; undone if it fails.
 #[derive(Default)]
 struct Plan {
-    stored: Vec<Stored>,
-    with_segment: Vec<bool>,
+    /// For each work; none if nothing of it was new.
+    stored: Vec<Option<Stored>>,
     outcomes: Vec<Vec<Vec<super::Outcome>>>,
     claimed: Vec<u128>,
 }
 
-/// The statement that inserts so many rows.
+impl Plan {
+    fn rows(&self) -> impl Iterator<Item = (&Segment, RowOf<'_>)> {
+        self.stored.iter().flatten().flat_map(|stored| {
+            let segment = &stored.segment;
+            let rows = rows(segment.ids(), segment.data(), &stored.cuts);
+            rows.map(move |row| (segment, row))
+        })
+    }
+}
+
 fn insert_text(rows: usize) -> Arc<str> {
     let values = vec!["(?,?,?,?,?,?,?)"; rows].join(",");
     format!("insert into journal_segments values {values}").into()
