@@ -6,6 +6,7 @@ use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{EraseEventsRequest, ListEventsRequest};
 use hub_proto::hub::platform::v1::ListAuditEntriesRequest;
 
+use super::consumer::open;
 use super::{Product, earliest, event, large_ticket, text, ticket, with_attributes};
 use crate::support::TestHub;
 
@@ -56,6 +57,22 @@ both_databases! {
         assert_eq!(resumed, ["d"]);
         let again = psa.publish(vec![secret("b")]).await;
         assert!(again.results[0].duplicate && again.results[0].event_id == b);
+    }
+
+    async fn what_was_read_ahead_for_a_consumer_is_not_delivered_after_it_was_erased(hub: TestHub) {
+        let psa = Product::with(&hub, "psa", &SCOPES).await;
+        let portal = Product::new(&hub, "portal").await;
+        let mut consumer = portal.consume(open("portal", 1)).await;
+        let batch = psa.publish(["a", "b", "c"].map(|id| large_ticket(id, 2000)).into()).await;
+        let first = consumer.events(1).await;
+        assert_eq!(psa.erase(&[&batch.results[1].event_id]).await.unwrap(), 1);
+        consumer.ack(&first).await;
+        let second = consumer.events(1).await;
+        let record = second[0].record.as_ref().unwrap();
+        assert_eq!(record.event.as_ref(), Some(&ticket("b")), "nothing else is left of it");
+        consumer.ack(&second).await;
+        let third = consumer.events(1).await;
+        assert_eq!(third[0].record.as_ref().unwrap().event.as_ref(), Some(&large_ticket("c", 2000)));
     }
 
     async fn it_stays_erased_after_a_restart(mut hub: TestHub) {

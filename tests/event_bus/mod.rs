@@ -13,6 +13,7 @@ mod explain_fixes;
 mod explain_search;
 mod filters;
 mod frames;
+mod interrupted;
 mod log;
 mod own_subscriptions;
 mod owner;

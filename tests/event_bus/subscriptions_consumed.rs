@@ -14,7 +14,7 @@ use hub_proto::hub::event_bus::v1::{
 use super::consumer::{ids_of, nack};
 use super::owner::{Owner, named, paused, seeking, starting, state, status};
 use super::retention::removed;
-use super::{Product, earliest, event, from, numbered, of_types, text, with_attributes};
+use super::{PATIENCE, Product, earliest, event, from, numbered, of_types, text, with_attributes};
 use crate::support::{Backend, TestHub};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -314,6 +314,49 @@ both_databases! {
                 given_up(seek, round * 10),
             );
         }
+    }
+
+    async fn a_pause_that_its_caller_gives_up_holds_for_who_works_or_is_not_made(hub: TestHub) {
+        let cast = Cast::new(&hub, deals()).await;
+        cast.nothing().await;
+        for round in 0..80 {
+            match round % 2 {
+                0 => given_up(cast.owner.pause(paused(&cast.id, "stop")), round * 50).await,
+                _ => given_up(cast.owner.resume(&cast.id), round * 50).await,
+            }
+            let same = async {
+                while cast.nothing().await != state(&cast.shown().await) {}
+            };
+            let same = tokio::time::timeout(PATIENCE, same).await;
+            same.expect("who works on it follows what is stored");
+        }
+    }
+
+    async fn a_pause_holds_for_who_begins_to_work_meanwhile(hub: TestHub) {
+        let cast = Cast::new(&hub, deals()).await;
+        // Both wait for the writer of SQLite then, the pause first.
+        let writer = hub.core.db.begin().await.unwrap();
+        let pause = cast.owner.pause(paused(&cast.id, "stop"));
+        let mut pause = std::pin::pin!(pause);
+        let pull = cast.try_pull(1, 0);
+        let mut pull = std::pin::pin!(pull);
+        let (mut is_paused, mut is_pulled) = (false, false);
+        for turn in 0..60_000 {
+            is_paused |= !is_paused && FutureExt::now_or_never(pause.as_mut()).is_some();
+            if turn > 30_000 {
+                is_pulled |= !is_pulled && FutureExt::now_or_never(pull.as_mut()).is_some();
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(writer);
+        if !is_paused {
+            pause.await.unwrap();
+        }
+        if !is_pulled {
+            pull.await.unwrap();
+        }
+        cast.publish(&["a"]).await;
+        assert_eq!(cast.nothing().await, SubscriptionState::Paused);
     }
 
     async fn a_key_is_free_once_retention_removed_what_held_it(backend: Backend) {

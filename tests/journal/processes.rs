@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hub_core::clock::Clock;
 use hub_core::journal::{Journal, Log, Outcome, TenantRef};
@@ -171,4 +172,23 @@ async fn a_process_that_starts_later_knows_what_was_published_before() {
     }
     let new = second.append(&log, vec![event("new")]).await;
     assert_eq!(new.outcomes, [Outcome::Stored { seq: LONG + 1 }]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_process_appends_is_told_to_who_just_began_to_listen() {
+    let database = Database::new(Backend::Postgres).await;
+    // Nothing but the look at all heads tells it.
+    let limits = || Limits {
+        notify_interval: Duration::ZERO,
+        ..limits()
+    };
+    let writer = Store::open(&database, limits(), Clock::system()).await;
+    let tenant = writer.tenant("t").await;
+    let listener = Store::open(&database, limits(), Clock::system()).await;
+    let log = writer.journal.log(&tenant).await.unwrap();
+    writer.append(&log, vec![event("before")]).await;
+    let growth = listener.journal.growth().await.unwrap();
+    writer.append(&log, vec![event("after")]).await;
+    let told = tokio::time::timeout(Duration::from_secs(20), growth.next()).await;
+    assert_eq!(told.expect("it is told"), [tenant.number()].into());
 }

@@ -295,7 +295,7 @@ impl Session {
             length: None,
         };
         let taken = group.take(&place.seat, want).await?;
-        if taken.events.is_empty() {
+        if taken.is_empty() {
             return Ok(());
         }
         // There may be more; the others in line come first.
@@ -303,8 +303,8 @@ impl Session {
         if let At::All(all) = &mut place.at {
             all.gave(&group);
         }
-        let cursor = log_cursor(&self.core, &group, taken.newest);
-        for events in cut(taken.events) {
+        let cursor = log_cursor(&self.core, &group, taken.newest());
+        for events in cut(taken.hand_over()) {
             let cursor = cursor.clone();
             self.say(Frame::Events(LeasedEvents { events, cursor }));
         }

@@ -9,27 +9,27 @@
 mod driver;
 mod reading;
 mod saving;
+mod settings;
 mod status;
+mod taking;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering as Order};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use hub_core::clock::{Micros, timestamp};
-use hub_core::error::{Error, Result};
-use hub_core::journal::{Log, Segment, TenantRef};
+use hub_core::clock::Micros;
+use hub_core::journal::{Log, TenantRef};
 use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{AckOutcome, NackAction};
-use hub_proto::wire::LeasedEvent;
 use tokio::sync::{Notify, watch};
 
 pub(crate) use reading::{key_of, ordering_key};
 pub(crate) use saving::{Change, Prepared, Saved, Unsaved};
+pub(crate) use settings::rules;
+pub(crate) use taking::{Taken, Want};
 
 use crate::checkpoint::Checkpoints;
-use crate::lease_id;
-use crate::leasing::{self, Lease, LeaseId, Leasing, MemberId, Nack, Outcome, Rules};
+use crate::leasing::{self, LeaseId, Leasing, MemberId, Nack, Outcome};
 use crate::routing::Configurations;
 use crate::seat::{News, Seat};
 use crate::subscriptions::Settings;
@@ -111,31 +111,19 @@ pub(crate) enum Settling {
     Extend(Micros),
 }
 
-/// What somebody wants to lease.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Want {
-    pub(crate) member: MemberId,
-    pub(crate) events: usize,
-    pub(crate) bytes: u64,
-    /// Length of the leases, if not the subscription's.
-    pub(crate) length: Option<Micros>,
-}
-
-/// The rules of a subscription.
-pub(crate) fn rules(settings: &Settings, core: &Core) -> Rules {
-    settings.rules(core.limits.subscription_window_max, SETTLED_REMEMBERED_MAX)
-}
-
 impl Group {
     /// Takes up a subscription where it was left. Nothing is read before `driver` runs.
     pub(crate) fn new(
         parts: Parts,
         log: Arc<Log>,
         settings: Settings,
-        leasing: Leasing,
+        mut leasing: Leasing,
         epoch: u64,
     ) -> Arc<Group> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        // The settings were read before anybody could tell the group that they change: nothing is
+        // leased until the driver has read them again and looked at them.
+        leasing.set_paused(true);
         Arc::new(Group {
             number: NEXT.fetch_add(1, Order::Relaxed),
             tenant: log.tenant().clone(),
@@ -243,105 +231,6 @@ impl Group {
         self.wake.notify_one();
     }
 
-    /// Leases events to a member, as many as there are now; nothing is waited for.
-    ///
-    /// Errors: `STORE_BUSY`, with nothing leased.
-    pub(crate) async fn take(self: &Arc<Self>, seat: &Seat, want: Want) -> Result<Taken> {
-        let (leases, mut found) = {
-            let mut state = self.lock();
-            if state.over {
-                return Ok(Taken::default());
-            }
-            let now = self.now();
-            if want.member == PULLING {
-                state.leasing.join(PULLING);
-                state.note_pull(&seat.name, now);
-            }
-            let (events, bytes) = (want.events, want.bytes);
-            let leases = state
-                .leasing
-                .lease(want.member, now, events, bytes, want.length);
-            if leases.is_empty() {
-                return Ok(Taken::default());
-            }
-            let taken = leases.iter().map(|lease| u64::from(lease.bytes)).sum();
-            seat.charge(leases.len(), taken);
-            let found: Vec<_> = leases
-                .iter()
-                .map(|lease| state.held.find(lease.id.seq))
-                .collect();
-            self.changed(&mut state);
-            (leases, found)
-        };
-        for (lease, found) in leases.iter().zip(&mut found) {
-            if found.is_some() {
-                continue;
-            }
-            match self
-                .parts
-                .core
-                .journal
-                .segment_at(&self.log, lease.id.seq)
-                .await
-            {
-                Ok(segment) => *found = segment,
-                Err(error) => {
-                    self.give_up(&leases);
-                    return Err(error);
-                }
-            }
-        }
-        self.hand_over(leases, found)
-    }
-
-    /// The leases with their events; what the log has no more is settled as expired.
-    fn hand_over(
-        self: &Arc<Self>,
-        leases: Vec<Lease>,
-        found: Vec<Option<Arc<Segment>>>,
-    ) -> Result<Taken> {
-        let mut taken = Taken::default();
-        let mut gone = Vec::new();
-        for (lease, segment) in leases.into_iter().zip(found) {
-            match segment {
-                Some(segment) => {
-                    let record = record(&segment, lease.id.seq).map_err(Error::internal)?;
-                    taken.newest = taken.newest.max(lease.id.seq);
-                    taken.events.push(self.shown(&lease, record));
-                }
-                None => gone.push(lease.id),
-            }
-        }
-        if !gone.is_empty() {
-            let mut state = self.lock();
-            let now = self.now();
-            gone.into_iter().for_each(|id| state.leasing.gone(id, now));
-            self.changed(&mut state);
-        }
-        Ok(taken)
-    }
-
-    fn shown(&self, lease: &Lease, record: Bytes) -> LeasedEvent {
-        LeasedEvent {
-            lease_id: lease_id::write(&self.tenant, lease.id),
-            record,
-            attempt: lease.attempt,
-            lease_until: Some(timestamp(lease.until)),
-            previous_error: lease.previous_error.as_deref().unwrap_or("").to_owned(),
-            redelivery: lease.redelivery,
-        }
-    }
-
-    /// Leases that could not be handed over return.
-    fn give_up(self: &Arc<Self>, leases: &[Lease]) {
-        let (now, jitter) = (self.now(), self.jitter());
-        let mut state = self.lock();
-        for lease in leases {
-            state.leasing.nack(lease.id, Nack::Release, "", now, jitter);
-        }
-        self.changed(&mut state);
-    }
-
     /// Applies acks in their order. The second value is what [`Group::saved`] waits for.
     pub(crate) fn settle(
         self: &Arc<Self>,
@@ -390,28 +279,21 @@ impl Group {
         state.unsaved.generation()
     }
 
-    /// Its settings were changed, perhaps by another process.
-    pub(crate) fn set(self: &Arc<Self>, settings: Settings) {
-        let mut state = self.lock();
-        if state.settings.version < settings.version {
-            state.leasing.set_rules(rules(&settings, &self.parts.core));
-            state.settings = settings;
-        }
-        drop(state);
-        self.wake.notify_one();
-    }
-
-    /// Marks an event of the past to be delivered again; false if it is not settled.
+    /// Marks an event of the past to be delivered again; false if it is not settled. `None` if the
+    /// group is over.
     pub(crate) fn redeliver(
         self: &Arc<Self>,
         seq: u64,
         key: Option<leasing::Key>,
         bytes: u32,
         derived_delivered: bool,
-    ) -> (bool, u64) {
+    ) -> Option<(bool, u64)> {
         let mut state = self.lock();
-        let again = !state.over && state.leasing.redeliver(seq, key, bytes, derived_delivered);
-        (again, self.changed(&mut state))
+        if state.over {
+            return None;
+        }
+        let again = state.leasing.redeliver(seq, key, bytes, derived_delivered);
+        Some((again, self.changed(&mut state)))
     }
 }
 
@@ -466,29 +348,4 @@ impl State {
             self.leasing.leave(PULLING, now, 0.0);
         }
     }
-}
-
-/// Events that were leased.
-#[derive(Debug, Default)]
-pub(crate) struct Taken {
-    pub(crate) events: Vec<LeasedEvent>,
-    /// Sequence of the newest one.
-    pub(crate) newest: u64,
-}
-
-/// The encoded `EventRecord` of an event, as a slice of its segment.
-fn record(segment: &Segment, seq: u64) -> std::result::Result<Bytes, hub_core::journal::Damaged> {
-    let run = segment.run()?;
-    let index = (seq - segment.first()) as usize;
-    let damaged = hub_core::journal::Damaged;
-    let end = run.entries.get(index).ok_or(damaged)?.end as usize;
-    let start = match index {
-        0 => 0,
-        index => run.entries[index - 1].end as usize,
-    };
-    let mut framed: &[u8] = &run.records[start..end];
-    // Tag and length come before it: it is an entry of a batch there.
-    framed = framed.get(1..).ok_or(damaged)?;
-    let length = prost::decode_length_delimiter(&mut framed).map_err(|_| damaged)?;
-    Ok(run.records.slice(end - length..end))
 }

@@ -4,6 +4,7 @@
 //! where the owner before was, and is closed again when nobody needs it. Streams that serve all
 //! tenants are called when a log grows (`hall.rs`).
 
+mod leaving;
 mod opening;
 
 use std::collections::HashMap;
@@ -16,12 +17,12 @@ use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use tokio_util::sync::CancellationToken;
 
+use self::leaving::Owed;
 use crate::group::{Group, Parts};
 use crate::hall::{Hall, Halls};
 use crate::owners::{Live, Owners};
 use crate::seat::Seat;
 use crate::store::positions;
-use crate::subscriptions;
 use crate::whereabouts::Whereabouts;
 
 /// Groups that are opened or closed at the same time.
@@ -44,6 +45,7 @@ pub(crate) struct Groups {
     /// Id of this process, as owner.
     process: String,
     open: Mutex<Open>,
+    owed: Mutex<Owed>,
     /// Opening and closing one subscription is done one after the other.
     turns: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
@@ -65,6 +67,7 @@ impl Groups {
             parts,
             process,
             open: Mutex::default(),
+            owed: Mutex::default(),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             halls: Halls::default(),
@@ -123,7 +126,8 @@ impl Groups {
         open.by_name.insert(name, group.clone());
         open.by_id.insert(group.id.clone(), group.clone());
         metrics::gauge!("hub_event_bus_groups_open").set(open.by_id.len() as f64);
-        drop(open);
+        // Before the lock is free: a stream that goes in between would have a place after it left,
+        // and one that comes would have two.
         for seat in self.halls.seats(&group.product, &group.name) {
             group.join(&seat);
         }
@@ -146,53 +150,22 @@ impl Groups {
         metrics::gauge!("hub_event_bus_groups_open").set(open.by_id.len() as f64);
     }
 
-    /// Closes a group that nobody needs any more.
-    pub(crate) async fn close_idle(&self, group: &Arc<Group>) {
-        let _turn = self.turn(&group.id).lock().await;
-        if group.end_if_idle()
-            && let Err(error) = self.leave(group).await
-        {
-            tracing::debug!("a subscription could not be left to the others: {error}");
-        }
-    }
-
-    /// Stores where a subscription is and stops its work here: its rows are about to be changed.
-    /// Its leases are void, and cost no attempt. Errors: `STORE_BUSY`.
-    pub(crate) async fn close(&self, id: &str) -> Result<()> {
-        let _turn = self.turn(id).lock().await;
-        let found = self.lock().by_id.get(id).cloned();
-        match found {
-            Some(group) => {
-                group.end();
-                self.leave(&group).await
-            }
+    /// Its settings were changed on this process.
+    pub(crate) async fn settings_changed(&self, id: &str) -> Result<()> {
+        match self.find(id) {
+            Some(group) => group.read_settings().await,
             None => Ok(()),
         }
     }
 
-    async fn leave(&self, group: &Arc<Group>) -> Result<()> {
-        self.remove(group);
-        self.parts.checkpoints.store().await?;
-        let mut tx = self.parts.core.db.begin().await?;
-        positions::release(&mut tx, group.whose()).await?;
-        tx.commit().await?;
-        Ok(())
+    /// Drops what another process took over, reads again what was changed by one, and lets go what
+    /// nobody works on. Errors: `STORE_BUSY`.
+    pub(crate) async fn look(&self) -> Result<()> {
+        let looked = self.look_at_open().await;
+        looked.and(self.let_go_of_owed().await)
     }
 
-    /// Its settings were changed on this process.
-    pub(crate) async fn settings_changed(&self, id: &str) -> Result<()> {
-        let Some(group) = self.find(id) else {
-            return Ok(());
-        };
-        let parts = &self.parts;
-        let (core, tenant) = (&parts.core, &group.tenant);
-        let found = subscriptions::resolve(core, &parts.configurations, tenant, None, id).await?;
-        group.set(found);
-        Ok(())
-    }
-
-    /// Drops what another process took over, or what was changed by one. Errors: `STORE_BUSY`.
-    pub(crate) async fn look(self: &Arc<Self>) -> Result<()> {
+    async fn look_at_open(&self) -> Result<()> {
         let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
         for group in open.iter().filter(|group| group.is_over()) {
             self.remove(group);
@@ -226,39 +199,12 @@ impl Groups {
         Ok(())
     }
 
-    /// The server stops: leases return, what is known is stored, and the others may take it up.
-    pub(crate) async fn release(&self) {
-        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
-        for group in open {
-            group.release();
-            group.end();
-        }
-        if let Err(error) = self.let_go().await {
-            // The last checkpoint stores, and who is gone owns nothing.
-            tracing::debug!("the subscriptions could not be left to the others: {error}");
-        }
-        self.let_go.cancel();
-    }
-
-    /// Waits until the server stops and others may have all subscriptions.
-    pub(crate) async fn has_let_go(&self) {
-        self.let_go.cancelled().await;
-    }
-
-    async fn let_go(&self) -> Result<()> {
-        self.parts.checkpoints.store().await?;
-        let mut tx = self.parts.core.db.begin().await?;
-        positions::release_all(&mut tx, &self.process).await?;
-        tx.commit().await?;
-        Ok(())
-    }
-
     /// Takes a place at the subscriptions of one name of all tenants, those that are at work and
     /// those that will be.
     pub(crate) fn enter(self: &Arc<Self>, product: &str, name: &str, seat: &Arc<Seat>) {
-        let (hall, first) = self.join_all(product, name, seat, false);
-        if first {
-            tokio::spawn(Hall::work(hall, Arc::downgrade(self)));
+        let (hall, working) = self.join_all(product, name, seat, false);
+        if let Some(left) = working {
+            tokio::spawn(Hall::work(hall, Arc::downgrade(self), left));
         }
     }
 
@@ -274,10 +220,10 @@ impl Groups {
         name: &str,
         seat: &Arc<Seat>,
         visiting: bool,
-    ) -> (Arc<Hall>, bool) {
+    ) -> (Arc<Hall>, Option<CancellationToken>) {
+        let open = self.lock();
         let entered = self.halls.enter(product, name, seat, visiting);
-        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
-        for group in open {
+        for group in open.by_id.values() {
             if &*group.product == product && &*group.name == name {
                 group.join(seat);
             }
@@ -317,9 +263,9 @@ impl Groups {
 
     /// Gives the place up again.
     pub(crate) fn go(&self, product: &str, name: &str, seat: &Arc<Seat>) {
+        let open = self.lock();
         self.halls.go(product, name, seat);
-        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
-        for group in open {
+        for group in open.by_id.values() {
             if &*group.product == product && &*group.name == name {
                 group.leave(seat);
             }
@@ -344,8 +290,13 @@ impl Owners for Groups {
 
     fn changed<'a>(&'a self, _: &'a TenantRef, id: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            if let Err(error) = self.settings_changed(id).await {
-                tracing::debug!("the settings of a subscription could not be read: {error}");
+            let Err(error) = self.settings_changed(id).await else {
+                return;
+            };
+            tracing::debug!("the settings of a subscription could not be read: {error}");
+            // It must not go on with those of before; who needs it opens it again.
+            if let Err(error) = Groups::close(self, id).await {
+                tracing::debug!("what was known of {id} is not stored: {error}");
             }
         })
     }

@@ -12,6 +12,7 @@ use futures_util::{StreamExt, stream};
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::groups::Groups;
 use crate::seat::Seat;
@@ -22,6 +23,8 @@ use crate::subscriptions;
 const AT_ONCE: usize = 16;
 /// Time between two looks at all of them.
 const LOOK: Duration = Duration::from_secs(30);
+/// The same after the database did not answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Pause while too many are at work, or the database does not answer.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -31,8 +34,9 @@ pub(crate) struct Hall {
     product: Arc<str>,
     name: Arc<str>,
     seats: Mutex<Vec<Placed>>,
-    left: Notify,
     again: Notify,
+    /// Ends the work of the present worker: none unless a consumer is connected to this process.
+    working: Mutex<CancellationToken>,
 }
 
 /// A stream in a hall.
@@ -56,15 +60,15 @@ impl Halls {
         self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a stream; true if it is the first of a consumer here, so that [`Hall::work`] has to
-    /// begin.
+    /// Adds a stream. If it is the first of a consumer here, [`Hall::work`] has to begin, until
+    /// the token is cancelled.
     pub(crate) fn enter(
         &self,
         product: &str,
         name: &str,
         seat: &Arc<Seat>,
         visiting: bool,
-    ) -> (Arc<Hall>, bool) {
+    ) -> (Arc<Hall>, Option<CancellationToken>) {
         let (product, name): (Arc<str>, Arc<str>) = (product.into(), name.into());
         let mut halls = self.lock();
         let hall = halls
@@ -74,8 +78,8 @@ impl Halls {
                     product,
                     name,
                     seats: Mutex::default(),
-                    left: Notify::new(),
                     again: Notify::new(),
+                    working: Mutex::default(),
                 })
             });
         let mut seats = hall.lock();
@@ -84,8 +88,9 @@ impl Halls {
             seat: seat.clone(),
             visiting,
         });
+        let working = first.then(|| hall.begin());
         drop(seats);
-        (hall.clone(), first)
+        (hall.clone(), working)
     }
 
     /// Removes a stream.
@@ -99,7 +104,7 @@ impl Halls {
         let worked = seats.iter().any(|placed| !placed.visiting);
         seats.retain(|placed| placed.seat.member != seat.member);
         if worked && seats.iter().all(|placed| placed.visiting) {
-            hall.left.notify_one();
+            hall.working().cancel();
         }
         if seats.is_empty() {
             halls.remove(&key);
@@ -129,25 +134,51 @@ impl Hall {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts subscriptions to work for as long as somebody is there.
-    pub(crate) async fn work(hall: Arc<Hall>, groups: Weak<Groups>) {
+    fn working(&self) -> MutexGuard<'_, CancellationToken> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A token of its own for each worker: one that ends may still be about to see it when the next
+    /// one begins.
+    fn begin(&self) -> CancellationToken {
+        let token = CancellationToken::new();
+        *self.working() = token.clone();
+        token
+    }
+
+    /// Puts subscriptions to work until nobody is there any more, who cancels `left`.
+    pub(crate) async fn work(hall: Arc<Hall>, groups: Weak<Groups>, left: CancellationToken) {
         let Some(found) = groups.upgrade() else {
             return;
         };
-        // From before the first look: what grows in between is not missed.
-        let growth = found.parts().core.journal.growth();
         let draining = found.parts().core.draining.clone();
         let mut peers = found.parts().core.processes.watch();
+        // From before the first look: what grows in between is not missed.
+        let growth = loop {
+            match found.parts().core.journal.growth().await {
+                Ok(growth) => break growth,
+                Err(error) => tracing::debug!("the ends of the logs could not be read: {error}"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                () = left.cancelled() => return,
+                () = draining.cancelled() => return,
+            }
+        };
         drop(found);
         loop {
             let Some(found) = groups.upgrade() else {
                 return;
             };
-            if let Err(error) = hall.look(&found).await {
-                tracing::debug!("the subscriptions of all tenants could not be read: {error}");
-            }
+            let looked = hall.look(&found).await;
             drop(found);
-            let next_look = tokio::time::sleep(LOOK);
+            let next_look = tokio::time::sleep(match looked {
+                Ok(()) => LOOK,
+                Err(error) => {
+                    tracing::debug!("the subscriptions of all tenants could not be read: {error}");
+                    LOOK_AGAIN
+                }
+            });
             tokio::pin!(next_look);
             loop {
                 let grown = tokio::select! {
@@ -159,7 +190,7 @@ impl Hall {
                         Ok(()) => break,
                         Err(_) => return,
                     },
-                    () = hall.left.notified() => return,
+                    () = left.cancelled() => return,
                     () = draining.cancelled() => return,
                 };
                 let Some(found) = groups.upgrade() else {
@@ -232,5 +263,28 @@ impl Hall {
             Err(error) if error.reason() == "SUBSCRIPTION_NOT_FOUND" => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_ends_with_the_last_consumer_whoever_comes_meanwhile() {
+        let (halls, one, two) = (Halls::default(), Seat::new("", true), Seat::new("", true));
+        let visitor = Seat::new("", true);
+        let enter = |seat, visiting| halls.enter("psa", "psa", seat, visiting).1;
+        assert!(enter(&visitor, true).is_none());
+        let first = enter(&one, false).unwrap();
+        assert!(enter(&two, false).is_none());
+        halls.go("psa", "psa", &one);
+        assert!(!first.is_cancelled());
+        halls.go("psa", "psa", &two);
+        // Before the first has seen that it is to end.
+        let second = enter(&one, false).unwrap();
+        assert!(first.is_cancelled() && !second.is_cancelled());
+        halls.go("psa", "psa", &one);
+        assert!(second.is_cancelled());
     }
 }

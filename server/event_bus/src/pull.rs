@@ -17,7 +17,7 @@ use tonic::Status;
 
 use crate::acks::{self, Found};
 use crate::forward::{self, Failed, Search};
-use crate::group::{Group, PULLING, Want};
+use crate::group::{Group, PULLING, Taken, Want};
 use crate::groups::{Groups, Place};
 use crate::seat::{News, Seat};
 use crate::subscriptions;
@@ -99,7 +99,7 @@ async fn pull_all(
             (false, false) => left.min(ELSEWHERE),
         };
         let mut pulled = PullResponse {
-            events: visit.collect(core, wait, length).await?,
+            events: hand_over(visit.collect(core, wait, length).await?),
             backlog: 0,
             state: SubscriptionState::Live.into(),
         };
@@ -128,7 +128,7 @@ async fn pull_all(
 async fn pull_here(core: &Core, visit: Visit, request: &PullRequest) -> Result<PullResponse> {
     let length = request.lease_duration.as_ref().map(acks::length);
     let wait = request.wait.as_ref().map_or(0, acks::length);
-    let events = visit.collect(core, wait, length).await?;
+    let taken = visit.collect(core, wait, length).await?;
     let (backlog, state) = match &visit.at {
         At::One(group) => (group.backlog().await?, group.state()),
         At::All { .. } => (0, SubscriptionState::Live),
@@ -136,8 +136,12 @@ async fn pull_here(core: &Core, visit: Visit, request: &PullRequest) -> Result<P
     Ok(PullResponse {
         backlog,
         state: state.into(),
-        events,
+        events: hand_over(taken),
     })
+}
+
+fn hand_over(taken: Vec<Taken>) -> Vec<LeasedEvent> {
+    taken.into_iter().flat_map(Taken::hand_over).collect()
 }
 
 /// Settles or extends leases; returns once that is on disk.
@@ -301,7 +305,7 @@ impl Visit {
         core: &Core,
         wait: Micros,
         length: Option<Micros>,
-    ) -> Result<Vec<LeasedEvent>> {
+    ) -> Result<Vec<Taken>> {
         // Even without a wait the log is looked at once; in time of its own, for a clock that
         // stands still must not hold the call.
         let patience = async {
@@ -315,7 +319,7 @@ impl Visit {
             }
         };
         tokio::pin!(patience);
-        let mut events = Vec::new();
+        let mut taken = Vec::new();
         loop {
             while let Some((left, bytes)) = self.seat.credit_left()
                 && let Some(group) = self.seat.next()
@@ -326,19 +330,25 @@ impl Visit {
                     bytes,
                     length,
                 };
-                events.append(&mut group.take(&self.seat, want).await?.events);
+                match group.take(&self.seat, want).await {
+                    Ok(events) if events.is_empty() => {}
+                    Ok(events) => taken.push(events),
+                    Err(error) if taken.is_empty() => return Err(error),
+                    // What there is goes out.
+                    Err(_) => return Ok(taken),
+                }
             }
             let mut caught_up = false;
             while let Some((_, news)) = self.seat.news() {
                 caught_up |= news == News::CaughtUp(true);
             }
-            if !events.is_empty() || (caught_up && wait == 0) {
-                return Ok(events);
+            if !taken.is_empty() || (caught_up && wait == 0) {
+                return Ok(taken);
             }
             tokio::select! {
                 () = self.seat.called() => {}
-                () = &mut patience => return Ok(events),
-                () = core.draining.cancelled() => return Ok(events),
+                () = &mut patience => return Ok(taken),
+                () = core.draining.cancelled() => return Ok(taken),
             }
         }
     }

@@ -24,7 +24,7 @@ use hub_proto::hub::event_bus::v1::{
 use prost::Message;
 
 use crate::group::{Group, key_of, ordering_key};
-use crate::groups::{Groups, Place};
+use crate::groups::Groups;
 use crate::log_entry::{self, HUB};
 use crate::log_list::{self, Asking};
 use crate::routing::{self, Configuration, Event, Outcome};
@@ -32,8 +32,8 @@ use crate::standing::Standings;
 use crate::visibility::Viewer;
 use crate::{default_subscriptions, error, log, subscriptions};
 use parameters::{Parameters, Progress};
-use passing::Again;
 pub(crate) use passing::Service;
+use passing::{Again, Queueing};
 
 /// Name of the kind of job.
 pub(crate) const KIND: &str = "event_bus.redeliver";
@@ -333,7 +333,6 @@ impl Redelivery {
         let (product, id) = (Some(target.product.as_str()), &target.subscription_id);
         let (groups, tenant) = (&self.groups, caller.tenant()?);
         let settings = groups.resolve(tenant, product, id).await?;
-        let place = groups.open(tenant, settings).await?;
         let record = entry.record.as_ref();
         let (seq, bytes) = record.map_or((0, 0), |record| (record.sequence, record.encoded_len()));
         let event = record.and_then(|record| record.event.as_ref());
@@ -346,15 +345,13 @@ impl Redelivery {
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             derived_delivered: target.derived_delivered,
         };
-        let queued = match place {
-            Place::Here(group) => {
-                let (queued, generation) = again.at(&group);
-                if queued {
-                    waits.insert(group.number, (group, generation));
-                }
-                queued
+        let queued = match again.here(groups, tenant, &settings, false).await? {
+            Queueing::Queued(group, generation) => {
+                waits.insert(group.number, (group, generation));
+                true
             }
-            Place::Elsewhere(owner) => passing::pass_on(groups, &owner, caller, again).await?,
+            Queueing::Unchanged => false,
+            Queueing::Elsewhere(owner) => passing::pass_on(groups, &owner, caller, again).await?,
         };
         Ok(if queued { "queued" } else { "unchanged" })
     }

@@ -28,7 +28,7 @@ use crate::store::progress::{self, Failed};
 use crate::store::seeks::{self, Range, Stored as Position};
 use crate::store::subscription_filters;
 use crate::subscription_status::Statuses;
-use crate::subscriptions::{Stored, Subscriptions, Told, commit, find_in, show};
+use crate::subscriptions::{Follow, Stored, Subscriptions, Told, find_in, show};
 
 /// The RPC, as its policy names it.
 pub(crate) const SEEK: &str = "hub.event_bus.v1.EventBus/SeekSubscription";
@@ -81,10 +81,7 @@ impl Subscriptions {
             counted,
             status,
         };
-        let id = seek.found.id.clone();
-        let answer = self.commit_seek(caller, &log, seek, retry.as_ref()).await?;
-        self.close_again(tenant, &id).await;
-        Ok(answer)
+        self.commit_seek(caller, &log, seek, retry.as_ref()).await
     }
 
     /// The answer to a call that came before. Looked for first: a retry ends no leases.
@@ -217,7 +214,7 @@ impl Subscriptions {
                 "skipped": seek.counted.skipped,
             }),
         };
-        commit(&self.core, tx, told).await?;
+        self.commit(tx, told, Follow::Close).await?;
         Ok(answer)
     }
 }

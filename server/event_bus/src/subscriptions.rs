@@ -26,7 +26,7 @@ pub(crate) use self::creation::CREATE;
 pub(crate) use self::deletion::{SWEEP_INTERVAL, sweep};
 pub(crate) use self::pause::tell_exhausted;
 pub use self::settings::Settings;
-pub(crate) use self::told::{Told, commit};
+pub(crate) use self::told::{Follow, Told};
 use crate::owners::Owners;
 use crate::routing::Configurations;
 use crate::store::subscriptions as store;
@@ -81,14 +81,6 @@ impl Subscriptions {
         let status = statuses.of_all(&stored).await?.into_iter().next();
         let [stored] = stored;
         Ok(show(stored, status))
-    }
-
-    /// After a change that fences: whoever began to work on the subscription since it was closed
-    /// began with what was stored before, and would notice at its next checkpoint only.
-    pub(crate) async fn close_again(&self, tenant: &TenantRef, id: &str) {
-        if let Err(error) = self.owners.close(tenant, id).await {
-            tracing::debug!("what was known of {id} is not stored: {error}");
-        }
     }
 
     /// A subscription that the caller may change: a product's key changes the product's own, an

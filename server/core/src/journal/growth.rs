@@ -58,6 +58,8 @@ struct Told {
     listeners: Vec<Weak<Growth>>,
     /// Heads that were told, of commits of other processes.
     heads: HashMap<i64, u64>,
+    /// They are those of all logs.
+    knows_all: bool,
 }
 
 impl Growths {
@@ -81,8 +83,8 @@ impl Growths {
     /// These are the heads of all logs.
     pub(super) fn learn(&self, heads: impl Iterator<Item = (i64, u64)>) {
         let mut told = self.lock();
-        // Who begins to listen has looked at all logs itself.
-        let first = told.heads.is_empty();
+        // Who begins to listen looks at all logs itself after this.
+        let first = !std::mem::replace(&mut told.knows_all, true);
         for (tenant_no, head) in heads {
             if told.heads.insert(tenant_no, head) != Some(head) && head > 0 && !first {
                 told.tell(tenant_no);
@@ -101,8 +103,13 @@ impl Growths {
         self.any.store(any, Ordering::Release);
         if !any {
             told.heads.clear();
+            told.knows_all = false;
         }
         any
+    }
+
+    fn knows_all(&self) -> bool {
+        self.lock().knows_all
     }
 }
 
@@ -116,10 +123,16 @@ impl Told {
 impl Journal {
     /// Tells of every log that grows from now on, whoever wrote into it: at once of commits of
     /// this process, within a second of those of others.
-    pub fn growth(&self) -> Arc<Growth> {
+    ///
+    /// Errors: `STORE_BUSY`.
+    pub async fn growth(&self) -> Result<Arc<Growth>> {
         let growth = Arc::new(Growth::default());
         self.growths.add(&growth);
-        growth
+        // The commits of others are told by how the heads differ from those of before.
+        if self.db.is_postgres() && !self.growths.knows_all() {
+            self.look_for_growth().await?;
+        }
+        Ok(growth)
     }
 
     /// Looks at the heads of all logs by one statement, if anybody wants to know (PostgreSQL).
@@ -154,5 +167,14 @@ mod tests {
         assert_eq!(two.next().await, BTreeSet::from([2, 3, 4]));
         drop((one, two));
         assert!(!growths.is_wanted());
+    }
+
+    #[tokio::test]
+    async fn the_first_log_of_all_is_told_though_there_was_none_to_compare_it_with() {
+        let (growths, growth) = (Growths::default(), Arc::new(Growth::default()));
+        growths.add(&growth);
+        growths.learn([].into_iter());
+        growths.learn([(1, 1)].into_iter());
+        assert_eq!(growth.next().await, BTreeSet::from([1]));
     }
 }

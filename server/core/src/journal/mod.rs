@@ -34,6 +34,7 @@ mod tables;
 mod tail;
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -415,15 +416,26 @@ impl Journal {
         self.growths.tell(tenant_no);
     }
 
-    /// Catches up as soon as the database answers again.
+    /// Catches up as soon as the database answers again; one task, however many commits wait.
     fn catch_up_later(self: &Arc<Self>, log: &Arc<Log>) {
+        if log.read_on.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let (journal, log) = (self.clone(), log.clone());
         tokio::spawn(async move {
-            while let Err(error) = journal.catch_up(&log).await {
-                tracing::warn!("the newest events are not readable yet: {error}");
+            loop {
                 tokio::select! {
                     () = tokio::time::sleep(CATCH_UP_PAUSE) => {}
                     () = journal.stopped.cancelled() => return,
+                }
+                // Before the read: what it does not see needs another one.
+                log.read_on.store(false, Ordering::Release);
+                let Err(error) = journal.catch_up(&log).await else {
+                    return;
+                };
+                tracing::warn!("the newest events are not readable yet: {error}");
+                if log.read_on.swap(true, Ordering::AcqRel) {
+                    return;
                 }
             }
         });

@@ -288,8 +288,12 @@ async fn load_heads(
             Some(head) => *head,
             None => load_head(writer.connection(), tenant_no).await?,
         };
-        state.heads.insert(tenant_no, head);
         heads.push(head);
+    }
+    // Not before all are there: one that fails is followed by no commit, which would set right what
+    // this transaction alone has changed.
+    for (work, head) in works.iter().zip(&heads) {
+        state.heads.insert(work.log.tenant().number(), *head);
     }
     Ok(heads)
 }

@@ -5,7 +5,7 @@
 //! database: of what holds the same events the larger one stays.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{OnceCell, watch};
@@ -32,6 +32,8 @@ pub struct Log {
     tail: Mutex<Tail>,
     /// Set once this process knows what the log had before (PostgreSQL).
     pub(super) met: OnceCell<()>,
+    /// Somebody will read on who has not begun yet.
+    pub(super) read_on: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +63,7 @@ impl Log {
             floor: watch::Sender::new(0),
             tail: Mutex::default(),
             met: OnceCell::new(),
+            read_on: AtomicBool::new(false),
         }
     }
 
@@ -154,8 +157,9 @@ impl Log {
         incomplete
     }
 
-    /// Which state of the stored events the tail shows; see [`Log::offer_of_view`].
-    pub(crate) fn view(&self) -> u64 {
+    /// Which state of the stored events the tail shows. What was read under an earlier one may have
+    /// been erased since.
+    pub fn view(&self) -> u64 {
         self.lock().view
     }
 

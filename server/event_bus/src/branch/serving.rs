@@ -215,7 +215,7 @@ impl Serving {
                 length: None,
             };
             let taken = group.take(&self.seat, want).await?;
-            if taken.events.is_empty() {
+            if taken.is_empty() {
                 continue;
             }
             self.seat.ring(&group);
@@ -223,8 +223,8 @@ impl Serving {
                 self.behind.insert(group.number);
                 self.set_caught_up(false);
             }
-            let cursor = log_cursor(&self.service.core, &group, taken.newest);
-            for given in cut(taken.events) {
+            let cursor = log_cursor(&self.service.core, &group, taken.newest());
+            for given in cut(taken.hand_over()) {
                 let size: usize = given.iter().map(|event| event.record.len()).sum();
                 events = events.saturating_sub(given.len() as u64);
                 bytes = bytes.saturating_sub(size as u64);

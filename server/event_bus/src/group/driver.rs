@@ -43,6 +43,16 @@ struct Next {
 impl Group {
     /// Works until the group is over, then leaves what is unsettled to the next owner.
     pub(crate) async fn drive(self: Arc<Self>, groups: Weak<Groups>) {
+        while let Err(error) = self.read_settings().await {
+            tracing::debug!("the settings of a subscription could not be read: {error}");
+            if error.reason() == "SUBSCRIPTION_NOT_FOUND" {
+                self.lose();
+            }
+            if self.is_over() {
+                return;
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
         let (mut head, mut floor) = (self.log.watch(), self.log.watch_floor());
         loop {
             if let Err(error) = self.look_at_entitlement().await {

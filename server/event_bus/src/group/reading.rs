@@ -26,9 +26,19 @@ const BACKLOG_EVENTS_MAX: u64 = 1000;
 pub(super) struct Held {
     segments: BTreeMap<u64, Arc<Segment>>,
     bytes: usize,
+    /// Of the log, when they were read.
+    view: u64,
 }
 
 impl Held {
+    /// Before use: what was read under another view of the log may show what was erased since.
+    pub(super) fn see(&mut self, view: u64) {
+        if self.view != view {
+            self.clear();
+            self.view = view;
+        }
+    }
+
     /// The segment that holds an event.
     pub(super) fn find(&self, seq: u64) -> Option<Arc<Segment>> {
         let (_, segment) = self.segments.range(..=seq).next_back()?;
@@ -102,7 +112,7 @@ impl Group {
     ///
     /// Only the driver reads. Errors: `STORE_BUSY`.
     pub(super) async fn read(self: &Arc<Self>, room: usize) -> Result<Read> {
-        let after = self.lock().leasing.position().cursor;
+        let (after, view) = (self.lock().leasing.position().cursor, self.log.view());
         let journal = &self.parts.core.journal;
         match journal.read_after(&self.log, after).await? {
             Page::AtEnd => Ok(Read::AtEnd),
@@ -111,7 +121,7 @@ impl Group {
                 Ok(Read::Some)
             }
             Page::Segments(segments) => {
-                self.take_in(&segments, after, room).await?;
+                self.take_in(&segments, (after, view), room).await?;
                 Ok(Read::Some)
             }
         }
@@ -120,7 +130,7 @@ impl Group {
     async fn take_in(
         self: &Arc<Self>,
         segments: &[Arc<Segment>],
-        after: u64,
+        (after, view): (u64, u64),
         room: usize,
     ) -> Result<()> {
         let (mut found, mut through) = (Vec::new(), after);
@@ -145,7 +155,9 @@ impl Group {
             state.leasing.offer(event.seq, event.key, event.bytes);
         }
         state.leasing.looked_through(through);
-        if kept > 0 {
+        // Else they are read again when they are leased.
+        if kept > 0 && view == self.log.view() {
+            state.held.see(view);
             let holds = |segment: &&Arc<Segment>| {
                 let mut found = found.iter();
                 found.any(|event| segment.first() <= event.seq && event.seq <= segment.last())

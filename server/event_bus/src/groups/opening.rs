@@ -67,6 +67,7 @@ impl Groups {
         let leasing = self.restore(&settings, &acquired).await?;
         let group = Group::new(self.parts.clone(), log, settings, leasing, acquired.epoch);
         self.add(&group);
+        self.owe_no_more(&group.id);
         tokio::spawn(group.clone().drive(Arc::downgrade(self)));
         Ok(Place::Here(group))
     }
@@ -85,8 +86,9 @@ impl Groups {
         let now = core.clock.now();
         let mut tx = core.db.begin().await?;
         let acquired = positions::acquire(&mut tx, tenant, id, &self.process, now).await?;
-        if acquired.is_some() {
+        if let Some(acquired) = &acquired {
             positions::used(&mut tx, id, now).await?;
+            self.owe(id, acquired.epoch);
             tx.commit().await?;
         }
         Ok(acquired)
@@ -160,7 +162,7 @@ impl Groups {
         tenant: &TenantRef,
         settings: &Settings,
         forwarded: bool,
-        takes_place: impl Fn(&Arc<Group>) -> bool + Send,
+        mut takes_place: impl FnMut(&Arc<Group>) -> bool + Send,
     ) -> Result<Place> {
         if forwarded {
             self.whereabouts.forget(&settings.id);

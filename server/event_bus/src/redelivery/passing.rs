@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hub_core::auth::{self, Caller};
 use hub_core::error::Result;
+use hub_core::journal::TenantRef;
 use hub_core::peers::moving;
 use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status};
@@ -17,6 +18,7 @@ use crate::forward::{self, Failed};
 use crate::group::Group;
 use crate::groups::{Groups, Place};
 use crate::leasing::Key;
+use crate::subscriptions::Settings;
 
 /// Path of the call; of no contract, as that of a branch.
 const PATH: &str = "/hub.internal.v1.Redelivery/Redeliver";
@@ -38,6 +40,16 @@ pub(crate) struct Again {
     pub(super) derived_delivered: bool,
 }
 
+/// Where it is queued.
+pub(super) enum Queueing {
+    /// Here, once this generation of the group is on disk.
+    Queued(Arc<Group>, u64),
+    /// It is to be delivered anyway.
+    Unchanged,
+    /// Another process has the subscription.
+    Elsewhere(Arc<str>),
+}
+
 /// What became of it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Queued {
@@ -47,8 +59,30 @@ pub(crate) struct Queued {
 }
 
 impl Again {
-    /// Queues it; false if it is not settled. The second value is what [`Group::saved`] waits for.
-    pub(super) fn at(&self, group: &Arc<Group>) -> (bool, u64) {
+    /// Queues it where the subscription is at work in this process; else returns the process that
+    /// has it. Errors: `STORE_BUSY`.
+    pub(super) async fn here(
+        &self,
+        groups: &Arc<Groups>,
+        tenant: &TenantRef,
+        settings: &Settings,
+        forwarded: bool,
+    ) -> Result<Queueing> {
+        let mut queued = None;
+        let queues = |group: &Arc<Group>| {
+            queued = self.at(group);
+            queued.is_some()
+        };
+        let place = groups.reach(tenant, settings, forwarded, queues).await?;
+        Ok(match (place, queued) {
+            (Place::Here(group), Some((true, generation))) => Queueing::Queued(group, generation),
+            (Place::Here(_), _) => Queueing::Unchanged,
+            (Place::Elsewhere(owner), _) => Queueing::Elsewhere(owner),
+        })
+    }
+
+    /// False if it is not settled; `None` if the group is over.
+    fn at(&self, group: &Arc<Group>) -> Option<(bool, u64)> {
         group.redeliver(
             self.seq,
             self.key.map(Key),
@@ -107,15 +141,14 @@ impl Service {
     async fn queue(&self, caller: &Caller, again: &Again) -> Result<bool> {
         let (groups, tenant) = (&self.groups, caller.tenant()?);
         let settings = groups.resolve(tenant, None, &again.subscription_id).await?;
-        let place = groups.reach(tenant, &settings, true, |group| !group.is_over());
-        let Place::Here(group) = place.await? else {
-            return Err(moving("moved"));
-        };
-        let (queued, generation) = again.at(&group);
-        if queued {
-            group.saved(generation).await?;
+        match again.here(groups, tenant, &settings, true).await? {
+            Queueing::Queued(group, generation) => {
+                group.saved(generation).await?;
+                Ok(true)
+            }
+            Queueing::Unchanged => Ok(false),
+            Queueing::Elsewhere(_) => Err(moving("moved")),
         }
-        Ok(queued)
     }
 }
 

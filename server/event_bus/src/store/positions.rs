@@ -236,9 +236,9 @@ pub async fn epochs(db: &Db, ids: &[&str]) -> Result<HashMap<String, (u64, u64)>
 }
 
 /// Lets another process have it at once.
-pub async fn release(tx: &mut Tx, whose: Whose<'_>) -> Result<(), Failure> {
-    let query = tx.query(RELEASE).bind(whose.id.to_owned());
-    query.bind(whose.epoch as i64).execute().await?;
+pub async fn release(tx: &mut Tx, id: &str, epoch: u64) -> Result<(), Failure> {
+    let query = tx.query(RELEASE).bind(id.to_owned());
+    query.bind(epoch as i64).execute().await?;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use hub_proto::hub::event_bus::v1::{
 use prost::Message;
 
 use super::settings::{self, Changed};
-use super::{ID_PREFIX, Stored, Subscriptions, Told, commit, show};
+use super::{Follow, ID_PREFIX, Stored, Subscriptions, Told, show};
 use crate::filter::Filter;
 use crate::matching::Target;
 use crate::store::progress::Failed;
@@ -98,7 +98,7 @@ impl Subscriptions {
             time: now,
             more: serde_json::json!({ "settledSequence": place }),
         };
-        commit(&self.core, tx, told).await?;
+        self.commit(tx, told, Follow::Settings).await?;
         Ok(answer)
     }
 

@@ -9,7 +9,7 @@ use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{PauseSubscriptionRequest, Subscription};
 
 use super::told::tell;
-use super::{Pause, Stored, Subscriptions, Told, commit, find_in};
+use super::{Follow, Pause, Stored, Subscriptions, Told, find_in};
 use crate::store::subscriptions as store;
 
 /// The RPCs, as their policies name them.
@@ -97,8 +97,7 @@ impl Subscriptions {
             time: now,
             more: more(after.pause.as_ref()),
         };
-        commit(&self.core, tx, told).await?;
-        self.owners.changed(tenant, id).await;
+        self.commit(tx, told, Follow::Settings).await?;
         self.shown(tenant, after).await
     }
 }

@@ -9,7 +9,7 @@ use hub_core::storage::Tx;
 use hub_proto::hub::event_bus::v1::{EventFilter, Subscription, UpdateSubscriptionRequest};
 
 use super::settings::{self, Changed};
-use super::{Stored, Subscriptions, Told, commit, find_in};
+use super::{Follow, Stored, Subscriptions, Told, find_in};
 use crate::filter::Filter;
 use crate::store::{seeks, subscription_filters, subscriptions as store};
 
@@ -75,11 +75,11 @@ impl Subscriptions {
             time: now,
             more: serde_json::json!({ "filterChanged": after.filter != before.filter }),
         };
-        commit(&self.core, tx, told).await?;
-        match after.filter == before.filter {
-            true => self.owners.changed(tenant, &after.id).await,
-            false => self.close_again(tenant, &after.id).await,
-        }
+        let follow = match after.filter == before.filter {
+            true => Follow::Settings,
+            false => Follow::Close,
+        };
+        self.commit(tx, told, follow).await?;
         self.shown(tenant, after).await
     }
 

@@ -1,0 +1,114 @@
+//! How a subscription is let go, so that another process may have it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use hub_core::error::Result;
+
+use super::Groups;
+use crate::group::Group;
+use crate::store::positions;
+
+/// Subscriptions that this process may own without working on them, each with the epoch: those that
+/// are being opened or left. The call that does so may go away, or the database not answer.
+pub(super) type Owed = HashMap<Arc<str>, u64>;
+
+impl Groups {
+    fn owed(&self) -> MutexGuard<'_, Owed> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is to be let go, unless it is put to work. An earlier epoch is void by itself.
+    pub(super) fn owe(&self, id: &str, epoch: u64) {
+        self.owed().insert(id.into(), epoch);
+    }
+
+    /// It is at work, or let go.
+    pub(super) fn owe_no_more(&self, id: &str) {
+        self.owed().remove(id);
+    }
+
+    /// Closes a group that nobody needs any more.
+    pub(crate) async fn close_idle(&self, group: &Arc<Group>) {
+        let _turn = self.turn(&group.id).lock().await;
+        if group.end_if_idle()
+            && let Err(error) = self.leave(group).await
+        {
+            tracing::debug!("a subscription is not left to the others yet: {error}");
+        }
+    }
+
+    /// Stores where a subscription is and stops its work here: its rows are about to be changed.
+    /// Its leases are void, and cost no attempt. Errors: `STORE_BUSY`.
+    pub(crate) async fn close(&self, id: &str) -> Result<()> {
+        let _turn = self.turn(id).lock().await;
+        let found = self.lock().by_id.get(id).cloned();
+        match found {
+            Some(group) => {
+                group.end();
+                self.leave(&group).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn leave(&self, group: &Arc<Group>) -> Result<()> {
+        self.owe(&group.id, group.epoch);
+        self.remove(group);
+        self.let_go_of(&group.id, group.epoch).await
+    }
+
+    /// In the turn of the subscription. What is not stored yet could not be stored any more once
+    /// another process has it.
+    async fn let_go_of(&self, id: &str, epoch: u64) -> Result<()> {
+        self.parts.checkpoints.store().await?;
+        let mut tx = self.parts.core.db.begin().await?;
+        positions::release(&mut tx, id, epoch).await?;
+        tx.commit().await?;
+        self.owe_no_more(id);
+        Ok(())
+    }
+
+    /// Lets go what was neither put to work nor let go. Errors: `STORE_BUSY`.
+    pub(super) async fn let_go_of_owed(&self) -> Result<()> {
+        let owed: Vec<_> = self.owed().keys().cloned().collect();
+        for id in owed {
+            // Else somebody is about to do it.
+            let Ok(_turn) = self.turn(&id).try_lock() else {
+                continue;
+            };
+            let epoch = self.owed().get(&id).copied();
+            if let Some(epoch) = epoch {
+                self.let_go_of(&id, epoch).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The server stops: leases return, what is known is stored, and the others may take it up.
+    pub(crate) async fn release(&self) {
+        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
+        for group in open {
+            group.release();
+            group.end();
+        }
+        if let Err(error) = self.let_go().await {
+            // The last checkpoint stores, and who is gone owns nothing.
+            tracing::debug!("the subscriptions could not be left to the others: {error}");
+        }
+        self.let_go.cancel();
+    }
+
+    /// Waits until the server stops and others may have all subscriptions.
+    pub(crate) async fn has_let_go(&self) {
+        self.let_go.cancelled().await;
+    }
+
+    async fn let_go(&self) -> Result<()> {
+        self.parts.checkpoints.store().await?;
+        let mut tx = self.parts.core.db.begin().await?;
+        positions::release_all(&mut tx, &self.process).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}

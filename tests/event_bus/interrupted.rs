@@ -1,0 +1,118 @@
+//! Calls that end at a bad moment, while the database does not answer (PostgreSQL): what they had
+//! taken returns.
+
+use std::time::Duration;
+
+use hub_client::start_at::At;
+use hub_proto::hub::event_bus::v1::{AckBatch, NackAction};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::consume_shared::pull_of;
+use super::consumer::{ids_of, nack};
+use super::owner::{Owner, named, seeking};
+use super::{Product, event, of_types, ticket};
+use crate::support::{Backend, TestHub};
+
+/// What takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+const BLOCKED: &str = "select count(*) from pg_stat_activity
+where wait_event_type = 'Lock' and datname = current_database()";
+
+/// A transaction beside the hub that holds what the hub wants.
+struct Outsider {
+    holding: PgConnection,
+    looking: PgConnection,
+}
+
+impl Outsider {
+    async fn holding(hub: &TestHub, statement: &'static str) -> Outsider {
+        let url = hub.database_url();
+        let mut holding = PgConnection::connect(url).await.unwrap();
+        let statements = AssertSqlSafe(format!("begin; {statement}"));
+        sqlx::raw_sql(statements)
+            .execute(&mut holding)
+            .await
+            .unwrap();
+        let looking = PgConnection::connect(url).await.unwrap();
+        Outsider { holding, looking }
+    }
+
+    /// Asks, and goes away once a statement of the hub waits for this one.
+    async fn interrupts<T>(mut self, call: impl Future<Output = T>) {
+        let waits = async {
+            loop {
+                let count = sqlx::query_scalar::<_, i64>(BLOCKED);
+                if count.fetch_one(&mut self.looking).await.unwrap() > 0 {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            _ = call => panic!("it was answered"),
+            () = waits => {}
+            () = tokio::time::sleep(PATIENCE) => panic!("nothing waited"),
+        }
+        sqlx::raw_sql("rollback")
+            .execute(&mut self.holding)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pull_leased_and_never_handed_over_returns_at_once() {
+    let options = TestHub::options(Backend::Postgres);
+    let hub = options
+        .limits(|limits| limits.tail_bytes_max = 1)
+        .start()
+        .await;
+    let psa = Product::new(&hub, "psa").await;
+    let portal = Product::new(&hub, "portal").await;
+    psa.publish(vec![ticket("a")]).await;
+    let first = portal.pull(pull_of(1, 10)).await.events;
+    // It is in no memory any more when it is leased again.
+    let acks = AckBatch {
+        nack: vec![nack(&first[0], NackAction::Release, "")],
+        ..AckBatch::default()
+    };
+    portal.acknowledge("portal", acks).await;
+    let lock = "lock table journal_segments in access exclusive mode";
+    let outsider = Outsider::holding(&hub, lock).await;
+    outsider.interrupts(portal.pull(pull_of(1, 10))).await;
+    let again = portal.pull(pull_of(1, 10)).await.events;
+    assert_eq!(ids_of(&again), ["a"]);
+    assert_eq!(again[0].attempt, 1, "what nobody saw was no attempt");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_that_a_call_stopped_and_did_not_move_is_free_for_all() {
+    let hub = TestHub::start(Backend::Postgres).await;
+    let psa = Product::new(&hub, "psa").await;
+    let crm = Product::new(&hub, "crm").await;
+    let owner = Owner::new(&hub, "crm").await;
+    let request = named("deals", of_types(&["deal.*"]));
+    let id = owner.create(request).await.subscription_id;
+    psa.publish(vec![event("deal.won", "a")]).await;
+    let mut pull = pull_of(1, 10);
+    pull.subscription = "deals".to_owned();
+    assert_eq!(ids_of(&crm.pull(pull).await.events), ["a"]);
+    let mut looking = PgConnection::connect(hub.database_url()).await.unwrap();
+    let own = "select owner from subscription_positions where owner <> ''";
+    let own = sqlx::query_scalar::<_, String>(own).fetch_all(&mut looking);
+    assert_eq!(own.await.unwrap(), [hub.core.processes.id().to_string()]);
+    let row = "select owner from subscription_positions for update";
+    let outsider = Outsider::holding(&hub, row).await;
+    let seek = owner.seek(seeking(&id, At::AfterSequence(0)));
+    outsider.interrupts(seek).await;
+    let free = async {
+        loop {
+            let own = "select count(*) from subscription_positions where owner <> ''";
+            let own = sqlx::query_scalar::<_, i64>(own).fetch_one(&mut looking);
+            if own.await.unwrap() == 0 {
+                return;
+            }
+        }
+    };
+    let free = tokio::time::timeout(PATIENCE, free).await;
+    free.expect("no process keeps it without working on it");
+}
