@@ -223,7 +223,8 @@ impl State {
                 return;
             }
         };
-        if let Some(fits) = fewer(&told, ask.cost) {
+        let is_first = flight.cost_max == u32::MAX;
+        if let Some(fits) = fewer(&told, ask.cost, is_first) {
             flight.cost_max = fits;
             prepend(flight, waiting);
             return;
@@ -261,13 +262,16 @@ fn prepend(flight: &mut Flight, mut waiting: VecDeque<oneshot::Sender<Outcome>>)
     flight.waiting = waiting;
 }
 
-/// How many requests to ask for instead, if only so many were too many.
-fn fewer(told: &VerifyApiKeyResponse, cost: u32) -> Option<u32> {
+/// How many requests to ask for instead, if only so many were too many. Where several processes
+/// share a limit, the hub may say that more are left than one of them has: what it said is tried
+/// first, and half of that from then on.
+fn fewer(told: &VerifyApiKeyResponse, cost: u32, is_first: bool) -> Option<u32> {
     if told.allowed || told.reason() != ErrorReason::RateLimited || cost <= 1 {
         return None;
     }
     let remaining = told.rate_limit.as_ref().map_or(1, |left| left.remaining);
-    (remaining > 0).then(|| remaining.min(cost - 1))
+    let most = if is_first { cost - 1 } else { cost / 2 };
+    (remaining > 0).then(|| remaining.min(most))
 }
 
 /// The connection broke before an answer came.

@@ -72,8 +72,10 @@ pub(super) struct Leases {
     /// Not begun, in the order in which they came.
     waiting: VecDeque<Token>,
     running: usize,
+    /// All that are held, by event.
+    by_key: HashMap<EventKey, Token>,
     /// Those of which the lease is lost while their handler runs.
-    lost: HashMap<EventKey, Token>,
+    lost: u32,
     lost_bytes: u64,
     next_token: Token,
     /// Not after anything is due.
@@ -88,7 +90,8 @@ impl Leases {
             held: HashMap::new(),
             waiting: VecDeque::new(),
             running: 0,
-            lost: HashMap::new(),
+            by_key: HashMap::new(),
+            lost: 0,
             lost_bytes: 0,
             next_token: 0,
             due: None,
@@ -105,30 +108,39 @@ impl Leases {
 
     /// How much the hub may lease: what it does not know to be held is taken off.
     pub(super) fn credit(&self) -> Credit {
-        let lost = u32::try_from(self.lost.len()).unwrap_or(u32::MAX);
         Credit {
-            events: self.credit.events.saturating_sub(lost),
+            events: self.credit.events.saturating_sub(self.lost),
             // Nothing would mean the default.
             bytes: self.credit.bytes.saturating_sub(self.lost_bytes).max(1),
         }
     }
 
-    /// An event came. If its handler runs, under a lease that was lost, then the answer of that
-    /// handler settles the new lease: one event is never handled twice at once.
+    /// An event came. If it is held, the hub has taken back the lease of before, whether or not
+    /// that is known here; the answer of its handler settles the new lease then: one event is never
+    /// handled twice at once.
     pub(super) fn accept(&mut self, event: proto::LeasedEvent, clock: &ServerClock, now: Instant) {
         let until = event.lease_until.and_then(|until| until.try_into().ok());
         let record = event.record.unwrap_or_default();
         let key = (record.tenant_id.clone(), record.sequence);
-        if let Some(token) = self.found(&key) {
-            if let Some(held) = self.held.get_mut(&token) {
-                held.lease_id = event.lease_id;
-                held.until = until;
-                held.extended = false;
-                held.time(clock, now);
-                self.due = earliest(self.due, held.due);
+        let token = self.by_key.get(&key);
+        if let Some(held) = token.and_then(|token| self.held.get_mut(token)) {
+            if std::mem::take(&mut held.lost) {
+                self.lost -= 1;
+                self.lost_bytes -= held.bytes;
             }
+            if let Stage::Waiting(waiting) = &mut held.stage {
+                waiting.attempt = event.attempt;
+                waiting.previous_error = event.previous_error;
+                waiting.redelivery = event.redelivery;
+            }
+            held.lease_id = event.lease_id;
+            held.until = until;
+            held.extended = false;
+            held.time(clock, now);
+            self.due = earliest(self.due, held.due);
             return;
         }
+        self.by_key.insert(key.clone(), self.next_token);
         let mut held = Held {
             lease_id: event.lease_id,
             bytes: record.encoded_len() as u64,
@@ -181,9 +193,10 @@ impl Leases {
         if matches!(held.stage, Stage::Running(_)) {
             self.running -= 1;
         }
+        self.by_key.remove(&held.key);
         if held.lost {
             self.lost_bytes -= held.bytes;
-            self.lost.remove(&held.key);
+            self.lost -= 1;
         }
         Some(held.lease_id)
     }
@@ -226,28 +239,17 @@ impl Leases {
         };
         match held.stage {
             Stage::Waiting(_) => {
+                self.by_key.remove(&held.key);
                 self.held.remove(&token);
                 self.waiting.retain(|waiting| *waiting != token);
             }
             Stage::Running(_) if !held.lost => {
                 held.lost = true;
                 self.lost_bytes += held.bytes;
-                self.lost.insert(held.key.clone(), token);
+                self.lost += 1;
             }
             Stage::Running(_) => {}
         }
-    }
-
-    /// An event that came again while its handler runs.
-    fn found(&mut self, key: &EventKey) -> Option<Token> {
-        if self.lost.is_empty() {
-            return None;
-        }
-        let token = self.lost.remove(key)?;
-        let held = self.held.get_mut(&token)?;
-        held.lost = false;
-        self.lost_bytes -= held.bytes;
-        Some(token)
     }
 
     /// When to look at the leases.

@@ -74,6 +74,27 @@ async fn as_many_are_let_through_as_fit_and_the_rest_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn how_many_fit_is_found_in_few_steps_though_the_hub_does_not_know_it() {
+    let (mut server, _watch) = Server::watching(1).await;
+    let first = server.get();
+    let call = server.asked().await;
+    let others: Vec<_> = (0..40).map(|_| server.get()).collect();
+    tokio::task::yield_now().await;
+    call.tell(allowed("key_1", 1, 40));
+    first.await.unwrap();
+    for cost in [40, 39, 19, 9, 4] {
+        server.tell(cost, limited(cost - 1)).await;
+    }
+    server.tell(2, allowed("key_1", 1, 0)).await;
+    server.tell(38, limited(0)).await;
+    let mut allowed = 0;
+    for other in others {
+        allowed += usize::from(other.await.unwrap().status().is_success());
+    }
+    assert_eq!(allowed, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_denial_by_rate_is_not_used_again() {
     let (mut server, _watch) = Server::watching(1).await;
     for _ in 0..3 {

@@ -104,6 +104,27 @@ async fn a_lease_is_extended_at_half_of_its_time_until_its_handler_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_that_is_leased_again_is_not_handled_twice_at_once() {
+    let mut fake = FakeHub::start();
+    let builder = fake.hub.consume("portal").concurrency(2);
+    let (_consumer, mut desk, mut call, clock) = consumer(&mut fake, builder).await;
+    call.send(events([clock.leased(1, "first", 40 * SECOND)]))
+        .await;
+    let reply = desk.expect(1).await;
+    // Someone sought back, which ended the first lease; of many tenants nobody says so.
+    call.send(events([clock.leased(1, "second", 40 * SECOND)]))
+        .await;
+    assert!(desk.is_quiet().await);
+    reply.send(Answer::Ack).unwrap();
+    assert_eq!(call.acks().await.ack, ["second"]);
+    // Later it is an event like any other.
+    call.send(events([clock.leased(1, "third", 40 * SECOND)]))
+        .await;
+    desk.expect(1).await.send(Answer::Ack).unwrap();
+    assert_eq!(call.acks().await.ack, ["third"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn leases_are_timed_anew_when_the_hub_tells_its_time() {
     let mut fake = FakeHub::start();
     let (_consumer, mut desk) = Desk::open(fake.hub.consume("portal"));
