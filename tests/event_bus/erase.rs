@@ -59,7 +59,7 @@ both_databases! {
         assert!(again.results[0].duplicate && again.results[0].event_id == b);
     }
 
-    async fn what_was_read_ahead_for_a_consumer_is_not_delivered_after_it_was_erased(hub: TestHub) {
+    async fn what_was_read_ahead_is_not_delivered_after_it_was_erased(hub: TestHub) {
         let psa = Product::with(&hub, "psa", &SCOPES).await;
         let portal = Product::new(&hub, "portal").await;
         let mut consumer = portal.consume(open("portal", 1)).await;
@@ -72,7 +72,8 @@ both_databases! {
         assert_eq!(record.event.as_ref(), Some(&ticket("b")), "nothing else is left of it");
         consumer.ack(&second).await;
         let third = consumer.events(1).await;
-        assert_eq!(third[0].record.as_ref().unwrap().event.as_ref(), Some(&large_ticket("c", 2000)));
+        let record = third[0].record.as_ref().unwrap();
+        assert_eq!(record.event.as_ref(), Some(&large_ticket("c", 2000)));
     }
 
     async fn it_stays_erased_after_a_restart(mut hub: TestHub) {

@@ -37,12 +37,12 @@ impl Outsider {
         Outsider { holding, looking }
     }
 
-    /// Asks, and goes away once a statement of the hub waits for this one.
-    async fn interrupts<T>(mut self, call: impl Future<Output = T>) {
+    /// Asks, and goes away once so many statements of the hub wait for this one.
+    async fn interrupts<T>(&mut self, call: impl Future<Output = T>, count: i64) {
         let waits = async {
             loop {
-                let count = sqlx::query_scalar::<_, i64>(BLOCKED);
-                if count.fetch_one(&mut self.looking).await.unwrap() > 0 {
+                let waiting = sqlx::query_scalar::<_, i64>(BLOCKED);
+                if waiting.fetch_one(&mut self.looking).await.unwrap() >= count {
                     return;
                 }
             }
@@ -52,6 +52,9 @@ impl Outsider {
             () = waits => {}
             () = tokio::time::sleep(PATIENCE) => panic!("nothing waited"),
         }
+    }
+
+    async fn lets_go(mut self) {
         sqlx::raw_sql("rollback")
             .execute(&mut self.holding)
             .await
@@ -77,9 +80,13 @@ async fn what_a_pull_leased_and_never_handed_over_returns_at_once() {
     };
     portal.acknowledge("portal", acks).await;
     let lock = "lock table journal_segments in access exclusive mode";
-    let outsider = Outsider::holding(&hub, lock).await;
-    outsider.interrupts(portal.pull(pull_of(1, 10))).await;
-    let again = portal.pull(pull_of(1, 10)).await.events;
+    let mut outsider = Outsider::holding(&hub, lock).await;
+    outsider.interrupts(portal.pull(pull_of(1, 10)), 1).await;
+    // Another one leases it before the database answers again.
+    let mut again = std::pin::pin!(portal.pull(pull_of(1, 10)));
+    outsider.interrupts(again.as_mut(), 2).await;
+    outsider.lets_go().await;
+    let again = again.await.events;
     assert_eq!(ids_of(&again), ["a"]);
     assert_eq!(again[0].attempt, 1, "what nobody saw was no attempt");
 }
@@ -101,9 +108,10 @@ async fn a_subscription_that_a_call_stopped_and_did_not_move_is_free_for_all() {
     let own = sqlx::query_scalar::<_, String>(own).fetch_all(&mut looking);
     assert_eq!(own.await.unwrap(), [hub.core.processes.id().to_string()]);
     let row = "select owner from subscription_positions for update";
-    let outsider = Outsider::holding(&hub, row).await;
+    let mut outsider = Outsider::holding(&hub, row).await;
     let seek = owner.seek(seeking(&id, At::AfterSequence(0)));
-    outsider.interrupts(seek).await;
+    outsider.interrupts(seek, 1).await;
+    outsider.lets_go().await;
     let free = async {
         loop {
             let own = "select count(*) from subscription_positions where owner <> ''";

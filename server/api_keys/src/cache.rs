@@ -138,6 +138,9 @@ impl Cache {
     /// Keeps keys from now on: changes of others are heard of.
     pub fn keep(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        // A look-up of before may not have seen what was changed while nobody waited for this
+        // process.
+        state.epoch += 1;
         state.is_kept = true;
     }
 
@@ -341,6 +344,15 @@ mod tests {
         assert!(!known(&cache, 1, 0));
         cache.finish(cache.begin(0), [1; 32], record("key_1"));
         assert!(known(&cache, 1, 0));
+    }
+
+    #[test]
+    fn a_look_up_that_began_before_changes_were_heard_of_is_not_kept() {
+        let cache = Cache::new(10, TTL);
+        let early = cache.begin(0);
+        cache.keep();
+        cache.finish(early, [1; 32], record("key_1"));
+        assert!(!known(&cache, 1, 0));
     }
 
     #[test]

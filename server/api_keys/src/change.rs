@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hub_core::error::{Error, Result};
 use hub_core::journal::Segment;
 use hub_proto::hub::event_bus::v1::CloudEvent;
+use hub_proto::hub::event_bus::v1::cloud_event::Data;
 use hub_proto::hub::event_bus::v1::cloud_event::cloud_event_attribute_value::Attr;
 use prost::Message;
 
@@ -40,6 +41,8 @@ pub(crate) struct Change {
     pub whose: Whose,
     /// Id of the tenant; empty = none.
     pub tenant_id: String,
+    /// Routing epoch of the tenant, or of the hub, under which it is in force.
+    pub routing_epoch: Option<u64>,
 }
 
 /// The changes in a segment of the system log behind a sequence.
@@ -67,9 +70,19 @@ pub(crate) fn read(segment: &Segment, after: u64) -> Result<Vec<Change>> {
                 false => Whose::All,
             },
             tenant_id: text(&event, "tenantid").to_owned(),
+            routing_epoch: routing_epoch(&event),
         });
     }
     Ok(changes)
+}
+
+/// Of a change of what a tenant may use, or of the products.
+fn routing_epoch(event: &CloudEvent) -> Option<u64> {
+    let Some(Data::TextData(json)) = &event.data else {
+        return None;
+    };
+    let data: serde_json::Value = serde_json::from_str(json).ok()?;
+    data.get("routingEpoch")?.as_u64()
 }
 
 fn text<'a>(event: &'a CloudEvent, name: &str) -> &'a str {

@@ -4,7 +4,7 @@
 //! They are kept for 7 days. Only the first few of a minute are kept of each key, so that a client
 //! that goes on calling costs nothing, and only the newest of each tenant.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hub_core::clock::Micros;
@@ -92,15 +92,16 @@ impl Denials {
 
     /// Writes what waits; what could not be written waits for the next batch.
     pub async fn write(&self, db: &Db) -> Result<()> {
-        let denials = std::mem::take(&mut self.pending().denials);
+        // They stay until they are in the table, for whoever asks meanwhile.
+        let denials = self.pending().denials.clone();
         if denials.is_empty() {
             return Ok(());
         }
-        let written = store::insert(db, &denials).await;
-        if written.is_err() {
-            self.pending().denials.extend(denials);
-        }
-        written
+        store::insert(db, &denials).await?;
+        let written: HashSet<&str> = denials.iter().map(|one| &*one.call_id).collect();
+        let is_left = |one: &Denial| !written.contains(&*one.call_id);
+        self.pending().denials.retain(is_left);
+        Ok(())
     }
 
     /// The denial of this call, of whichever tenant.

@@ -8,8 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hub_core::clock::micros;
 use hub_core::error::Result;
-use hub_core::journal::{Log, Page};
+use hub_core::journal::{Log, Page, TenantRef};
+use hub_core::processes::LIVE_FOR;
 use hub_core::worker::Turn;
 use tokio::time::MissedTickBehavior;
 
@@ -118,10 +120,12 @@ impl Keys {
         if !core.db.is_postgres() {
             return 0;
         }
+        // After that even one that cannot reach the database believes no key.
+        let lately = micros(LIVE_FOR + core.limits.key_cache_ttl);
         // In time of its own: a clock that stands still must not keep the caller waiting.
         let began = tokio::time::Instant::now();
         loop {
-            let behind = followers::behind(&core.db, core.processes.id(), epoch).await;
+            let behind = followers::behind(&core.db, core.processes.id(), epoch, lately).await;
             match behind {
                 Ok(0) => return 0,
                 // What cannot be asked is not confirmed.
@@ -151,7 +155,7 @@ pub(crate) async fn catch_up(keys: &Keys, log: &Log, mut at: u64) -> Result<u64>
             Page::Segments(segments) => {
                 for segment in segments {
                     for change in change::read(&segment, at)? {
-                        apply(keys, &change);
+                        apply(keys, &change).await?;
                     }
                     at = segment.last().max(at);
                 }
@@ -161,7 +165,16 @@ pub(crate) async fn catch_up(keys: &Keys, log: &Log, mut at: u64) -> Result<u64>
     }
 }
 
-fn apply(keys: &Keys, change: &Change) {
+/// Takes up a change, before anybody is told that decisions have it.
+async fn apply(keys: &Keys, change: &Change) -> Result<()> {
+    if let Some(epoch) = change.routing_epoch {
+        let core = &keys.core;
+        let tenant = match change.tenant_id.as_str() {
+            "" => TenantRef::system(),
+            tenant_id => core.tenancy.find(tenant_id).await?,
+        };
+        core.journal.observe_epoch(&tenant, epoch);
+    }
     if change.kind == TENANT_LIMITED {
         keys.tenant_limits.forget();
     }
@@ -174,4 +187,5 @@ fn apply(keys: &Keys, change: &Change) {
                 || tenant.is_none_or(|tenant| tenant.id() == change.tenant_id)
         }),
     }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hub_core::auth::{ADMINISTRATOR, Answer, IssuedKey, KeyIssuer};
 use hub_core::error::Result;
-use hub_core::journal::TenantRef;
+use hub_core::journal::{TenantRef, lock_head};
 use hub_core::storage::Tx;
 
 use crate::keys::{Keys, NewKey};
@@ -39,6 +39,9 @@ impl KeyIssuer for Keys {
         created_by: &'a str,
     ) -> Answer<'a, IssuedKey> {
         Box::pin(async move {
+            // As whoever revokes the operator's key does, which may have happened meanwhile.
+            lock_head(tx, &TenantRef::system()).await?;
+            self.working(tx, created_by).await?;
             let now = self.core.clock.now();
             let new = administrator("administrator");
             let made = self.insert(tx, tenant, new, created_by, now).await?;

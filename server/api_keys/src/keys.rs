@@ -79,6 +79,16 @@ pub struct NewKey {
     pub all_tenants: bool,
 }
 
+impl NewKey {
+    fn rights(&self) -> Rights<'_> {
+        Rights {
+            scopes: &self.scopes,
+            product: (!self.product.is_empty()).then_some(self.product.as_str()),
+            all_tenants: self.all_tenants,
+        }
+    }
+}
+
 /// A key that was just made.
 #[derive(Debug)]
 pub struct Created {
@@ -169,16 +179,13 @@ impl Keys {
         let tenant = tenant_of_new(caller, new.all_tenants)?;
         let products = self.core.tenancy.products().await?;
         scopes::check_form(&new.scopes, &products)?;
-        let product = (!new.product.is_empty()).then_some(new.product.as_str());
-        product.map(|slug| products.require(slug)).transpose()?;
-        let rights = Rights {
-            scopes: &new.scopes,
-            product,
-            all_tenants: new.all_tenants,
-        };
+        let rights = new.rights();
+        rights
+            .product
+            .map(|slug| products.require(slug))
+            .transpose()?;
         scopes::check_within(caller, rights)?;
         check_cidrs(&new.cidrs)?;
-        let own = self.reach(caller).await?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         if let Some(Retry { call, .. }) = &retry
@@ -188,9 +195,11 @@ impl Keys {
         }
         // Not of a retry: the key that it made may have expired since.
         check_expire_time(new.expire_time, now)?;
-        scopes::check_reach(own.as_ref(), new.expire_time, &new.cidrs)?;
         // Before the audit log, as whoever revokes a key does.
         lock_head(&mut tx, &TenantRef::system()).await?;
+        let calling = self.calling(&mut tx, caller).await?;
+        calling.check_within(new.rights())?;
+        calling.check_reach(new.expire_time, &new.cidrs)?;
         let made = self
             .insert(&mut tx, &tenant, new, &caller.key_id, now)
             .await?;
@@ -267,13 +276,6 @@ impl Keys {
             plaintext,
             event,
         })
-    }
-
-    /// The calling key: those that it makes reach no further than it does itself, an
-    /// administrator's too. Asked for before a transaction begins, as the log is.
-    pub(crate) async fn reach(&self, caller: &Caller) -> Result<Option<Key>> {
-        let own = store::by_id(&self.core.db, &caller.key_id).await?;
-        Ok(own.map(|(own, _)| own))
     }
 
     /// The log of the hub itself. Asked for before a transaction begins: to look it up may take a

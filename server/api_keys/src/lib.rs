@@ -16,6 +16,7 @@ mod addresses;
 mod authenticate;
 mod base_url;
 mod cache;
+mod calling;
 mod change;
 mod decision;
 mod denials;

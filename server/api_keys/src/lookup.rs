@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hub_core::clock::Clock;
 use hub_core::error::{Error, Result};
@@ -28,6 +29,8 @@ use crate::unknown::Unknown;
 pub(crate) const WAITING_MAX: usize = 10_000;
 /// Queries for one key while revocations go on; then the call is told to come again.
 pub(crate) const ATTEMPTS_MAX: u32 = 10;
+/// How long one look-up may take, in time of its own.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 type Found = Result<Option<Arc<Record>>>;
 
@@ -221,7 +224,10 @@ async fn work(inner: Arc<Inner>) {
         }
         let fill = inner.cache.begin(inner.clock.now());
         metrics::counter!("hub_key_lookups_total", "from" => "database").increment(1);
-        let rows = store::by_hashes(&inner.db, &hashes).await;
+        let looked = store::by_hashes(&inner.db, &hashes);
+        // All that wait are behind this one statement, and its connection may be dead.
+        let looked = tokio::time::timeout(ANSWERED_WITHIN, looked).await;
+        let rows = looked.unwrap_or_else(|_| Err(busy("lookup_late")));
         for hash in hashes {
             let found = match &rows {
                 Err(error) => Err(error.clone()),

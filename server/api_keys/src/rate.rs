@@ -94,10 +94,11 @@ impl Keys {
             // Nobody changes it any more; someone may have, since it was looked at.
             let found = store::find_in(&mut tx, &tenant, key_id).await?;
             key = found.ok_or_else(|| crate::error::not_found(key_id))?;
-            scopes::check_within(caller, key.rights())?;
+            let calling = self.calling(&mut tx, caller).await?;
+            calling.check_within(key.rights())?;
             // It limits them too.
             for one in store::working_of_family(&mut tx, &tenant, &key.family, now).await? {
-                scopes::check_within(caller, one.rights())?;
+                calling.check_within(one.rights())?;
             }
             store::limits::set_of_family(&mut tx, &tenant, &key.family, limit, now).await?;
             let changed = store::find_in(&mut tx, &tenant, key_id).await?;
@@ -133,13 +134,12 @@ impl Keys {
         caller: &Caller,
         limit: u32,
     ) -> Result<Option<Left>> {
-        if !caller.is_operator() {
-            return Err(auth::operator_only(&format!("{SET} of a tenant")));
-        }
+        check_operator(caller)?;
         let (tenant, now) = (caller.tenant()?.clone(), self.core.clock.now());
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         let head = lock_head(&mut tx, &TenantRef::system()).await?;
+        check_operator(&self.calling(&mut tx, caller).await?.caller)?;
         let before = store::limits::of_tenant_in(&mut tx, &tenant).await?;
         if before != limit {
             store::limits::set_of_tenant(&mut tx, &tenant, limit, now).await?;
@@ -157,6 +157,9 @@ impl Keys {
                 .forget_all(|record| record.caller.tenant.as_ref() == Some(&tenant));
             self.tenant_limits.forget();
             committed?;
+        } else {
+            // What is left may be asked of the database, which must not wait for this connection.
+            drop(tx);
         }
         self.left_of_tenant(&tenant).await
     }
@@ -182,6 +185,14 @@ impl Keys {
         };
         let rows = store::usage::read(db, tenant, family.as_deref(), &span).await?;
         Ok((buckets(rows), left))
+    }
+}
+
+/// `OPERATOR_ONLY` unless the caller is one.
+fn check_operator(caller: &Caller) -> Result<()> {
+    match caller.is_operator() {
+        true => Ok(()),
+        false => Err(auth::operator_only(&format!("{SET} of a tenant"))),
     }
 }
 

@@ -51,7 +51,8 @@ impl Keys {
         // Nobody changes it any more; someone may have, since it was looked at.
         let key = store::find_in(&mut tx, &tenant, key_id).await?;
         let key = key.ok_or_else(|| crate::error::not_found(key_id))?;
-        scopes::check_within(caller, key.rights())?;
+        let calling = self.calling(&mut tx, caller).await?;
+        calling.check_within(key.rights())?;
         if key.revocation.is_some() {
             drop(tx);
             self.cache.forget(key_id);

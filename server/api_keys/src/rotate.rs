@@ -63,13 +63,11 @@ impl Keys {
 
     async fn rotate_now(&self, caller: &Caller, rotation: Rotation) -> Result<Done<Rotated>> {
         let (tenant, now) = (tenant_of(caller), self.core.clock.now());
-        let own = self.reach(caller).await?;
-        let check = |key: &Key| {
+        let check = |caller: &Caller, key: &Key| {
             scopes::check_within(caller, key.rights())?;
-            scopes::check_all_tenants(caller, key)?;
-            scopes::check_reach(own.as_ref(), key.expire_time, &key.cidrs)
+            scopes::check_all_tenants(caller, key)
         };
-        check(&self.get(caller, &rotation.key_id).await?)?;
+        check(caller, &self.get(caller, &rotation.key_id).await?)?;
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         if let Some((call, _)) = &rotation.retry
@@ -84,7 +82,9 @@ impl Keys {
         let old = store::find_in(&mut tx, &tenant, &rotation.key_id).await?;
         let old = old.ok_or_else(|| crate::error::not_found(&rotation.key_id))?;
         // Nobody changes it any more; someone may have, since it was looked at.
-        check(&old)?;
+        let calling = self.calling(&mut tx, caller).await?;
+        check(&calling.caller, &old)?;
+        calling.check_reach(old.expire_time, &old.cidrs)?;
         check_active(&old, now)?;
         let successor = successor(&old, caller, now)?;
         let key_id = successor.0.key_id.clone();

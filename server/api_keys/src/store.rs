@@ -304,6 +304,12 @@ pub async fn by_id(db: &Db, key_id: &str) -> Result<Option<(Key, Hash)>> {
     row.map(Row::read).transpose()
 }
 
+/// The same within a transaction.
+pub async fn by_id_in(tx: &mut Tx, key_id: &str) -> Result<Option<Key>> {
+    let query = tx.query(BY_ID).bind(key_id.to_owned());
+    query.optional::<Row>().await?.map(Row::key).transpose()
+}
+
 /// The key of a tenant with this id.
 pub async fn find(db: &Db, tenant: &TenantRef, key_id: &str) -> Result<Option<Key>> {
     let query = db.query(FIND).bind(tenant.number()).bind(key_id.to_owned());

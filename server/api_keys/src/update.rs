@@ -64,6 +64,11 @@ impl Keys {
         let log = self.system_log().await?;
         let mut tx = self.core.db.begin().await?;
         lock_head(&mut tx, &TenantRef::system()).await?;
+        let calling = self.calling(&mut tx, caller).await?;
+        calling.check_within(before.rights())?;
+        calling.check_within(after.rights())?;
+        scopes::check_all_tenants(&calling.caller, &before)?;
+        calling.check_reach(after.expire_time, &after.cidrs)?;
         // After the wait for the lock, in which the key may have ended.
         let now = self.core.clock.now();
         check_active(&before, now)?;
@@ -128,8 +133,6 @@ impl Keys {
             ..before.clone()
         };
         scopes::check_within(caller, after.rights())?;
-        let own = self.reach(caller).await?;
-        scopes::check_reach(own.as_ref(), after.expire_time, &after.cidrs)?;
         Ok(after)
     }
 }

@@ -73,8 +73,7 @@
 //!     };
 //!     let job = core.jobs.create(&mut tx, caller.tenant()?, new).await?;
 //!     // ... hub_core::audit::record, then Call::finish with job.to_proto() in the answer ...
-//!     tx.commit().await?;
-//!     core.jobs.wake();
+//!     core.jobs.commit(tx).await?;
 //!     Ok(job)
 //! }
 //! ```
@@ -246,7 +245,22 @@ impl Jobs {
         Ok(job)
     }
 
-    /// Lets this process look for work at once; others do within 20 seconds.
+    /// Ends a transaction that made or changed a job, and lets this process look for work at once;
+    /// others do within 20 seconds. It runs to its end even if the caller is gone.
+    ///
+    /// Errors: `STORE_BUSY`.
+    pub async fn commit(&self, tx: Tx) -> Result<()> {
+        let jobs = self.clone();
+        let task = tokio::spawn(async move {
+            tx.commit().await?;
+            jobs.wake();
+            Ok(())
+        });
+        task.await
+            .map_err(|error| Error::internal(format!("a commit panicked: {error}")))?
+    }
+
+    /// Lets this process look for work at once, after a transaction that was committed otherwise.
     pub fn wake(&self) {
         self.inner.woken.notify_one();
     }

@@ -139,8 +139,7 @@ impl Redelivery {
             let message = answer.encode_to_vec();
             call.finish(&mut tx, &core.sealer, message, None).await?;
         }
-        tx.commit().await?;
-        core.jobs.wake();
+        core.jobs.commit(tx).await?;
         Ok(answer)
     }
 

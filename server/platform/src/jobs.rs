@@ -97,8 +97,7 @@ impl Jobs {
             time: now,
         };
         audit::record(&mut tx, &tenant, change).await?;
-        tx.commit().await?;
-        self.core.jobs.wake();
+        self.core.jobs.commit(tx).await?;
         Ok(after)
     }
 }

@@ -22,9 +22,11 @@ const INSERT: Sql = Sql::same(
 );
 const UPDATE: Sql =
     Sql::same("update rate_standings set standings = $2, update_time = $3 where subject = $1");
+// What is refreshed meanwhile stays: PostgreSQL looks at the row again, and not into the list.
 const SWEEP: Sql = Sql::same(
     "delete from rate_standings where subject in (
-         select subject from rate_standings where update_time < $1 limit $2)",
+         select subject from rate_standings where update_time < $1 limit $2)
+     and update_time < $1",
 );
 
 /// Every statement of this file, for the test that prepares them.

@@ -1,6 +1,7 @@
 //! The rules on real databases: what needs to see inside the crate, or to stop time at a point.
 
 mod keys;
+mod processes;
 mod race;
 mod retry;
 mod rights;

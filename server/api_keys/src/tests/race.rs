@@ -1,13 +1,13 @@
 //! A revoked key is refused by the next call, whatever was looked up before.
 
-use hub_core::auth::Authenticator;
+use hub_core::auth::{Authenticator, KeyIssuer};
 use hub_core::clock::micros;
 use hub_core::journal::{Log, lock_head};
 use hub_core::storage::Sql;
 
 use super::*;
 use crate::Key;
-use crate::key::Record;
+use crate::key::{Record, Revocation};
 use crate::lookup::WAITING_MAX;
 use crate::rotate::{GRACE, Rotation};
 use crate::store;
@@ -25,6 +25,40 @@ async fn execute(hub: &TestKeys, statements: &[Sql]) {
         tx.query(*sql).execute().await.unwrap();
     }
     tx.commit().await.unwrap();
+}
+
+/// Calls that change a key of a tenant, or make one.
+async fn changes(
+    keys: &Arc<Keys>,
+    act: &str,
+    caller: &Caller,
+    (tenant, key_id): (&TenantRef, &str),
+) -> Result<()> {
+    let rotation = Rotation {
+        key_id: key_id.to_owned(),
+        grace: GRACE,
+        retry: None,
+    };
+    let named_late = NewValues {
+        name: Some("late".to_owned()),
+        ..NewValues::default()
+    };
+    let new = NewKey {
+        scopes: texts(&["psa:tickets.read"]),
+        ..named("mine")
+    };
+    match act {
+        "create" => keys.create(caller, new, None).await.map(drop),
+        "rotate" => keys.rotate(caller, rotation).await.map(drop),
+        "update" => keys.update(caller, key_id, named_late).await.map(drop),
+        "revoke" => keys.revoke(caller, key_id, "").await.map(drop),
+        "limit" => keys.limit_key(caller, key_id, 7).await.map(drop),
+        _ => {
+            let mut tx = keys.core.db.begin().await?;
+            let issued = keys.issue_administrator(&mut tx, tenant, &caller.key_id);
+            issued.await.map(drop)
+        }
+    }
 }
 
 /// A process that has a key in memory and the system log read to its end.
@@ -309,6 +343,69 @@ both_databases! {
             hub.core.clock.advance(std::time::Duration::from_secs(60));
             drop(tx);
             assert_eq!(task.await.unwrap().unwrap_err().reason(), "KEY_STATE_INVALID", "{act}");
+        }
+    }
+
+    async fn a_key_that_ends_or_is_narrowed_while_its_call_waits_changes_none(hub: TestKeys) {
+        for (act, narrowed) in ["create", "rotate", "update", "revoke", "limit", "issue"]
+            .into_iter()
+            .flat_map(|act| [(act, false), (act, true)])
+        {
+            if act == "issue" && narrowed {
+                continue;
+            }
+            let own = hub.create(&["hub:*"]).await;
+            let caller = hub.authenticate(&own).await.unwrap();
+            let target = hub.create(&["psa:tickets.read"]).await.key;
+            let mut tx = hub.core.db.begin().await.unwrap();
+            lock_head(&mut tx, &TenantRef::system()).await.unwrap();
+            let (keys, key_id, tenant) =
+                (hub.keys.clone(), target.key_id.clone(), hub.tenant.clone());
+            let task = tokio::spawn(async move {
+                let called = changes(&keys, act, &caller, (&tenant, &key_id));
+                called.await
+            });
+            // Meanwhile it is admitted, and then waits for the lock.
+            for _ in 0..50 {
+                hub.keys.get(&hub.administrator(), &target.key_id).await.unwrap();
+            }
+            let expected = match narrowed {
+                true => {
+                    let fewer = Key { scopes: texts(&["hub:keys.write"]), ..own.key };
+                    store::update(&mut tx, &hub.tenant, &fewer).await.unwrap().unwrap();
+                    "SCOPE_ESCALATION"
+                }
+                false => {
+                    let revocation = Revocation {
+                        time: hub.core.clock.now(),
+                        by: "key_caller".to_owned(),
+                        reason: "stolen".to_owned(),
+                        epoch: 1,
+                    };
+                    let key_id = &own.key.key_id;
+                    let ended = store::revoke(&mut tx, &hub.tenant, key_id, &revocation);
+                    ended.await.unwrap().unwrap();
+                    "KEY_REVOKED"
+                }
+            };
+            tx.commit().await.unwrap();
+            let refused = task.await.unwrap().unwrap_err();
+            assert_eq!(refused.reason(), expected, "{act}");
+            let kept = hub.keys.get(&hub.administrator(), &target.key_id).await.unwrap();
+            assert_eq!(kept, target, "{act}");
+        }
+    }
+
+    async fn a_limit_that_is_set_again_as_it_is_holds_nothing_while_it_asks(hub: TestKeys) {
+        let mut operator = caller(None, &["hub:*"]);
+        operator.tenant = Some(hub.tenant.clone());
+        hub.keys.limit_tenant(&operator, 5).await.unwrap();
+        // More than there are connections.
+        let again = (0..8).map(|_| hub.keys.limit_tenant(&operator, 5));
+        let all = futures_util::future::join_all(again);
+        let all = tokio::time::timeout(std::time::Duration::from_secs(3), all).await;
+        for answer in all.expect("none waits for a connection that another one holds") {
+            answer.unwrap();
         }
     }
 

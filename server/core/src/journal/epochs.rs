@@ -170,6 +170,11 @@ impl Journal {
         is_late.then(|| known.epoch.load(Ordering::Acquire))
     }
 
+    /// The tenant has this epoch, as its log or that of the hub tells.
+    pub fn observe_epoch(&self, tenant: &TenantRef, epoch: u64) {
+        self.epochs.observe(tenant.number(), epoch);
+    }
+
     /// Changes when the epoch of some tenant has risen, as far as this process has seen.
     pub fn epochs_risen(&self) -> watch::Receiver<u64> {
         self.epochs.risen.subscribe()
