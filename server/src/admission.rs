@@ -113,11 +113,11 @@ where
     };
     // What was passed on keeps the id and the address that it came with.
     if !caller.origin.forwarded {
-        caller.origin = Origin {
+        caller.origin = Arc::new(Origin {
             call_id: Call::of(&request).id,
             client_ip: peer,
             forwarded: false,
-        };
+        });
     }
     // Strangers do not learn what is built.
     let mut response = if modules::is_built(policy.method) {

@@ -1,5 +1,6 @@
 //! Calls that one process passes on to another.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hub_client::proto::hub::api_keys::v1::api_keys_client::ApiKeysClient;
@@ -42,7 +43,7 @@ async fn caller(hub: &TestHub, scopes: &[&str]) -> Caller {
         product: Some("psa".into()),
         scopes: Scopes::new(scopes.iter().map(|scope| (*scope).to_owned())),
         all_tenants: false,
-        origin: Origin::default(),
+        origin: Origin::of_nothing(),
     }
 }
 
@@ -173,7 +174,7 @@ async fn a_call_is_passed_on_once_and_to_a_live_process_only() {
     let second = another(&hub).await;
     let caller = caller(&hub, &["hub:events.read"]).await;
     let mut passed_on = caller.clone();
-    passed_on.origin.forwarded = true;
+    Arc::make_mut(&mut passed_on.origin).forwarded = true;
     let id = second.core.processes.id().clone();
     let refused = async |id: &str, caller: &Caller| {
         let refused = hub

@@ -8,8 +8,8 @@ use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use hub_proto::credential::{self, NOT_WHOLE};
 
+use crate::cache::Known;
 use crate::denials::Denial;
-use crate::key::Record;
 use crate::keys::Keys;
 use crate::lookup::{ATTEMPTS_MAX, busy};
 use crate::secret::Plaintext;
@@ -84,7 +84,7 @@ impl Authenticator for Keys {
 }
 
 impl Keys {
-    async fn record_by_id(&self, key_id: &str) -> Result<Option<Arc<Record>>> {
+    async fn record_by_id(&self, key_id: &str) -> Result<Option<Arc<Known>>> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.core.clock.now();
             if let Some(known) = self.cache.by_id(key_id, now) {
@@ -94,10 +94,10 @@ impl Keys {
             let Some((key, hash)) = store::by_id(&self.core.db, key_id).await? else {
                 return Ok(None);
             };
-            let record = self.cache.read(&key)?;
+            let known = self.cache.read(fill, hash, &key)?;
             // Else a key was changed meanwhile, and it may be this one.
-            if self.cache.finish(fill, hash, record.clone()) {
-                return Ok(Some(record));
+            if self.cache.finish(fill, &known) {
+                return Ok(Some(known));
             }
         }
         Err(busy("keys_change"))

@@ -13,6 +13,7 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::hash;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -53,18 +54,28 @@ struct Generation {
     by_id: HashSet<ById>,
 }
 
-struct Cached {
+/// A key as a look-up found it. One allocation: there may be a million.
+#[derive(Debug)]
+pub(crate) struct Known {
+    record: Record,
     hash: Hash,
-    record: Arc<Record>,
     /// When its look-up began.
     since: Micros,
 }
 
+impl Deref for Known {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        &self.record
+    }
+}
+
 /// A place in a table: the hash is in what it points to, not once more in the table.
-struct ByHash(Arc<Cached>);
+struct ByHash(Arc<Known>);
 
 /// The same by the id of the key.
-struct ById(Arc<Cached>);
+struct ById(Arc<Known>);
 
 impl Borrow<Hash> for ByHash {
     fn borrow(&self) -> &Hash {
@@ -128,11 +139,15 @@ impl Cache {
         }
     }
 
-    /// The record of a key that was read from the database, for [`Cache::finish`].
-    pub fn read(&self, key: &Key) -> Result<Arc<Record>> {
+    /// A key with this hash that a look-up read from the database, for [`Cache::finish`].
+    pub fn read(&self, fill: Fill, hash: Hash, key: &Key) -> Result<Arc<Known>> {
         let mut record = Record::read(key)?;
         self.interned.share(&mut record.caller);
-        Ok(Arc::new(record))
+        Ok(Arc::new(Known {
+            record,
+            hash,
+            since: fill.began,
+        }))
     }
 
     /// Keeps keys from now on: changes of others are heard of.
@@ -145,28 +160,28 @@ impl Cache {
     }
 
     /// The key with this hash, if it is known and fresh.
-    pub fn by_hash(&self, hash: &Hash, now: Micros) -> Option<Arc<Record>> {
+    pub fn by_hash(&self, hash: &Hash, now: Micros) -> Option<Arc<Known>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let find = |of: &Generation| of.by_hash.get(hash).map(|found| found.0.clone());
-        let cached = find(&state.young).or_else(|| find(&state.old))?;
-        let same = bool::from(cached.hash.ct_eq(hash));
-        (same && self.is_fresh(&cached, now)).then(|| cached.record.clone())
+        let known = find(&state.young).or_else(|| find(&state.old))?;
+        let same = bool::from(known.hash.ct_eq(hash));
+        (same && self.is_fresh(&known, now)).then_some(known)
     }
 
     /// The key with this id, if it is known and fresh.
-    pub fn by_id(&self, key_id: &str, now: Micros) -> Option<Arc<Record>> {
+    pub fn by_id(&self, key_id: &str, now: Micros) -> Option<Arc<Known>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let find = |of: &Generation| of.by_id.get(key_id).map(|found| found.0.clone());
-        let cached = find(&state.young).or_else(|| find(&state.old))?;
-        self.is_fresh(&cached, now).then(|| cached.record.clone())
+        let known = find(&state.young).or_else(|| find(&state.old))?;
+        self.is_fresh(&known, now).then_some(known)
     }
 
     /// A clock that was set back makes everything stale, not eternal.
-    fn is_fresh(&self, cached: &Cached, now: Micros) -> bool {
+    fn is_fresh(&self, known: &Known, now: Micros) -> bool {
         if !self.is_used.load(Ordering::Relaxed) {
             self.is_used.store(true, Ordering::Relaxed);
         }
-        let known_at = cached.since.max(self.renewed_at.load(Ordering::Acquire));
+        let known_at = known.since.max(self.renewed_at.load(Ordering::Acquire));
         (0..self.ttl).contains(&now.saturating_sub(known_at))
     }
 
@@ -206,9 +221,9 @@ impl Cache {
         state.young.by_hash.contains(hash) || state.old.by_hash.contains(hash)
     }
 
-    /// Ends a look-up. The record is not kept, and must not be used, if any key was changed since
+    /// Ends a look-up. What it found is not kept, and must not be used, if any key was changed since
     /// it began: then this is false.
-    pub fn finish(&self, fill: Fill, hash: Hash, record: Arc<Record>) -> bool {
+    pub fn finish(&self, fill: Fill, found: &Arc<Known>) -> bool {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if state.epoch != fill.epoch {
             return false;
@@ -219,14 +234,9 @@ impl Cache {
         if state.young.by_hash.len() >= self.generation_max {
             state.old = std::mem::take(&mut state.young);
         }
-        let cached = Arc::new(Cached {
-            hash,
-            record,
-            since: fill.began,
-        });
         // Not inserted: what is there of before would stay.
-        state.young.by_hash.replace(ByHash(cached.clone()));
-        state.young.by_id.replace(ById(cached));
+        state.young.by_hash.replace(ByHash(found.clone()));
+        state.young.by_id.replace(ById(found.clone()));
         true
     }
 
@@ -256,8 +266,8 @@ impl Fill {
 
 impl Generation {
     fn remove(&mut self, key_id: &str) {
-        if let Some(ById(cached)) = self.by_id.take(key_id) {
-            self.by_hash.remove(&cached.hash);
+        if let Some(ById(known)) = self.by_id.take(key_id) {
+            self.by_hash.remove(&known.hash);
         }
     }
 
@@ -279,12 +289,12 @@ mod tests {
         cache
     }
 
-    fn record(key_id: &str) -> Arc<Record> {
+    fn finish(cache: &Cache, fill: Fill, hash: Hash, key_id: &str) -> bool {
         let key = crate::key::Key {
             key_id: key_id.into(),
             ..crate::key::tests::key()
         };
-        Arc::new(Record::new(&key).unwrap())
+        cache.finish(fill, &cache.read(fill, hash, &key).unwrap())
     }
 
     fn known(cache: &Cache, hash: u8, now: Micros) -> bool {
@@ -292,9 +302,15 @@ mod tests {
     }
 
     #[test]
+    fn a_million_keys_take_some_hundred_megabytes() {
+        // With the counts of the shared pointer and what an allocator adds.
+        assert!(size_of::<Known>() <= 200, "{}", size_of::<Known>());
+    }
+
+    #[test]
     fn a_key_is_believed_for_its_time_to_live_and_not_a_moment_longer() {
         let cache = cache(10);
-        cache.finish(cache.begin(100), [1; 32], record("key_1"));
+        finish(&cache, cache.begin(100), [1; 32], "key_1");
         assert!(known(&cache, 1, 100) && known(&cache, 1, 100 + micros(TTL) - 1));
         assert!(cache.by_id("key_1", 100).is_some());
         assert!(!known(&cache, 1, 100 + micros(TTL)));
@@ -305,7 +321,7 @@ mod tests {
     #[test]
     fn what_is_renewed_is_believed_for_its_time_to_live_from_then() {
         let cache = cache(10);
-        cache.finish(cache.begin(100), [1; 32], record("key_1"));
+        finish(&cache, cache.begin(100), [1; 32], "key_1");
         assert!(known(&cache, 1, 100) && cache.was_used() && !cache.was_used());
         cache.renew(200);
         assert!(known(&cache, 1, 200 + micros(TTL) - 1) && cache.was_used());
@@ -328,10 +344,10 @@ mod tests {
     #[test]
     fn nothing_is_kept_before_changes_of_others_are_heard_of() {
         let cache = Cache::new(10, TTL);
-        assert!(cache.finish(cache.begin(0), [1; 32], record("key_1")));
+        assert!(finish(&cache, cache.begin(0), [1; 32], "key_1"));
         assert!(!known(&cache, 1, 0));
         cache.keep();
-        cache.finish(cache.begin(0), [1; 32], record("key_1"));
+        finish(&cache, cache.begin(0), [1; 32], "key_1");
         assert!(known(&cache, 1, 0));
     }
 
@@ -340,9 +356,9 @@ mod tests {
         let cache = cache(10);
         let early = cache.begin(0);
         cache.forget("key_1");
-        cache.finish(early, [1; 32], record("key_1"));
+        finish(&cache, early, [1; 32], "key_1");
         assert!(!known(&cache, 1, 0));
-        cache.finish(cache.begin(0), [1; 32], record("key_1"));
+        finish(&cache, cache.begin(0), [1; 32], "key_1");
         assert!(known(&cache, 1, 0));
     }
 
@@ -351,15 +367,15 @@ mod tests {
         let cache = Cache::new(10, TTL);
         let early = cache.begin(0);
         cache.keep();
-        cache.finish(early, [1; 32], record("key_1"));
+        finish(&cache, early, [1; 32], "key_1");
         assert!(!known(&cache, 1, 0));
     }
 
     #[test]
     fn a_forgotten_key_is_gone_from_both_generations() {
         let cache = cache(2);
-        cache.finish(cache.begin(0), [1; 32], record("key_1"));
-        cache.finish(cache.begin(0), [2; 32], record("key_2"));
+        finish(&cache, cache.begin(0), [1; 32], "key_1");
+        finish(&cache, cache.begin(0), [2; 32], "key_2");
         assert!(known(&cache, 1, 0) && known(&cache, 2, 0));
         cache.forget("key_1");
         assert!(!known(&cache, 1, 0) && known(&cache, 2, 0));
@@ -370,9 +386,9 @@ mod tests {
     #[test]
     fn a_key_that_is_looked_up_again_is_forgotten_in_both_places() {
         let cache = cache(2);
-        cache.finish(cache.begin(0), [1; 32], record("key_1"));
-        cache.finish(cache.begin(0), [2; 32], record("key_2"));
-        cache.finish(cache.begin(1), [1; 32], record("key_1"));
+        finish(&cache, cache.begin(0), [1; 32], "key_1");
+        finish(&cache, cache.begin(0), [2; 32], "key_2");
+        finish(&cache, cache.begin(1), [1; 32], "key_1");
         cache.forget("key_1");
         assert!(!known(&cache, 1, 1) && cache.by_id("key_1", 1).is_none());
     }
@@ -383,7 +399,7 @@ mod tests {
         for number in 0..10_000u32 {
             let mut hash = [0; 32];
             hash[..4].copy_from_slice(&number.to_be_bytes());
-            cache.finish(cache.begin(0), hash, record(&format!("key_{number}")));
+            finish(&cache, cache.begin(0), hash, &format!("key_{number}"));
         }
         let state = cache.state.read().unwrap();
         assert!(state.young.by_hash.len() + state.old.by_hash.len() <= 100);

@@ -35,7 +35,7 @@ struct Case<'a> {
     keys: &'a Arc<Keys>,
     subject: &'a Subject,
     key: &'a Key,
-    record: Arc<Record>,
+    record: Record,
     products: Arc<Products>,
     /// What the tenant may use, if there is one.
     usable: Option<Arc<tenancy::Snapshot>>,
@@ -77,7 +77,7 @@ impl Keys {
             let made = tenant.and_then(|_| fixes::make_one(&subject.asked, &checks));
             return Ok(conclude(checks, &subject, made.into_iter().collect(), now));
         };
-        let record = Arc::new(Record::read(key)?);
+        let record = Record::read(key)?;
         let tenant = key.tenant.as_ref().or(caller.tenant.as_ref());
         let case = Case {
             keys: self,

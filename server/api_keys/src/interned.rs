@@ -68,7 +68,7 @@ mod tests {
             product: Some(product.into()),
             scopes: Scopes::new(scopes.iter().map(|scope| (*scope).to_owned())),
             all_tenants: false,
-            origin: Default::default(),
+            origin: hub_core::auth::Origin::of_nothing(),
         }
     }
 

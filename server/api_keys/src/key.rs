@@ -134,9 +134,9 @@ impl Key {
 #[derive(Debug)]
 pub(crate) struct Record {
     pub caller: Caller,
-    pub cidrs: Vec<Cidr>,
+    pub cidrs: Box<[Cidr]>,
     pub end: Option<End>,
-    pub successor_id: Option<String>,
+    pub successor_id: Option<Box<str>>,
     /// See [`Key::family`].
     pub family: Arc<str>,
     pub limits: Limits,
@@ -172,11 +172,11 @@ impl Record {
                 product: key.product.as_deref().map(Into::into),
                 scopes: Scopes::new(key.scopes.iter().cloned()),
                 all_tenants: key.tenant.is_none(),
-                origin: Origin::default(),
+                origin: Origin::of_nothing(),
             },
             cidrs,
             end: key.end(),
-            successor_id: key.successor_id.clone(),
+            successor_id: key.successor_id.as_deref().map(Into::into),
             family,
             limits: Limits {
                 own: key.requests_per_minute,

@@ -18,8 +18,7 @@ use hub_core::storage::Db;
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
-use crate::cache::{Cache, Fill};
-use crate::key::Record;
+use crate::cache::{Cache, Fill, Known};
 use crate::secret::plaintext::Hash;
 use crate::store::{self, LOOKED_UP_MAX};
 use crate::unknown::Unknown;
@@ -32,7 +31,7 @@ pub(crate) const ATTEMPTS_MAX: u32 = 10;
 /// How long one look-up may take, in time of its own.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
-type Found = Result<Option<Arc<Record>>>;
+type Found = Result<Option<Arc<Known>>>;
 
 /// Looks keys up by their hash; cheap to clone.
 #[derive(Clone)]
@@ -111,7 +110,9 @@ impl Lookup {
         let rows = store::by_hashes(&inner.db, &hashes).await?;
         meanwhile.await;
         let row = rows.iter().find(|(_, stored)| stored == hash);
-        let found = row.map(|(key, _)| inner.cache.read(key)).transpose();
+        let found = row
+            .map(|(key, _)| inner.cache.read(fill, *hash, key))
+            .transpose();
         inner.land(*hash, fill, found);
         work(inner.clone()).await;
         let told = answer.wait_for(Option::is_some).await.unwrap().clone();
@@ -184,7 +185,7 @@ impl Inner {
     fn land(&self, hash: Hash, fill: Fill, found: Found) {
         let mut state = self.state();
         let kept = match &found {
-            Ok(Some(record)) => self.cache.finish(fill, hash, record.clone()),
+            Ok(Some(known)) => self.cache.finish(fill, known),
             Ok(None) => {
                 state.unknown.insert(hash, fill.began());
                 true
@@ -233,7 +234,8 @@ async fn work(inner: Arc<Inner>) {
                 Err(error) => Err(error.clone()),
                 Ok(rows) => {
                     let row = rows.iter().find(|(_, stored)| stored.ct_eq(&hash).into());
-                    row.map(|(key, _)| inner.cache.read(key)).transpose()
+                    row.map(|(key, _)| inner.cache.read(fill, hash, key))
+                        .transpose()
                 }
             };
             inner.land(hash, fill, found);

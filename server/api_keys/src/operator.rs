@@ -36,7 +36,7 @@ impl Keys {
             product: None,
             scopes: Scopes::new([ADMINISTRATOR.to_owned()]),
             all_tenants: true,
-            origin: Origin::default(),
+            origin: Origin::of_nothing(),
         };
         let (system, now) = (TenantRef::system(), self.core.clock.now());
         let log = self.system_log().await?;

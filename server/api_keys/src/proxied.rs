@@ -163,7 +163,7 @@ fn asking(origin: Origin) -> Caller {
         product: None,
         scopes: Scopes::default(),
         all_tenants: true,
-        origin,
+        origin: origin.into(),
     }
 }
 

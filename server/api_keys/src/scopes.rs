@@ -122,7 +122,7 @@ mod tests {
             product: product.map(Into::into),
             scopes: Scopes::new(scopes.iter().map(|scope| (*scope).to_owned())),
             all_tenants,
-            origin: hub_core::auth::Origin::default(),
+            origin: hub_core::auth::Origin::of_nothing(),
         }
     }
 

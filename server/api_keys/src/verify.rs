@@ -15,6 +15,7 @@ use hub_core::error::{Error, Result};
 use hub_core::id;
 use hub_proto::credential::{Fault, NOT_WHOLE};
 
+use crate::cache::Known;
 use crate::decision::{self, Asked, Snapshot};
 use crate::denials::Denial;
 use crate::error;
@@ -43,7 +44,7 @@ pub(crate) struct Question {
 /// The decision.
 pub(crate) struct Verdict {
     /// The key, if it is known to the caller.
-    pub record: Option<Arc<Record>>,
+    pub record: Option<Arc<Known>>,
     /// Why not; none = allowed.
     pub refusal: Option<Error>,
     /// Status that the product answers with.
@@ -104,7 +105,7 @@ impl Keys {
     }
 
     /// The key that is presented, or why it is refused before anything of it is looked at.
-    async fn look_up(&self, caller: &Caller, key: &str) -> Result<Result<Arc<Record>>> {
+    async fn look_up(&self, caller: &Caller, key: &str) -> Result<Result<Arc<Known>>> {
         if key.is_empty() {
             return Ok(Err(error::no_key(Fault::Missing)));
         }
@@ -120,7 +121,7 @@ impl Keys {
     async fn judge(
         self: &Arc<Self>,
         caller: &Caller,
-        record: &Arc<Record>,
+        record: &Arc<Known>,
         question: &Question,
         verdict: &mut Verdict,
     ) -> Result<()> {

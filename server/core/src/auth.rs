@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::HeaderMap;
 use hub_proto::policy::MethodPolicy;
@@ -96,8 +96,8 @@ pub struct Caller {
     pub scopes: Scopes,
     /// The key itself belongs to no tenant.
     pub all_tenants: bool,
-    /// The call that it makes.
-    pub origin: Origin,
+    /// The call that it makes. Apart: keys in memory have none, and there may be a million.
+    pub origin: Arc<Origin>,
 }
 
 /// Where a call comes from, for the audit log.
@@ -109,6 +109,14 @@ pub struct Origin {
     pub client_ip: Option<IpAddr>,
     /// Another process was called, and passed the call on to this one: it goes no further.
     pub forwarded: bool,
+}
+
+impl Origin {
+    /// Outside of a call.
+    pub fn of_nothing() -> Arc<Origin> {
+        static NOTHING: LazyLock<Arc<Origin>> = LazyLock::new(Arc::default);
+        NOTHING.clone()
+    }
 }
 
 impl Caller {

@@ -141,7 +141,7 @@ impl Keys {
                 .map(Arc::from),
             scopes: Scopes::new([ADMINISTRATOR.to_owned()]),
             all_tenants: is_operator,
-            origin: Origin::default(),
+            origin: Origin::of_nothing(),
         })
     }
 }

@@ -10,6 +10,8 @@
 //! - What is not whole, not ours, late, or meant for another process or method is refused alike.
 //! - A call is passed on once: who gets it answers it ([`Origin::forwarded`]).
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -198,11 +200,11 @@ impl Claims {
             product: self.product.map(Into::into),
             scopes: Scopes::new(self.scopes),
             all_tenants: self.all_tenants,
-            origin: Origin {
+            origin: Arc::new(Origin {
                 call_id: self.call_id.into(),
                 client_ip: self.client_ip.and_then(|address| address.parse().ok()),
                 forwarded: true,
-            },
+            }),
         }
     }
 }
@@ -245,11 +247,11 @@ mod tests {
             product: Some("portal".into()),
             scopes: Scopes::new(scopes),
             all_tenants: true,
-            origin: Origin {
+            origin: Arc::new(Origin {
                 call_id: "req_1".into(),
                 client_ip: Some([10, 0, 0, 1].into()),
                 forwarded: false,
-            },
+            }),
         }
     }
 
@@ -277,7 +279,7 @@ mod tests {
             Caller {
                 tenant: None,
                 product: None,
-                origin: Origin::default(),
+                origin: Origin::of_nothing(),
                 ..caller(Vec::new())
             },
         ] {
@@ -286,10 +288,10 @@ mod tests {
             let read = read(&signed, NOW).unwrap().unwrap();
             assert!(read.origin.forwarded && !caller.origin.forwarded);
             let back = Caller {
-                origin: Origin {
+                origin: Arc::new(Origin {
                     forwarded: false,
-                    ..read.origin.clone()
-                },
+                    ..Origin::clone(&read.origin)
+                }),
                 ..read
             };
             assert_eq!(format!("{back:?}"), format!("{caller:?}"));

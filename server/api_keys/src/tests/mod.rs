@@ -131,7 +131,7 @@ pub fn caller(tenant: Option<&TenantRef>, scopes: &[&str]) -> Caller {
         product: None,
         scopes: Scopes::new(texts(scopes)),
         all_tenants: tenant.is_none(),
-        origin: hub_core::auth::Origin::default(),
+        origin: hub_core::auth::Origin::of_nothing(),
     }
 }
 

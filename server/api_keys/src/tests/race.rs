@@ -7,7 +7,7 @@ use hub_core::storage::Sql;
 
 use super::*;
 use crate::Key;
-use crate::key::{Record, Revocation};
+use crate::key::Revocation;
 use crate::lookup::WAITING_MAX;
 use crate::rotate::{GRACE, Rotation};
 use crate::store;
@@ -113,7 +113,8 @@ both_databases! {
         let (key, stored) = store::by_hashes(&hub.core.db, &[hash]).await.unwrap().remove(0);
         assert!(key.revocation.is_none(), "read while it still worked");
         hub.keys.revoke(&hub.administrator(), &key.key_id, "").await.unwrap();
-        hub.keys.cache.finish(fill, stored, Arc::new(Record::new(&key).unwrap()));
+        let known = hub.keys.cache.read(fill, stored, &key).unwrap();
+        hub.keys.cache.finish(fill, &known);
         assert_eq!(hub.authenticate(&created).await.unwrap_err().reason(), "KEY_REVOKED");
     }
 

@@ -65,7 +65,7 @@ impl Parameters {
             product: Some(self.product.as_str().into()).filter(|_| !self.product.is_empty()),
             scopes: Scopes::new(all),
             all_tenants: false,
-            origin: Origin::default(),
+            origin: Origin::of_nothing(),
         }
     }
 }
