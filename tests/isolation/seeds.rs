@@ -150,6 +150,11 @@ pub const SEEDS: &[Seed] = &[
         r#"{"subscription":"$sub_","maxEvents":$N}"#,
     ),
     product(
+        "hub.event_bus.v1.EventBus/Consume",
+        0,
+        r#"{"open":{"subscription":"$sub_"}}"#,
+    ),
+    product(
         "hub.event_bus.v1.EventBus/Publish",
         6,
         r#"{"events":[{"id":"one-$N","source":"/psa/tickets","specVersion":"1.0",
