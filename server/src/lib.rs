@@ -12,6 +12,7 @@
 mod accept;
 mod admission;
 mod advertise;
+mod allocator;
 #[cfg(test)]
 mod alone;
 mod answers;
