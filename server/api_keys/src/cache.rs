@@ -221,8 +221,8 @@ impl Cache {
         state.young.by_hash.contains(hash) || state.old.by_hash.contains(hash)
     }
 
-    /// Ends a look-up. What it found is not kept, and must not be used, if any key was changed since
-    /// it began: then this is false.
+    /// Ends a look-up. What it found is not kept, and must not be used, if any key was changed
+    /// since it began: then this is false.
     pub fn finish(&self, fill: Fill, found: &Arc<Known>) -> bool {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if state.epoch != fill.epoch {

@@ -43,6 +43,7 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
     let mut at = log.head().seq;
     keys.cache.forget_all(|_| true);
     keys.tenant_limits.forget();
+    keys.core.journal.doubt_epochs();
     keys.epoch.send_replace(at);
     if keys.core.db.is_postgres() {
         followers::forget(&keys.core.db).await?;
@@ -53,8 +54,15 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
     let mut renewals = tokio::time::interval(RENEWED_EACH);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut used_at = None;
+    let mut was_live = true;
     loop {
         turn.passed_for(IDLE);
+        // Before anything is believed again: who was cut off for long was forgotten.
+        let is_live = keys.core.processes.is_live();
+        if is_live && !was_live {
+            confirm(&keys, at).await?;
+        }
+        was_live = is_live;
         let before = at;
         at = tokio::select! {
             moved = head.changed() => match moved {
@@ -67,7 +75,7 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
                 }
                 match used_at.is_some_and(|used| tick.saturating_duration_since(used) < IN_USE) {
                     true => renew(&keys, &log, at).await?,
-                    false => continue,
+                    false => at,
                 }
             },
             () = turn.stopped().cancelled() => return Ok(()),
@@ -149,6 +157,7 @@ pub(crate) async fn catch_up(keys: &Keys, log: &Log, mut at: u64) -> Result<u64>
             Page::Gap { to, .. } => {
                 keys.cache.forget_all(|_| true);
                 keys.tenant_limits.forget();
+                keys.core.journal.doubt_epochs();
                 keys.lookup.made();
                 at = to;
             }

@@ -7,6 +7,7 @@ use hub_core::error::Result;
 use hub_core::journal::{TenantRef, lock_head};
 use hub_core::storage::Tx;
 
+use crate::error;
 use crate::keys::{Keys, NewKey};
 use crate::store;
 
@@ -41,7 +42,10 @@ impl KeyIssuer for Keys {
         Box::pin(async move {
             // As whoever revokes the operator's key does, which may have happened meanwhile.
             lock_head(tx, &TenantRef::system()).await?;
-            self.working(tx, created_by).await?;
+            let own = self.working(tx, created_by).await?;
+            if own.is_some_and(|(_, own)| !own.caller.is_operator()) {
+                return Err(error::escalation(ADMINISTRATOR));
+            }
             let now = self.core.clock.now();
             let new = administrator("administrator");
             let made = self.insert(tx, tenant, new, created_by, now).await?;

@@ -218,7 +218,7 @@ impl Jobs {
         });
     }
 
-    /// Makes a job, QUEUED, as part of `tx`. Call [`Jobs::wake`] after the commit.
+    /// Makes a job, QUEUED, as part of `tx`. End `tx` by [`Jobs::commit`].
     ///
     /// Errors: `QUOTA_EXCEEDED` if the tenant has 100 jobs that have not ended, `STORE_BUSY`.
     pub async fn create(&self, tx: &mut Tx, tenant: &TenantRef, new: NewJob) -> Result<Job> {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::leaving::Owed;
 use crate::group::{Group, Parts};
 use crate::hall::{Hall, Halls};
-use crate::owners::{Live, Owners};
+use crate::owners::{Live, Owners, What};
 use crate::seat::Seat;
 use crate::store::positions;
 use crate::whereabouts::Whereabouts;
@@ -174,8 +174,9 @@ impl Groups {
             return Ok(());
         }
         if !self.parts.core.processes.is_live() {
-            // The others may have taken them over by now.
+            // The others may have taken them over by now; if none has, they are free.
             for group in &open {
+                self.owe(&group.id, group.epoch);
                 group.lose();
                 self.remove(group);
             }
@@ -288,15 +289,23 @@ impl Owners for Groups {
         Box::pin(Groups::close(self, id))
     }
 
-    fn changed<'a>(&'a self, _: &'a TenantRef, id: &'a str) -> BoxFuture<'a, ()> {
+    fn changed<'a>(&'a self, _: &'a TenantRef, id: &'a str, what: What) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let Err(error) = self.settings_changed(id).await else {
-                return;
-            };
-            tracing::debug!("the settings of a subscription could not be read: {error}");
-            // It must not go on with those of before; who needs it opens it again.
+            if what == What::Settings {
+                let Err(error) = self.settings_changed(id).await else {
+                    return;
+                };
+                // It must not go on with those of before.
+                tracing::debug!("the settings of a subscription could not be read: {error}");
+            }
+            let group = self.find(id);
             if let Err(error) = Groups::close(self, id).await {
                 tracing::debug!("what was known of {id} is not stored: {error}");
+            }
+            // Streams of one tenant open it again; those of all tenants would when its log grows.
+            let hall = group.and_then(|group| self.halls.find(&group.product, &group.name));
+            if let Some(hall) = hall {
+                hall.look_again();
             }
         })
     }

@@ -16,17 +16,27 @@ use crate::subscriptions::Settings;
 /// Blocked keys that are told.
 const BLOCKED_MAX: usize = 20;
 
+/// What was changed of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Its settings, or its pause: who works on it goes on with those.
+    Settings,
+    /// Something that fences. Whoever began to work on it since it was closed began with what was
+    /// stored before, and would notice at its next checkpoint only: it ends.
+    Place,
+}
+
 /// The subscriptions at work, of this process and, as far as it can ask them, of others.
 pub trait Owners: Send + Sync {
     /// Stores what is known of a subscription and ends its leases; whoever takes events of it next
-    /// begins with what is stored then. Called before a change that fences, and again after it.
+    /// begins with what is stored then. Called before a change that fences.
     ///
     /// Errors: `STORE_BUSY`; the change is not made then.
     fn close<'a>(&'a self, tenant: &'a TenantRef, id: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// The settings or the pause of a subscription changed. Called after the commit; in this
-    /// process they hold once this is over.
-    fn changed<'a>(&'a self, tenant: &'a TenantRef, id: &'a str) -> BoxFuture<'a, ()>;
+    /// A subscription was changed. Called after the commit; in this process the change holds once
+    /// this is over.
+    fn changed<'a>(&'a self, tenant: &'a TenantRef, id: &'a str, what: What) -> BoxFuture<'a, ()>;
 
     /// How subscriptions that are at work are doing now. One that is missing is not at work: what
     /// is stored of it is all there is.

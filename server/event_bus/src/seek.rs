@@ -22,13 +22,13 @@ use prost::Message;
 
 use crate::log_entry::HUB;
 use crate::matching::{Budget, Passed, Target, Walk};
-use crate::owners::unsettled;
+use crate::owners::{What, unsettled};
 use crate::start;
 use crate::store::progress::{self, Failed};
 use crate::store::seeks::{self, Range, Stored as Position};
 use crate::store::subscription_filters;
 use crate::subscription_status::Statuses;
-use crate::subscriptions::{Follow, Stored, Subscriptions, Told, find_in, show};
+use crate::subscriptions::{Stored, Subscriptions, Told, find_in, show};
 
 /// The RPC, as its policy names it.
 pub(crate) const SEEK: &str = "hub.event_bus.v1.EventBus/SeekSubscription";
@@ -214,7 +214,7 @@ impl Subscriptions {
                 "skipped": seek.counted.skipped,
             }),
         };
-        self.commit(tx, told, Follow::Close).await?;
+        self.commit(tx, told, What::Place).await?;
         Ok(answer)
     }
 }

@@ -26,7 +26,7 @@ pub(crate) use self::creation::CREATE;
 pub(crate) use self::deletion::{SWEEP_INTERVAL, sweep};
 pub(crate) use self::pause::tell_exhausted;
 pub use self::settings::Settings;
-pub(crate) use self::told::{Follow, Told};
+pub(crate) use self::told::Told;
 use crate::owners::Owners;
 use crate::routing::Configurations;
 use crate::store::subscriptions as store;

@@ -145,6 +145,8 @@ both_databases! {
         let (keys, db) = (hub.keys.clone(), hub.core.db.clone());
         let writing = tokio::spawn(async move { keys.denials.write(&db).await });
         for _ in 0..50 {
+            // Meanwhile it comes to where it waits.
+            hub.keys.get(&hub.administrator(), &key.key.key_id).await.unwrap();
             let found = hub.keys.denials.find(&hub.core.db, &verdict.call_id).await;
             assert!(found.unwrap().is_some());
         }

@@ -53,11 +53,12 @@ pub async fn bump(tx: &mut Tx, tenant: &TenantRef) -> Result<Bumped, Failure> {
 }
 
 /// What is known; as many as tenants in use since the start, about 100 bytes each.
-#[derive(Default)]
 pub(super) struct Epochs {
     known: RwLock<HashMap<i64, Arc<Known>>>,
     /// Counts how often one was seen to have risen.
     risen: watch::Sender<u64>,
+    /// What was asked for before is not believed any more.
+    doubted_at: AtomicI64,
 }
 
 struct Known {
@@ -67,7 +68,24 @@ struct Known {
     used: AtomicBool,
 }
 
+impl Default for Epochs {
+    fn default() -> Self {
+        Epochs {
+            known: RwLock::default(),
+            risen: watch::Sender::default(),
+            doubted_at: AtomicI64::new(Micros::MIN),
+        }
+    }
+}
+
 impl Epochs {
+    /// When the epoch that is known was asked for, if that is believed.
+    fn checked_at(&self, known: &Known) -> Option<Micros> {
+        let checked_at = known.checked_at.load(Ordering::Acquire);
+        let doubted_at = self.doubted_at.load(Ordering::Acquire);
+        (checked_at != Micros::MIN && checked_at >= doubted_at).then_some(checked_at)
+    }
+
     /// A commit of this process was made under this epoch.
     pub(super) fn observe(&self, tenant_no: i64, epoch: u64) {
         let known = self.known_of(tenant_no);
@@ -120,13 +138,9 @@ impl Epochs {
 
 impl Known {
     /// `alone`: no other process can have changed it, so that once asked is enough.
-    fn fresh(&self, now: Micros, alone: bool) -> Option<u64> {
+    fn fresh(&self, checked_at: Option<Micros>, now: Micros, alone: bool) -> Option<u64> {
         self.used.store(true, Ordering::Release);
-        let checked_at = self.checked_at.load(Ordering::Acquire);
-        if checked_at == Micros::MIN {
-            return None;
-        }
-        let age = now - checked_at;
+        let age = now - checked_at?;
         // A clock that was set back says nothing of the age.
         (alone || (0..BELIEVED).contains(&age)).then(|| self.epoch.load(Ordering::Acquire))
     }
@@ -144,7 +158,8 @@ impl Journal {
     pub async fn routing_epoch(&self, tenant: &TenantRef) -> Result<u64> {
         let now = self.clock.now();
         let known = self.epochs.known_of(tenant.number());
-        if let Some(epoch) = known.fresh(now, !self.db.is_postgres()) {
+        let checked_at = self.epochs.checked_at(&known);
+        if let Some(epoch) = known.fresh(checked_at, now, !self.db.is_postgres()) {
             return Ok(epoch);
         }
         let row: Option<(i64,)> = self
@@ -162,12 +177,15 @@ impl Journal {
     /// that go on for so long while the database is away.
     pub fn routing_epoch_lately(&self, tenant: &TenantRef) -> Option<u64> {
         let known = self.epochs.known_of(tenant.number());
-        let age = self
-            .clock
-            .now()
-            .checked_sub(known.checked_at.load(Ordering::Acquire))?;
+        let age = self.clock.now() - self.epochs.checked_at(&known)?;
         let is_late = (0..micros(self.limits.key_cache_ttl)).contains(&age);
         is_late.then(|| known.epoch.load(Ordering::Acquire))
+    }
+
+    /// All epochs are asked for again: changes were missed.
+    pub fn doubt_epochs(&self) {
+        let now = self.clock.now();
+        self.epochs.doubted_at.store(now, Ordering::Release);
     }
 
     /// The tenant has this epoch, as its log or that of the hub tells.
@@ -196,15 +214,20 @@ mod tests {
     fn an_epoch_never_goes_back_and_is_believed_for_less_than_a_second() {
         let epochs = Epochs::default();
         let known = epochs.known_of(7);
-        assert_eq!(known.fresh(0, true), None, "never asked for");
+        let fresh = |now, alone| known.fresh(epochs.checked_at(&known), now, alone);
+        assert_eq!(fresh(0, true), None, "never asked for");
         epochs.observe(7, 3);
         assert_eq!(known.learn(2, 1_000), 3);
-        assert_eq!(known.fresh(1_000, false), Some(3));
-        assert_eq!(known.fresh(1_000 + BELIEVED, false), None);
-        assert_eq!(known.fresh(999, false), None, "the clock was set back");
-        assert_eq!(known.fresh(Micros::MAX, true), Some(3));
+        assert_eq!(fresh(1_000, false), Some(3));
+        assert_eq!(fresh(1_000 + BELIEVED, false), None);
+        assert_eq!(fresh(999, false), None, "the clock was set back");
+        assert_eq!(fresh(Micros::MAX, true), Some(3));
         epochs.observe(7, 4);
-        assert_eq!(known.fresh(1_001, false), Some(4));
+        assert_eq!(fresh(1_001, false), Some(4));
+        epochs.doubted_at.store(1_002, Ordering::Release);
+        assert_eq!(fresh(1_003, true), None, "changes were missed");
+        known.learn(4, 1_002);
+        assert_eq!(fresh(1_003, true), Some(4));
     }
 
     #[test]
@@ -212,7 +235,7 @@ mod tests {
         let epochs = Epochs::default();
         epochs.observe(1, 1);
         assert_eq!(epochs.in_use(), [0; 0]);
-        epochs.known_of(1).fresh(0, false);
+        epochs.known_of(1).fresh(None, 0, false);
         assert_eq!(epochs.in_use(), [1]);
         assert_eq!(epochs.in_use(), [0; 0]);
     }

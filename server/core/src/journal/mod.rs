@@ -424,10 +424,6 @@ impl Journal {
         let (journal, log) = (self.clone(), log.clone());
         tokio::spawn(async move {
             loop {
-                tokio::select! {
-                    () = tokio::time::sleep(CATCH_UP_PAUSE) => {}
-                    () = journal.stopped.cancelled() => return,
-                }
                 // Before the read: what it does not see needs another one.
                 log.read_on.store(false, Ordering::Release);
                 let Err(error) = journal.catch_up(&log).await else {
@@ -436,6 +432,10 @@ impl Journal {
                 tracing::warn!("the newest events are not readable yet: {error}");
                 if log.read_on.swap(true, Ordering::AcqRel) {
                     return;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(CATCH_UP_PAUSE) => {}
+                    () = journal.stopped.cancelled() => return,
                 }
             }
         });

@@ -43,12 +43,15 @@ impl Groups {
     pub(crate) async fn close(&self, id: &str) -> Result<()> {
         let _turn = self.turn(id).lock().await;
         let found = self.lock().by_id.get(id).cloned();
-        match found {
-            Some(group) => {
+        let owed = self.owed().get(id).copied();
+        match (found, owed) {
+            (Some(group), _) => {
                 group.end();
                 self.leave(&group).await
             }
-            None => Ok(()),
+            // It was closed before, and may not be stored.
+            (None, Some(epoch)) => self.let_go_of(id, epoch).await,
+            (None, None) => Ok(()),
         }
     }
 
@@ -63,7 +66,7 @@ impl Groups {
     async fn let_go_of(&self, id: &str, epoch: u64) -> Result<()> {
         self.parts.checkpoints.store().await?;
         let mut tx = self.parts.core.db.begin().await?;
-        positions::release(&mut tx, id, epoch).await?;
+        positions::release(&mut tx, id, epoch, &self.process).await?;
         tx.commit().await?;
         self.owe_no_more(id);
         Ok(())

@@ -39,7 +39,8 @@ const EPOCHS: Sql = Sql::each(
      where p.subscription_id in (select json_array_elements_text($1::json))",
 );
 const RELEASE: Sql = Sql::same(
-    "update subscription_positions set owner = '' where subscription_id = $1 and epoch = $2",
+    "update subscription_positions set owner = ''
+     where subscription_id = $1 and epoch = $2 and owner = $3",
 );
 const RELEASE_ALL: Sql = Sql::same("update subscription_positions set owner = '' where owner = $1");
 const OWNER: Sql = Sql::same("select owner from subscription_positions where subscription_id = $1");
@@ -235,10 +236,12 @@ pub async fn epochs(db: &Db, ids: &[&str]) -> Result<HashMap<String, (u64, u64)>
         .collect())
 }
 
-/// Lets another process have it at once.
-pub async fn release(tx: &mut Tx, id: &str, epoch: u64) -> Result<(), Failure> {
+/// Lets another process have at once what `owner` acquired with this epoch. An epoch that was not
+/// committed may be of another one by now.
+pub async fn release(tx: &mut Tx, id: &str, epoch: u64, owner: &str) -> Result<(), Failure> {
     let query = tx.query(RELEASE).bind(id.to_owned());
-    query.bind(epoch as i64).execute().await?;
+    let query = query.bind(epoch as i64).bind(owner.to_owned());
+    query.execute().await?;
     Ok(())
 }
 

@@ -16,9 +16,10 @@ use hub_proto::hub::event_bus::v1::{
 use prost::Message;
 
 use super::settings::{self, Changed};
-use super::{Follow, ID_PREFIX, Stored, Subscriptions, Told, show};
+use super::{ID_PREFIX, Stored, Subscriptions, Told, show};
 use crate::filter::Filter;
 use crate::matching::Target;
+use crate::owners::What;
 use crate::store::progress::Failed;
 use crate::store::{seeks, subscription_filters, subscriptions as store};
 use crate::subscription_status::Statuses;
@@ -98,7 +99,7 @@ impl Subscriptions {
             time: now,
             more: serde_json::json!({ "settledSequence": place }),
         };
-        self.commit(tx, told, Follow::Settings).await?;
+        self.commit(tx, told, What::Settings).await?;
         Ok(answer)
     }
 

@@ -8,7 +8,8 @@ use hub_core::error::{Error, Result};
 use hub_core::journal;
 use hub_core::module::Core;
 
-use super::{Follow, Stored, Subscriptions, Told, find_in};
+use super::{Stored, Subscriptions, Told, find_in};
+use crate::owners::What;
 use crate::store::{seeks, subscription_filters, subscriptions as store};
 
 /// The RPC, as its policy names it.
@@ -64,7 +65,7 @@ impl Subscriptions {
             time: now,
             more: serde_json::json!({}),
         };
-        self.commit(tx, told, Follow::Close).await?;
+        self.commit(tx, told, What::Place).await?;
         if more {
             // The subscription is gone whatever comes of this: the sweep deletes what is left.
             let left = delete_outcomes(&self.core, id).await;

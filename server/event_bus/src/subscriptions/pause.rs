@@ -9,7 +9,8 @@ use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{PauseSubscriptionRequest, Subscription};
 
 use super::told::tell;
-use super::{Follow, Pause, Stored, Subscriptions, Told, find_in};
+use super::{Pause, Stored, Subscriptions, Told, find_in};
+use crate::owners::What;
 use crate::store::subscriptions as store;
 
 /// The RPCs, as their policies name them.
@@ -97,7 +98,7 @@ impl Subscriptions {
             time: now,
             more: more(after.pause.as_ref()),
         };
-        self.commit(tx, told, Follow::Settings).await?;
+        self.commit(tx, told, What::Settings).await?;
         self.shown(tenant, after).await
     }
 }

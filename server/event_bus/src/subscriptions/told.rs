@@ -11,6 +11,7 @@ use hub_core::module::Core;
 use hub_core::storage::Tx;
 
 use super::{Stored, Subscriptions};
+use crate::owners::What;
 
 /// Where the events about subscriptions come from.
 const SOURCE: &str = "/hub/subscriptions";
@@ -65,36 +66,19 @@ impl Told<'_> {
     }
 }
 
-/// What the owner in this process does about a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Follow {
-    /// It reads the settings again.
-    Settings,
-    /// It ends, after a change that fences: whoever began to work on the subscription since it was
-    /// closed began with what was stored before, and would notice at its next checkpoint only.
-    Close,
-}
-
 impl Subscriptions {
     /// Ends `tx` with the event that tells of it; the owner follows before this returns. In a task
     /// of its own: a caller that goes away must not leave an owner that goes on as before.
     ///
     /// Errors: `STORE_BUSY`.
-    pub(crate) async fn commit(&self, tx: Tx, told: Told<'_>, follow: Follow) -> Result<()> {
+    pub(crate) async fn commit(&self, tx: Tx, told: Told<'_>, what: What) -> Result<()> {
         let (core, owners) = (self.core.clone(), self.owners.clone());
         let (tenant, id) = (told.log.tenant().clone(), told.stored.id.clone());
         let append = told.append();
         let committing = tokio::spawn(async move {
             let done = commit(&core, tx, append).await;
             // Also if it is not known whether it was committed.
-            match follow {
-                Follow::Settings => owners.changed(&tenant, &id).await,
-                Follow::Close => {
-                    if let Err(error) = owners.close(&tenant, &id).await {
-                        tracing::debug!("what was known of {id} is not stored: {error}");
-                    }
-                }
-            }
+            owners.changed(&tenant, &id, what).await;
             done
         });
         committing.await.map_err(Error::internal)?

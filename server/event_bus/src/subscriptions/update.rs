@@ -9,8 +9,9 @@ use hub_core::storage::Tx;
 use hub_proto::hub::event_bus::v1::{EventFilter, Subscription, UpdateSubscriptionRequest};
 
 use super::settings::{self, Changed};
-use super::{Follow, Stored, Subscriptions, Told, find_in};
+use super::{Stored, Subscriptions, Told, find_in};
 use crate::filter::Filter;
+use crate::owners::What;
 use crate::store::{seeks, subscription_filters, subscriptions as store};
 
 /// The RPC, as its policy names it.
@@ -75,11 +76,11 @@ impl Subscriptions {
             time: now,
             more: serde_json::json!({ "filterChanged": after.filter != before.filter }),
         };
-        let follow = match after.filter == before.filter {
-            true => Follow::Settings,
-            false => Follow::Close,
+        let what = match after.filter == before.filter {
+            true => What::Settings,
+            false => What::Place,
         };
-        self.commit(tx, told, follow).await?;
+        self.commit(tx, told, what).await?;
         self.shown(tenant, after).await
     }
 
