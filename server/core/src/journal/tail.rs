@@ -144,7 +144,7 @@ impl Log {
             };
             let inside = |row: &mut Arc<Segment>| row.first() >= segment.first();
             while let Some(row) = tail.segments.pop_back_if(inside) {
-                budget.release(row.memory());
+                budget.release([row]);
             }
             budget.charge(self, &segment);
             tail.segments.push_back(segment);
@@ -167,7 +167,7 @@ impl Log {
     pub(crate) fn forget(&self, budget: &Budget) {
         let mut tail = self.lock();
         tail.view += 1;
-        let freed = tail.segments.drain(..).map(|s| s.memory()).sum();
+        let freed = std::mem::take(&mut tail.segments);
         drop(tail);
         budget.release(freed);
     }
@@ -177,7 +177,7 @@ impl Log {
         let mut tail = self.lock();
         // One of which only the first rows were removed goes too: its rest is read again.
         let gone = tail.segments.partition_point(|s| s.first() <= floor);
-        let freed = tail.segments.drain(..gone).map(|s| s.memory()).sum();
+        let freed: Vec<_> = tail.segments.drain(..gone).collect();
         drop(tail);
         budget.release(freed);
         self.floor.send_if_modified(|known| {
@@ -195,11 +195,7 @@ impl Log {
         }
         let later = tail.waiting.split_off(&(head.seq + 1));
         tail.waiting = later;
-        let freed = tail
-            .segments
-            .drain(..)
-            .map(|segment| segment.memory())
-            .sum();
+        let freed = std::mem::take(&mut tail.segments);
         self.head.send_replace(head);
         drop(tail);
         budget.release(freed);
@@ -230,11 +226,16 @@ impl Log {
         Look::Segments(found)
     }
 
-    fn drop_oldest(&self) -> usize {
-        self.lock()
-            .segments
-            .pop_front()
-            .map_or(0, |segment| segment.memory())
+    fn drop_oldest(&self, budget: &Budget) {
+        let oldest = self.lock().segments.pop_front();
+        budget.release(oldest);
+    }
+
+    /// Whether a segment with this first event is in memory.
+    fn holds(&self, first: u64) -> bool {
+        let tail = self.lock();
+        let find = |segment: &Arc<Segment>| segment.first().cmp(&first);
+        tail.segments.binary_search_by(find).is_ok()
     }
 }
 
@@ -243,40 +244,69 @@ impl Log {
 pub(crate) struct Budget {
     bytes: AtomicUsize,
     bytes_max: usize,
+    segments: AtomicUsize,
     /// Who holds the oldest segment, in order of commit.
-    oldest: Mutex<VecDeque<Weak<Log>>>,
+    oldest: Mutex<VecDeque<Place>>,
 }
+
+/// Where a segment was put: the log, and its first event.
+type Place = (Weak<Log>, u64);
+
+/// Places of segments that are gone which stay in the queue, beside as many as there are segments.
+const GONE_MAX: usize = 10_000;
 
 impl Budget {
     pub(crate) fn new(bytes_max: usize) -> Self {
         Budget {
             bytes: AtomicUsize::new(0),
             bytes_max,
+            segments: AtomicUsize::new(0),
             oldest: Mutex::default(),
         }
     }
 
     fn charge(&self, log: &Arc<Log>, segment: &Segment) {
         self.bytes.fetch_add(segment.memory(), Ordering::Relaxed);
-        self.queue().push_back(Arc::downgrade(log));
+        self.segments.fetch_add(1, Ordering::Relaxed);
+        let place = (Arc::downgrade(log), segment.first());
+        self.queue().push_back(place);
     }
 
-    /// Its places in the queue stay: what is evicted in their turn is younger, which does no harm.
-    fn release(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    /// Their places in the queue stay for a while: what is evicted in their turn is younger, which
+    /// does no harm.
+    fn release(&self, segments: impl IntoIterator<Item = Arc<Segment>>) {
+        for segment in segments {
+            self.bytes.fetch_sub(segment.memory(), Ordering::Relaxed);
+            self.segments.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     fn evict(&self) {
         while self.bytes.load(Ordering::Relaxed) > self.bytes_max {
-            let Some(log) = self.queue().pop_front() else {
+            let Some((log, _)) = self.queue().pop_front() else {
                 return;
             };
-            let freed = log.upgrade().map_or(0, |log| log.drop_oldest());
-            self.bytes.fetch_sub(freed, Ordering::Relaxed);
+            if let Some(log) = log.upgrade() {
+                log.drop_oldest(self);
+            }
+        }
+        if self.queue().len() > 2 * self.segments.load(Ordering::Relaxed) + GONE_MAX {
+            self.clear_queue();
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Weak<Log>>> {
+    /// Removes the places of segments that are gone. Outside of the queue's lock, which is taken
+    /// under that of a log.
+    fn clear_queue(&self) {
+        let places = std::mem::take(&mut *self.queue());
+        let is_held = |(log, first): &Place| log.upgrade().is_some_and(|log| log.holds(*first));
+        let held = places.into_iter().filter(is_held).collect();
+        let mut queue = self.queue();
+        let newer = std::mem::replace(&mut *queue, held);
+        queue.extend(newer);
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Place>> {
         self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -368,6 +398,18 @@ mod tests {
         assert!(matches!(log.look(0, 1000), Look::Behind));
         assert!(matches!(log.look(98, 1000), Look::Segments(_)));
         assert!(matches!(log.look(99, 1000), Look::AtEnd));
+    }
+
+    #[test]
+    fn places_of_what_is_gone_do_not_fill_the_memory() {
+        let (log, budget) = (log(), Budget::new(1 << 20));
+        for first in 1..100_000 {
+            log.offer(segment(first, 1), &budget);
+            log.forget_through(first - 1, &budget);
+        }
+        assert!(budget.queue().len() <= GONE_MAX + 3);
+        assert_eq!(held(&log), [(99_999, 99_999)]);
+        assert!(budget.queue().iter().any(|place| place.1 == 99_999));
     }
 
     #[test]
