@@ -231,6 +231,26 @@ both_databases! {
         assert_eq!(limits().await, (100, 100));
     }
 
+    async fn the_usage_of_a_key_of_no_tenant_is_told_to_who_calls_for_none(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let root = hub.client(&hub.operator_key);
+        let all = ApiKey { all_tenants: true, ..new_key("for all", &["psa:*", "hub:keys.verify"]) };
+        let made = create(&root, all).await.unwrap();
+        let (key, key_id) = (made.plaintext, made.api_key.unwrap().key_id);
+        for _ in 0..3 {
+            verify(&root, tickets(&key)).await.unwrap();
+        }
+        let told = written(&hub, &root, &key_id, 3).await;
+        assert_eq!((told.buckets.len(), told.buckets[0].allowed), (1, 3));
+        let request = GetApiKeyUsageRequest::default();
+        let answer = root.api_keys().get_api_key_usage(request.clone()).await;
+        assert_eq!(reason(answer.map_err(hub_client::Error::from)), "TENANT_REQUIRED");
+        let request = GetApiKeyUsageRequest { key_id, ..request };
+        let answer = operator(&hub).api_keys().get_api_key_usage(request).await;
+        let reason = reason(answer.map_err(hub_client::Error::from));
+        assert_eq!(reason, "KEY_NOT_FOUND", "it is not the tenant's");
+    }
+
     async fn a_key_limits_only_keys_within_its_own_rights(hub: TestHub) {
         let (_, wide) = made(&hub, "wide").await;
         let scopes = ["hub:limits.write", "hub:keys.write", "psa:tickets.read"];

@@ -164,9 +164,10 @@ impl Keys {
         self.left_of_tenant(&tenant).await
     }
 
-    /// How often a key, with those that share its usage, or all keys of a tenant were used.
+    /// How often a key, with those that share its usage, or all keys of a tenant were used. Without
+    /// tenant it is a key that serves all tenants.
     ///
-    /// Errors: `KEY_NOT_FOUND`, `FIELD_INVALID`.
+    /// Errors: `KEY_NOT_FOUND`, `TENANT_REQUIRED`, `FIELD_INVALID`.
     pub(crate) async fn usage_of(
         self: &Arc<Self>,
         caller: &Caller,
@@ -174,16 +175,16 @@ impl Keys {
         wanted: Wanted,
     ) -> Result<(Vec<Bucket>, Option<Left>)> {
         let span = span(wanted, self.core.clock.now())?;
-        let (db, tenant) = (&self.core.db, caller.tenant()?);
         let (family, left) = match key_id {
-            "" => (None, self.left_of_tenant(tenant).await?),
+            "" => (None, self.left_of_tenant(caller.tenant()?).await?),
             key_id => {
                 let key = self.get(caller, key_id).await?;
-                let left = self.left_of_key(&key, Some(tenant)).await;
+                let left = self.left_of_key(&key, caller.tenant.as_ref()).await;
                 (Some(key.family), left)
             }
         };
-        let rows = store::usage::read(db, tenant, family.as_deref(), &span).await?;
+        let (db, tenant) = (&self.core.db, tenant_of(caller));
+        let rows = store::usage::read(db, &tenant, family.as_deref(), &span).await?;
         Ok((buckets(rows), left))
     }
 }
