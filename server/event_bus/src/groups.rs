@@ -10,6 +10,7 @@ mod opening;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::{self, BoxFuture};
 use hub_core::clock::micros;
@@ -27,8 +28,16 @@ use crate::whereabouts::Whereabouts;
 
 /// Groups that are opened or closed at the same time.
 const TURNS: usize = 64;
+/// Pauses before a subscription that another process let go is looked at again, if it could not be
+/// put to work: it is told that it goes before its process has let it go on disk.
+const LEFT_PAUSES: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 /// How long it is told what became of events that passed retention.
-const TOLD: std::time::Duration = std::time::Duration::from_secs(90 * 24 * 3600);
+const TOLD: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// Where a subscription is at work.
 #[derive(Debug)]
@@ -246,10 +255,15 @@ impl Groups {
         };
         let (groups, id) = (self.clone(), subscription_id.to_owned());
         tokio::spawn(async move {
-            match positions::is_behind(&groups.parts.core.db, tenant, &id).await {
-                Ok(true) => hall.has_grown(&groups, tenant).await,
-                Ok(false) => {}
-                Err(error) => tracing::debug!("a position could not be read: {error}"),
+            for pause in LEFT_PAUSES {
+                match positions::is_behind(&groups.parts.core.db, tenant, &id).await {
+                    Ok(true) if hall.takes_up(&groups, tenant).await => return,
+                    Ok(false) => return,
+                    Ok(true) => {}
+                    Err(error) => tracing::debug!("a position could not be read: {error}"),
+                }
+                tokio::time::sleep(pause).await;
+                groups.whereabouts.forget(&id);
             }
         });
     }

@@ -224,6 +224,14 @@ impl Hall {
         self.again.notify_one();
     }
 
+    /// Puts the subscription of a tenant to work that another process let go; true if it is at work
+    /// here then.
+    pub(crate) async fn takes_up(&self, groups: &Arc<Groups>, number: i64) -> bool {
+        self.has_grown(groups, number).await;
+        let found = groups.find_named(number, &self.product, &self.name);
+        found.is_some()
+    }
+
     /// Puts the subscription of a tenant to work, whose log has grown.
     pub(crate) async fn has_grown(&self, groups: &Arc<Groups>, number: i64) {
         if groups
