@@ -18,9 +18,11 @@ use crate::store::usage as store;
 pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(4);
 /// Minutes of keys that wait to be written; while the database is away, more are not counted.
 const PENDING_MAX: usize = 100_000;
-/// Rows that one transaction writes, a multiple of the three spans, which are written together.
-/// On SQLite a transaction holds the only writer.
-const CHUNK: usize = 1200;
+/// Counts that one transaction writes, as a row of each of the three spans. On SQLite a transaction
+/// holds the only writer.
+const CHUNK_COUNTS: usize = 400;
+/// Last uses that one transaction writes.
+const CHUNK_USES: usize = 1200;
 /// The outcome of what was allowed.
 pub(crate) const ALLOWED: &str = "";
 
@@ -31,13 +33,36 @@ pub(crate) const DAY: Micros = 24 * HOUR;
 /// Each span, and how long its counts are kept.
 const SPANS: [(Micros, Micros); 3] = [(MINUTE, 7 * DAY), (HOUR, 90 * DAY), (DAY, 1100 * DAY)];
 
-/// Requests of a key family in a minute, by outcome.
-type Counts = BTreeMap<&'static str, u64>;
+/// A key family in a minute: number of the tenant, family, begin of the minute.
+type Of = (i64, Arc<str>, Micros);
+
+/// Requests of a key family in a minute. Mostly nothing is denied, and then this is all: there may be
+/// many.
+#[derive(Default)]
+struct Counts {
+    allowed: u64,
+    /// By reason.
+    denied: BTreeMap<&'static str, u64>,
+}
+
+impl Counts {
+    fn add(&mut self, outcome: &'static str, requests: u64) {
+        match outcome {
+            ALLOWED => self.allowed += requests,
+            reason => *self.denied.entry(reason).or_default() += requests,
+        }
+    }
+
+    fn into_outcomes(self) -> impl Iterator<Item = (&'static str, u64)> {
+        let allowed = (self.allowed > 0).then_some((ALLOWED, self.allowed));
+        allowed.into_iter().chain(self.denied)
+    }
+}
 
 /// What was counted and is not written yet.
 #[derive(Default)]
 struct Pending {
-    counts: HashMap<(i64, Arc<str>, Micros), Counts>,
+    counts: HashMap<Of, Counts>,
     uses: HashMap<Arc<str>, Micros>,
 }
 
@@ -74,7 +99,7 @@ impl Usage {
             return;
         }
         let counts = pending.counts.entry(of).or_default();
-        *counts.entry(outcome).or_default() += u64::from(requests);
+        counts.add(outcome, u64::from(requests));
     }
 
     /// A key was used, by whatever call that it was good for.
@@ -91,21 +116,27 @@ impl Usage {
     /// Writes what was counted. What could not be written is kept for the next batch.
     pub async fn write(&self, db: &Db) -> Result<()> {
         let Pending { counts, uses } = std::mem::take(&mut *self.pending());
-        let mut rows = rows(&counts);
-        while !rows.is_empty() {
-            let chunk = rows.split_off(rows.len().saturating_sub(CHUNK));
-            if let Err(error) = store::add(db, &chunk).await {
-                rows.extend(chunk);
-                self.put_back(&rows, uses);
+        let counts = counts.into_iter();
+        let mut counts: Vec<(Of, &'static str, u64)> = counts
+            .flat_map(|(of, counts)| {
+                let outcomes = counts.into_outcomes();
+                outcomes.map(move |(outcome, requests)| (of.clone(), outcome, requests))
+            })
+            .collect();
+        while !counts.is_empty() {
+            let chunk = counts.split_off(counts.len().saturating_sub(CHUNK_COUNTS));
+            if let Err(error) = store::add(db, &rows(&chunk)).await {
+                counts.extend(chunk);
+                self.put_back(counts, uses);
                 return Err(error);
             }
         }
         let mut uses: Vec<(Arc<str>, Micros)> = uses.into_iter().collect();
         while !uses.is_empty() {
-            let chunk = uses.split_off(uses.len().saturating_sub(CHUNK));
+            let chunk = uses.split_off(uses.len().saturating_sub(CHUNK_USES));
             if let Err(error) = store::set_last_use(db, &chunk).await {
                 uses.extend(chunk);
-                self.put_back(&[], uses.into_iter().collect());
+                self.put_back(Vec::new(), uses.into_iter().collect());
                 return Err(error);
             }
         }
@@ -120,13 +151,10 @@ impl Usage {
         Ok(())
     }
 
-    /// The rows of a minute are those that are put back: the others follow from them.
-    fn put_back(&self, rows: &[Counted], uses: HashMap<Arc<str>, Micros>) {
+    fn put_back(&self, counts: Vec<(Of, &'static str, u64)>, uses: HashMap<Arc<str>, Micros>) {
         let mut pending = self.pending();
-        for row in rows.iter().filter(|row| row.span == MINUTE) {
-            let of = (row.tenant_no, row.family.clone(), row.start);
-            let counts = pending.counts.entry(of).or_default();
-            *counts.entry(row.outcome).or_default() += row.requests;
+        for (of, outcome, requests) in counts {
+            pending.counts.entry(of).or_default().add(outcome, requests);
         }
         for (key_id, time) in uses {
             let last = pending.uses.entry(key_id).or_insert(time);
@@ -139,20 +167,17 @@ impl Usage {
     }
 }
 
-/// A row for each span of each count. Those of one count lie together, in one chunk.
-fn rows(counts: &HashMap<(i64, Arc<str>, Micros), Counts>) -> Vec<Counted> {
-    let mut rows = Vec::new();
-    for ((tenant_no, family, minute), counts) in counts {
-        for (outcome, requests) in counts {
-            rows.extend(SPANS.map(|(span, _)| Counted {
-                tenant_no: *tenant_no,
-                family: family.clone(),
-                span,
-                start: minute - minute.rem_euclid(span),
-                outcome,
-                requests: *requests,
-            }));
-        }
-    }
-    rows
+/// A row for each span of each count.
+fn rows(counts: &[(Of, &'static str, u64)]) -> Vec<Counted> {
+    let of_spans = |((tenant_no, family, minute), outcome, requests): &(Of, &'static str, u64)| {
+        SPANS.map(|(span, _)| Counted {
+            tenant_no: *tenant_no,
+            family: family.clone(),
+            span,
+            start: minute - minute.rem_euclid(span),
+            outcome,
+            requests: *requests,
+        })
+    };
+    counts.iter().flat_map(of_spans).collect()
 }
