@@ -36,8 +36,7 @@ const SPANS: [(Micros, Micros); 3] = [(MINUTE, 7 * DAY), (HOUR, 90 * DAY), (DAY,
 /// A key family in a minute: number of the tenant, family, begin of the minute.
 type Of = (i64, Arc<str>, Micros);
 
-/// Requests of a key family in a minute. Mostly nothing is denied, and then this is all: there may be
-/// many.
+/// Requests of a key family in a minute. Mostly nothing is denied, and then this is all of it.
 #[derive(Default)]
 struct Counts {
     allowed: u64,
