@@ -177,16 +177,18 @@ impl Groups {
     async fn look_at_open(&self) -> Result<()> {
         let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
         for group in open.iter().filter(|group| group.is_over()) {
+            self.owe(&group.id, group.epoch);
             self.remove(group);
         }
         if !self.parts.core.db.is_postgres() || open.is_empty() {
             return Ok(());
         }
         if !self.parts.core.processes.is_live() {
-            // The others may have taken them over by now; if none has, they are free.
+            // The others may have taken them over by now. If none has, they are to be free, and
+            // what was acked is stored: only the checkpoint knows, and tells who waits for it.
             for group in &open {
                 self.owe(&group.id, group.epoch);
-                group.lose();
+                group.end();
                 self.remove(group);
             }
             return Ok(());

@@ -159,7 +159,7 @@ pub(crate) async fn acknowledge(
     let product = caller.product.as_deref();
     let found = groups.resolve(tenant, product, &request.subscription);
     let (settings, forwarded) = (found.await?, caller.origin.forwarded);
-    let search = Search::begin();
+    let (search, mut tried) = (Search::begin(), false);
     loop {
         // Put to work if it is nowhere: it knows which leases of before were settled.
         let works = |group: &Arc<Group>| !group.is_over();
@@ -167,9 +167,10 @@ pub(crate) async fn acknowledge(
             Place::Elsewhere(owner) => {
                 let core = &groups.parts().core;
                 match forward::acknowledge(core, &owner, caller, request.clone()).await {
-                    Ok(answer) => return Ok(answer.results),
+                    Ok(answer) => return Ok(told(answer.results, &request, tried)),
                     Err(failed) => search.again(groups, &settings.id, failed).await?,
                 }
+                tried = true;
                 continue;
             }
             Place::Here(group) => group,
@@ -178,8 +179,20 @@ pub(crate) async fn acknowledge(
             true => Found::Here(here.clone()),
             false => Found::Foreign,
         });
-        return Ok(settled.saved().await);
+        return Ok(told(settled.saved().await, &request, tried));
     }
+}
+
+/// The answer, if this call was passed on before to a process that did not answer. What is settled
+/// then may be so by this call or by another one: its caller does not hear that it came too late.
+fn told(mut results: Vec<AckResult>, request: &AcknowledgeRequest, tried: bool) -> Vec<AckResult> {
+    let acked = request.acks.as_ref().map_or(&[][..], |acks| &acks.ack);
+    for result in results.iter_mut().filter(|_| tried) {
+        if result.outcome() == AckOutcome::AlreadySettled && acked.contains(&result.lease_id) {
+            result.outcome = AckOutcome::Retry.into();
+        }
+    }
+    results
 }
 
 /// The same for the subscriptions of one name of all tenants, each where it is at work.

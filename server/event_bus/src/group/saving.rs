@@ -1,6 +1,7 @@
 //! What of a group is to be stored, and what is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
@@ -11,6 +12,9 @@ use crate::checkpoint::Checkpoints;
 use crate::leasing::{self, Changes, Exception, Settled};
 use crate::store::positions::{self, Saving};
 use crate::subscriptions::Pause;
+
+/// How long a checkpoint is waited for, in time of its own.
+const SAVED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What is on disk.
 #[derive(Debug, Clone, Copy, Default)]
@@ -149,7 +153,7 @@ impl Group {
         self.saved.send_modify(|saved| saved.lost = true);
     }
 
-    /// Waits until a generation is on disk. Errors: `STORE_BUSY` if it never will be.
+    /// Waits until a generation is on disk. Errors: `STORE_BUSY` if it never will be, or not soon.
     pub(crate) async fn saved(&self, generation: u64) -> Result<()> {
         let mut saved = self.saved.subscribe();
         let done = |saved: &Saved| saved.lost || saved.generation >= generation;
@@ -157,13 +161,18 @@ impl Group {
             self.parts.checkpoints.hurry();
         }
         // The sender lives in `self`, so that the wait cannot fail.
-        let lost = saved.wait_for(done).await.is_ok_and(|saved| saved.lost);
-        match lost {
-            true => Err(Error::store_busy(
+        let lost = async { saved.wait_for(done).await.is_ok_and(|saved| saved.lost) };
+        match tokio::time::timeout(SAVED_WITHIN, lost).await {
+            Ok(true) => Err(Error::store_busy(
                 "The subscription moved to another server",
                 "moved",
             )),
-            false => Ok(()),
+            Ok(false) => Ok(()),
+            // It may be all the same.
+            Err(_) => Err(Error::store_busy(
+                "What was acknowledged is not stored yet",
+                "checkpoint_late",
+            )),
         }
     }
 }

@@ -81,6 +81,10 @@ impl Group {
 
     /// Leases, and the segments of the events as far as they are in memory.
     fn lease(self: &Arc<Self>, seat: &Seat, want: Want) -> (Vec<Lease>, Vec<Option<Arc<Segment>>>) {
+        if !self.parts.core.processes.is_live() {
+            // It was paused for so long that another process may deliver these events by now.
+            self.end();
+        }
         let mut state = self.lock();
         if state.over {
             return Default::default();
