@@ -54,15 +54,25 @@ async fn those_who_wait_for_the_same_answer_ask_together() {
     assert!(server.fake.is_not_asked());
 }
 
+/// So many that came while one was asked for, which left `remaining`.
+async fn all_behind_one(
+    server: &mut Server,
+    count: usize,
+    remaining: u32,
+) -> Vec<JoinHandle<Answered>> {
+    let first = server.get();
+    let call = server.asked().await;
+    let others = (0..count).map(|_| server.get()).collect();
+    tokio::task::yield_now().await;
+    call.tell(allowed("key_1", 1, remaining));
+    first.await.unwrap();
+    others
+}
+
 #[tokio::test(start_paused = true)]
 async fn as_many_are_let_through_as_fit_and_the_rest_is_refused() {
     let (mut server, _watch) = Server::watching(1).await;
-    let first = server.get();
-    let call = server.asked().await;
-    let others: Vec<_> = (0..5).map(|_| server.get()).collect();
-    tokio::task::yield_now().await;
-    call.tell(allowed("key_1", 1, 3));
-    first.await.unwrap();
+    let others = all_behind_one(&mut server, 5, 3).await;
     server.tell(5, limited(3)).await;
     server.tell(3, allowed("key_1", 1, 0)).await;
     server.tell(2, limited(0)).await;
@@ -76,12 +86,7 @@ async fn as_many_are_let_through_as_fit_and_the_rest_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn how_many_fit_is_found_in_few_steps_though_the_hub_does_not_know_it() {
     let (mut server, _watch) = Server::watching(1).await;
-    let first = server.get();
-    let call = server.asked().await;
-    let others: Vec<_> = (0..40).map(|_| server.get()).collect();
-    tokio::task::yield_now().await;
-    call.tell(allowed("key_1", 1, 40));
-    first.await.unwrap();
+    let others = all_behind_one(&mut server, 40, 40).await;
     for cost in [40, 39, 19, 9, 4] {
         server.tell(cost, limited(cost - 1)).await;
     }
