@@ -4,19 +4,24 @@
 use std::time::Duration;
 
 use hub_client::start_at::At;
+use hub_core::tenancy::{Subscription, bump, put_subscription};
 use hub_proto::hub::event_bus::v1::{AckBatch, NackAction};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::consume_shared::{acks_of, pull_of};
 use super::consumer::{ids_of, nack};
 use super::owner::{Owner, named, seeking};
-use super::{Product, event, of_types, ticket};
+use super::{Product, batch, event, of_types, ticket};
 use crate::support::{Backend, TestHub};
 
 /// What takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 const BLOCKED: &str = "select count(*) from pg_stat_activity
 where wait_event_type = 'Lock' and datname = current_database()";
+/// Who waits to read a table loses its connection.
+const CUT: &str = "select count(pg_terminate_backend(pid)) from pg_locks
+where not granted and locktype = 'relation'
+    and database = (select oid from pg_database where datname = current_database())";
 
 /// A transaction beside the hub that holds what the hub wants.
 struct Outsider {
@@ -126,4 +131,62 @@ async fn a_subscription_that_a_call_stopped_and_did_not_move_is_free_for_all() {
     };
     let free = tokio::time::timeout(PATIENCE, free).await;
     free.expect("no process keeps it without working on it");
+}
+
+/// Switches Portal's subscription while `publish` waits for the head of the log, so that the event
+/// is checked before it and stored behind it.
+async fn switched_meanwhile<T>(hub: &TestHub, publish: impl Future<Output = T>, on: bool) -> T {
+    let products = hub.core.tenancy.products().await.unwrap();
+    let tenant = &hub.first_tenant().id;
+    let tenant = hub.core.tenancy.find(tenant).await.unwrap();
+    let changed = Subscription {
+        product: products.require("portal").unwrap().number,
+        active: on,
+        update_time: hub.clock.now(),
+        updated_by: String::new(),
+    };
+    let mut tx = hub.core.db.begin().await.unwrap();
+    let epoch = bump(&mut tx, &tenant).await.unwrap().epoch;
+    let switches = async {
+        until_some(hub, BLOCKED).await;
+        put_subscription(&mut tx, &tenant, epoch, &changed)
+            .await
+            .unwrap();
+        // Not through the journal: so it is when another process has done it.
+        tx.commit().await.unwrap();
+    };
+    let both = async { tokio::join!(publish, switches).0 };
+    let both = tokio::time::timeout(PATIENCE, both).await;
+    both.expect("it is answered")
+}
+
+/// Asks until something is counted.
+async fn until_some(hub: &TestHub, count: &'static str) {
+    let mut looking = PgConnection::connect(hub.database_url()).await.unwrap();
+    loop {
+        let some = sqlx::query_scalar::<_, i64>(count);
+        if some.fetch_one(&mut looking).await.unwrap() > 0 {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publisher_is_told_where_its_event_goes_and_not_where_it_would_have_gone() {
+    let options = TestHub::options(Backend::Postgres).manual_clock();
+    let hub = options.start().await;
+    let psa = Product::new(&hub, "psa").await;
+    let publish = |id| psa.send(batch(vec![ticket(id)]));
+    assert_eq!(publish("before").await.unwrap().results[0].destinations, 2);
+    let answer = switched_meanwhile(&hub, publish("a"), false).await;
+    assert_eq!(answer.unwrap().results[0].destinations, 1);
+    // It is stored, and the database is gone when it is asked where it goes.
+    let lock = "lock table integrations in access exclusive mode";
+    let outsider = Outsider::holding(&hub, lock).await;
+    let publish_b = async { tokio::join!(publish("b"), until_some(&hub, CUT)).0 };
+    let answer = switched_meanwhile(&hub, publish_b, true).await;
+    assert_eq!(answer.unwrap_err().reason(), Some("STORE_BUSY"));
+    outsider.lets_go().await;
+    let result = publish("b").await.unwrap().results.remove(0);
+    assert_eq!((result.duplicate, result.destinations), (true, 2));
 }

@@ -314,7 +314,7 @@ impl Submitted {
             ..
         } = &publisher;
         let journal = &core.journal;
-        routes::settle(journal, log, configurations, &configuration, &mut answers).await;
+        routes::settle(journal, log, configurations, &configuration, &mut answers).await?;
         Ok(Stored {
             results: answers,
             appended,

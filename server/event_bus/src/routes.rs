@@ -64,17 +64,18 @@ fn count(
 /// Decides again for events that were not committed under the epoch by which they were checked:
 /// the configuration changed in between, or they are duplicates of older ones.
 ///
-/// The events are stored whatever comes of it, so a failure leaves what was said before.
+/// The events are stored whatever comes of it. Errors: `STORE_BUSY`, as of a commit whose outcome is
+/// unknown: sent again, the events are found and counted; a count of what was is never told.
 pub(crate) async fn settle(
     journal: &Journal,
     log: &Log,
     configurations: &Configurations,
     checked: &Configuration,
     results: &mut [PublishResult],
-) {
+) -> Result<()> {
     let moved = journal.seen_epoch(log.tenant()) != checked.epoch;
     if !moved && !results.iter().any(|result| result.duplicate) {
-        return;
+        return Ok(());
     }
     let mut recorded = Recorded {
         journal,
@@ -87,15 +88,11 @@ pub(crate) async fn settle(
         if result.sequence == 0 || !(moved || result.duplicate) {
             continue;
         }
-        match recorded.count(result.sequence).await {
-            Ok(Some(count)) => tell(result, count),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::debug!("the destinations of a stored event are not known: {error}");
-                return;
-            }
+        if let Some(count) = recorded.count(result.sequence).await? {
+            tell(result, count);
         }
     }
+    Ok(())
 }
 
 fn tell(result: &mut PublishResult, destinations: u32) {
