@@ -12,6 +12,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::durability::postgres::Server;
 use crate::support::{Backend, Command, Database, TestHub, TestProcess, config, request};
 
 /// What takes longer has failed.
@@ -173,4 +174,35 @@ async fn a_process_that_cannot_beat_knows_it_before_the_others_and_is_not_ready(
     until(async || core.processes.is_live()).await;
     assert!(rows(&core.db, LIVE).await.contains(&own));
     assert_eq!(ready().await.status, StatusCode::OK);
+}
+
+/// A process counts from a beat that was answered. If that were lost, others would take its work
+/// while it still believes to own it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_beat_that_was_answered_outlives_a_crash_of_the_database() {
+    const WRITE_LATE: &str = "alter system set wal_writer_delay = '10s'; select pg_reload_conf()";
+    const BEAT: &str = "select beat_time from processes";
+    let server = Server::start();
+    let database = Database::at(server.url.clone());
+    let mut outsider = PgConnection::connect(&server.url).await.unwrap();
+    // Each by itself, as a change of the system must be.
+    for statement in WRITE_LATE.split("; ") {
+        let statement = sqlx::raw_sql(statement);
+        statement.execute(&mut outsider).await.unwrap();
+    }
+    let process = TestProcess::start_on(Command::Serve, database, &[]).await;
+    let beat = async |outsider: &mut PgConnection| {
+        let beat = sqlx::query_scalar::<_, i64>(BEAT);
+        beat.fetch_one(outsider).await.unwrap()
+    };
+    let first = beat(&mut outsider).await;
+    until(async || beat(&mut outsider).await != first).await;
+    process.signal("STOP");
+    let last = beat(&mut outsider).await;
+    tokio::task::block_in_place(|| server.kill());
+    tokio::task::block_in_place(|| server.start_again());
+    let mut outsider = PgConnection::connect(&server.url).await.unwrap();
+    let left = beat(&mut outsider).await;
+    process.signal("CONT");
+    assert_eq!(left, last);
 }

@@ -16,7 +16,7 @@
 //!
 //! Invariants:
 //! - A process stops to believe that it lives before the others do: it counts from before it sent
-//!   its beat, by a clock that nobody sets.
+//!   its beat, by a clock that nobody sets, and a beat that was answered is on disk.
 //! - On PostgreSQL the database's clock judges who lives, for the clocks of processes differ.
 //! - On SQLite there is one process, which lives from its start to its end and beats once.
 
@@ -259,12 +259,12 @@ impl Processes {
         Ok(self.sort(rows))
     }
 
-    /// Nothing is lost with a beat, so it does not wait for its sync.
+    /// A beat waits for its sync as any commit does: if a crash of the database could take back one
+    /// that was answered, the others would take work that this process believes to own.
     fn options(&self) -> Result<PgConnectOptions, Failure> {
         let pool = self.db.postgres().ok_or(sqlx::Error::PoolClosed)?;
         let options = pool.connect_options().as_ref().clone();
-        let options = options.application_name("hub beat");
-        Ok(options.options([("synchronous_commit", "off")]))
+        Ok(options.application_name("hub beat"))
     }
 
     fn sort(&self, rows: Vec<Row>) -> Told {
