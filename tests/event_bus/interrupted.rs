@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hub_client::start_at::At;
 use hub_core::tenancy::{Subscription, bump, put_subscription};
-use hub_proto::hub::event_bus::v1::{AckBatch, NackAction};
+use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, AcknowledgeRequest, NackAction};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::consume_shared::{acks_of, pull_of};
@@ -57,6 +57,15 @@ impl Outsider {
             () = waits => {}
             () = tokio::time::sleep(PATIENCE) => panic!("nothing waited"),
         }
+    }
+
+    /// Does this too, and lets go.
+    async fn commits(mut self, statement: &'static str) {
+        let statements = AssertSqlSafe(format!("{statement}; commit"));
+        sqlx::raw_sql(statements)
+            .execute(&mut self.holding)
+            .await
+            .unwrap();
     }
 
     async fn lets_go(mut self) {
@@ -189,4 +198,46 @@ async fn a_publisher_is_told_where_its_event_goes_and_not_where_it_would_have_go
     outsider.lets_go().await;
     let result = publish("b").await.unwrap().results.remove(0);
     assert_eq!((result.duplicate, result.destinations), (true, 2));
+}
+
+/// No look at who owns what tells it: the clock stands still.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_may_have_taken_is_not_leased_though_this_process_lives_again() {
+    let options = TestHub::options(Backend::Postgres).manual_clock();
+    let hub = options.start().await;
+    let psa = Product::new(&hub, "psa").await;
+    let portal = Product::new(&hub, "portal").await;
+    psa.publish(vec![ticket("a"), ticket("b")]).await;
+    let first = portal.pull(pull_of(1, 10)).await.events;
+    assert_eq!(ids_of(&first), ["a"]);
+    let processes = &hub.core.processes;
+    let silenced = "lock table processes in exclusive mode";
+    let outsider = Outsider::holding(&hub, silenced).await;
+    let lives = async |expected| {
+        let becomes = async {
+            while processes.is_live() != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        let became = tokio::time::timeout(PATIENCE, becomes).await;
+        became.expect("it does so");
+    };
+    lives(false).await;
+    // Another one had it meanwhile, and is gone.
+    let taken = "update subscription_positions set owner = 'prc_other', epoch = epoch + 1";
+    outsider.commits(taken).await;
+    lives(true).await;
+    let acks = acks_of(&first);
+    let request = AcknowledgeRequest {
+        subscription: "portal".to_owned(),
+        acks: Some(acks),
+    };
+    let settled = portal.bus.clone().acknowledge(request).await.unwrap();
+    let outcome = settled.into_inner().results[0].outcome();
+    assert_eq!(outcome, AckOutcome::LeaseExpired);
+    let again = portal.pull(pull_of(2, 10)).await.events;
+    assert_eq!(ids_of(&again), ["a", "b"]);
+    let epoch = |lease: &str| lease.split('-').nth(2).unwrap().to_owned();
+    assert_eq!(epoch(&first[0].lease_id), "1");
+    assert!(again.iter().all(|event| epoch(&event.lease_id) == "3"));
 }

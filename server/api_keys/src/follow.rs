@@ -48,21 +48,21 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
     if keys.core.db.is_postgres() {
         followers::forget(&keys.core.db).await?;
     }
+    let mut term = keys.core.processes.term();
     confirm(&keys, at).await?;
     keys.cache.keep();
     // In time of its own, as the beat: a clock that stands still must not hide what others do.
     let mut renewals = tokio::time::interval(RENEWED_EACH);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut used_at = None;
-    let mut was_live = true;
     loop {
         turn.passed_for(IDLE);
         // Before anything is believed again: who was cut off for long was forgotten.
-        let is_live = keys.core.processes.is_live();
-        if is_live && !was_live {
+        let now = keys.core.processes.term();
+        if now.is_some() && now != term {
             confirm(&keys, at).await?;
+            term = now;
         }
-        was_live = is_live;
         let before = at;
         at = tokio::select! {
             moved = head.changed() => match moved {

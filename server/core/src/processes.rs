@@ -94,6 +94,11 @@ pub struct Peer {
 /// The other live processes by id.
 pub type Peers = Arc<BTreeMap<Arc<str>, Peer>>;
 
+/// A stretch of time in which no other process could believe that this one is dead, so that what it
+/// owned at its beginning it owns at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Term(u64);
+
 /// What a beat reads for the journal.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
@@ -167,9 +172,22 @@ impl Processes {
         &self.id
     }
 
-    /// Whether the others believe that it lives. One that does not must not act as an owner.
+    /// Whether the others believe that it lives. One that does not must not act as an owner; nor
+    /// may one that lives again, of what it owned before: see [`Processes::is_in`].
     pub fn is_live(&self) -> bool {
         self.belief.holds(Instant::now())
+    }
+
+    /// The term that it is in; none if it does not live. Who asks before it takes something over
+    /// owns that for no longer than the term.
+    pub fn term(&self) -> Option<Term> {
+        self.belief.term(Instant::now())
+    }
+
+    /// Whether a term goes on. After a pause, or while the database was away, another one has begun
+    /// with the first beat: the others may have taken all that this process owned meanwhile.
+    pub fn is_in(&self, term: Term) -> bool {
+        self.term() == Some(term)
     }
 
     /// Another live process, as the last beat saw it.
@@ -224,7 +242,7 @@ impl Processes {
         match &beaten {
             Ok(_) if self.address.is_empty() => {}
             Ok(_) => {
-                self.belief.begin(sent_at);
+                self.belief.begin(sent_at, Instant::now());
                 if self.silent.swap(false, Ordering::AcqRel) {
                     tracing::info!("this process is known to live again");
                 }
@@ -330,6 +348,8 @@ struct Belief {
     origin: Instant,
     /// Until when it lives, in microseconds since the origin.
     until: AtomicU64,
+    /// Terms that have begun.
+    terms: AtomicU64,
     /// The database's time at the origin.
     database_origin: AtomicI64,
 }
@@ -339,6 +359,7 @@ impl Belief {
         Belief {
             origin: Instant::now(),
             until: AtomicU64::new(0),
+            terms: AtomicU64::new(0),
             database_origin: AtomicI64::new(0),
         }
     }
@@ -347,8 +368,12 @@ impl Belief {
         micros(at.saturating_duration_since(self.origin)).unsigned_abs()
     }
 
-    /// A beat that was sent then has arrived.
-    fn begin(&self, sent_at: Instant) {
+    /// A beat that was sent then has been answered, as is known `now`.
+    fn begin(&self, sent_at: Instant, now: Instant) {
+        if !self.holds(now) {
+            // Before it holds: who sees that it does sees that this is another term.
+            self.terms.fetch_add(1, Ordering::AcqRel);
+        }
         let until = self.since_origin(sent_at + LIVE_FOR);
         self.until.fetch_max(until, Ordering::AcqRel);
     }
@@ -363,6 +388,11 @@ impl Belief {
 
     fn holds(&self, now: Instant) -> bool {
         self.since_origin(now) < self.until.load(Ordering::Acquire)
+    }
+
+    fn term(&self, now: Instant) -> Option<Term> {
+        let holds = self.holds(now);
+        holds.then(|| Term(self.terms.load(Ordering::Acquire)))
     }
 
     fn set_database_time(&self, time: Micros, now: Instant) {
@@ -385,11 +415,11 @@ mod tests {
         let belief = Belief::new();
         let sent_at = belief.origin + Duration::from_secs(7);
         assert!(!belief.holds(sent_at), "it never beat");
-        belief.begin(sent_at);
+        belief.begin(sent_at, sent_at);
         let moment = Duration::from_micros(1);
         assert!(belief.holds(sent_at + LIVE_FOR - moment));
         assert!(!belief.holds(sent_at + LIVE_FOR));
-        belief.begin(sent_at - moment);
+        belief.begin(sent_at - moment, sent_at);
         assert!(
             belief.holds(sent_at + LIVE_FOR - moment),
             "an older beat ends nothing"
@@ -398,6 +428,27 @@ mod tests {
         assert!(!belief.holds(sent_at));
         belief.begin_for_ever();
         assert!(belief.holds(sent_at + Duration::from_secs(1 << 32)));
+    }
+
+    #[test]
+    fn a_term_goes_on_with_each_beat_that_is_answered_before_the_one_before_is_too_old() {
+        let belief = Belief::new();
+        let (first, moment) = (belief.origin, Duration::from_micros(1));
+        assert_eq!(belief.term(first), None);
+        belief.begin(first, first);
+        let term = belief.term(first);
+        assert!(term.is_some());
+        // Answered at the last moment.
+        let second = first + BEAT_INTERVAL;
+        belief.begin(second, first + LIVE_FOR - moment);
+        assert_eq!(belief.term(second + LIVE_FOR - moment), term);
+        // Sent in time and answered too late: nobody knows when it was stored.
+        let third = second + BEAT_INTERVAL;
+        let answered = second + LIVE_FOR;
+        assert_eq!(belief.term(answered), None);
+        belief.begin(third, answered);
+        assert!(belief.holds(answered));
+        assert_ne!(belief.term(answered), term);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hub_core::clock::Micros;
 use hub_core::journal::{Log, TenantRef};
 use hub_core::module::Core;
+use hub_core::processes::Term;
 use hub_proto::hub::event_bus::v1::{AckOutcome, NackAction};
 use tokio::sync::{Notify, watch};
 
@@ -57,6 +58,8 @@ pub(crate) struct Group {
     is_default: bool,
     /// Number under which this process owns it.
     pub(crate) epoch: u64,
+    /// It owns it for no longer.
+    term: Term,
     parts: Parts,
     log: Arc<Log>,
     state: Mutex<State>,
@@ -118,7 +121,7 @@ impl Group {
         log: Arc<Log>,
         settings: Settings,
         mut leasing: Leasing,
-        epoch: u64,
+        (epoch, term): (u64, Term),
     ) -> Arc<Group> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         // The settings were read before anybody could tell the group that they change: nothing is
@@ -132,6 +135,7 @@ impl Group {
             name: settings.name.as_str().into(),
             is_default: settings.is_default,
             epoch,
+            term,
             parts,
             log,
             state: Mutex::new(State {
@@ -237,6 +241,7 @@ impl Group {
         settlings: impl IntoIterator<Item = (LeaseId, Settling)>,
     ) -> (Vec<AckOutcome>, u64) {
         let (now, jitter) = (self.now(), self.jitter());
+        self.end_with_its_term();
         let mut state = self.lock();
         let mut outcomes = Vec::new();
         for (id, settling) in settlings {

@@ -176,21 +176,17 @@ impl Groups {
 
     async fn look_at_open(&self) -> Result<()> {
         let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
-        for group in open.iter().filter(|group| group.is_over()) {
-            self.owe(&group.id, group.epoch);
-            self.remove(group);
-        }
-        if !self.parts.core.db.is_postgres() || open.is_empty() {
-            return Ok(());
-        }
-        if !self.parts.core.processes.is_live() {
-            // The others may have taken them over by now. If none has, they are to be free, and
-            // what was acked is stored: only the checkpoint knows, and tells who waits for it.
-            for group in &open {
+        for group in &open {
+            group.end_with_its_term();
+            if group.is_over() {
+                // Another process may have it. If none has, it is to be free, and what was acked is
+                // stored: only the checkpoint knows, and tells who waits for it.
                 self.owe(&group.id, group.epoch);
-                group.end();
                 self.remove(group);
             }
+        }
+        let is_postgres = self.parts.core.db.is_postgres();
+        if !is_postgres || !self.parts.core.processes.is_live() || open.is_empty() {
             return Ok(());
         }
         let ids: Vec<&str> = open.iter().map(|group| &*group.id).collect();

@@ -1,6 +1,6 @@
 //! Pull and Acknowledge: what Consume does, for those who cannot keep a stream.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -186,10 +186,12 @@ pub(crate) async fn acknowledge(
 /// The answer, if this call was passed on before to a process that did not answer. What is settled
 /// then may be so by this call or by another one: its caller does not hear that it came too late.
 fn told(mut results: Vec<AckResult>, request: &AcknowledgeRequest, tried: bool) -> Vec<AckResult> {
-    let acked = request.acks.as_ref().map_or(&[][..], |acks| &acks.ack);
-    for result in results.iter_mut().filter(|_| tried) {
-        if result.outcome() == AckOutcome::AlreadySettled && acked.contains(&result.lease_id) {
-            result.outcome = AckOutcome::Retry.into();
+    let batch = request.acks.clone().filter(|_| tried).unwrap_or_default();
+    let nacked = batch.nack.iter().map(|nack| &nack.lease_id);
+    let settled: HashSet<&String> = batch.ack.iter().chain(nacked).collect();
+    for result in &mut results {
+        if result.outcome() == AckOutcome::AlreadySettled && settled.contains(&result.lease_id) {
+            result.set_outcome(AckOutcome::Retry);
         }
     }
     results

@@ -229,6 +229,14 @@ impl Group {
         self.follow_up(&mut state);
     }
 
+    /// Ends it if this process was silent for so long that another one may have it by now. If none
+    /// has, what was acked is stored all the same.
+    pub(crate) fn end_with_its_term(self: &Arc<Self>) {
+        if !self.parts.core.processes.is_in(self.term) {
+            self.end();
+        }
+    }
+
     /// Ends it if nobody needs it; true if it is over now.
     pub(crate) fn end_if_idle(self: &Arc<Self>) -> bool {
         let idle = {

@@ -81,15 +81,13 @@ impl Group {
 
     /// Leases, and the segments of the events as far as they are in memory.
     fn lease(self: &Arc<Self>, seat: &Seat, want: Want) -> (Vec<Lease>, Vec<Option<Arc<Segment>>>) {
-        if !self.parts.core.processes.is_live() {
-            // It was paused for so long that another process may deliver these events by now.
-            self.end();
-        }
+        // Before it is looked at: a process that is paused in between leases as of before.
+        let now = self.now();
+        self.end_with_its_term();
         let mut state = self.lock();
         if state.over {
             return Default::default();
         }
-        let now = self.now();
         if want.member == PULLING {
             state.leasing.join(PULLING);
             state.note_pull(&seat.name, now);

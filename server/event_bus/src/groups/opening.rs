@@ -45,10 +45,10 @@ impl Groups {
         if core.draining.is_cancelled() {
             return Err(Error::draining());
         }
-        if !core.processes.is_live() {
+        let Some(term) = core.processes.term() else {
             // The others would take from it what it takes now.
             return Err(moving("not_live"));
-        }
+        };
         if self.is_full() {
             return Err(Error::store_busy(
                 "Too many subscriptions are at work",
@@ -65,7 +65,8 @@ impl Groups {
             };
         };
         let leasing = self.restore(&settings, &acquired).await?;
-        let group = Group::new(self.parts.clone(), log, settings, leasing, acquired.epoch);
+        let owns = (acquired.epoch, term);
+        let group = Group::new(self.parts.clone(), log, settings, leasing, owns);
         self.add(&group);
         self.owe_no_more(&group.id);
         tokio::spawn(group.clone().drive(Arc::downgrade(self)));
