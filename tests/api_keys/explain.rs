@@ -323,7 +323,9 @@ both_databases! {
         assert_eq!(explained.primary_cause, "KEY_ACTION");
         assert_eq!(reason(explain(&client, about(Subject::KeyId(other))).await), "SCOPE_MISSING");
         assert_eq!(reason(explain(&client, about(Subject::Key(plaintext))).await), "SCOPE_MISSING");
-        assert_eq!(reason(explain(&client, call("req_none")).await), "CALL_NOT_FOUND");
+        let unknown = explain(&client, call("req_none")).await.unwrap_err();
+        assert_eq!(unknown.reason(), Some("CALL_NOT_FOUND"));
+        assert_eq!(unknown.metadata()["deniedCallId"], "req_none");
         let admin = hub.client(&hub.first_tenant().admin_key);
         let unknown = about(Subject::KeyId("key_none".to_owned()));
         assert_eq!(reason(explain(&admin, unknown).await), "KEY_NOT_FOUND");

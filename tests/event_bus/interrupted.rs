@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hub_client::start_at::At;
 use hub_core::tenancy::{Subscription, bump, put_subscription};
-use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, AcknowledgeRequest, NackAction};
+use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, NackAction};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::consume_shared::{acks_of, pull_of};
@@ -227,14 +227,8 @@ async fn what_others_may_have_taken_is_not_leased_though_this_process_lives_agai
     let taken = "update subscription_positions set owner = 'prc_other', epoch = epoch + 1";
     outsider.commits(taken).await;
     lives(true).await;
-    let acks = acks_of(&first);
-    let request = AcknowledgeRequest {
-        subscription: "portal".to_owned(),
-        acks: Some(acks),
-    };
-    let settled = portal.bus.clone().acknowledge(request).await.unwrap();
-    let outcome = settled.into_inner().results[0].outcome();
-    assert_eq!(outcome, AckOutcome::LeaseExpired);
+    let settled = portal.acknowledge("portal", acks_of(&first)).await;
+    assert_eq!(settled[0].outcome(), AckOutcome::LeaseExpired);
     let again = portal.pull(pull_of(2, 10)).await.events;
     assert_eq!(ids_of(&again), ["a", "b"]);
     let epoch = |lease: &str| lease.split('-').nth(2).unwrap().to_owned();

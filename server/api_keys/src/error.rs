@@ -145,7 +145,7 @@ pub(crate) fn call_not_found(call_id: &str) -> Error {
         "No refusal of {call_id} is known: the call was not refused, or more than 7 days ago, or \
          many like it were. Ask by key_id, product and action."
     );
-    Error::new(Code::NotFound, DOMAIN, "CALL_NOT_FOUND", message).with("callId", call_id)
+    Error::new(Code::NotFound, DOMAIN, "CALL_NOT_FOUND", message).with("deniedCallId", call_id)
 }
 
 /// `CURSOR_EXPIRED`: changes between these epochs are not known any more.

@@ -171,8 +171,9 @@ impl Group {
         most * crate::random_fraction()
     }
 
-    /// Whether it still works; one that does not was closed, or lost to another process.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether it still works; one that does not was closed, or another process has or may have it.
+    pub(crate) fn is_over(self: &Arc<Self>) -> bool {
+        self.end_with_its_term();
         self.lock().over
     }
 
@@ -246,7 +247,8 @@ impl Group {
         let mut outcomes = Vec::new();
         for (id, settling) in settlings {
             outcomes.push(if state.over {
-                AckOutcome::LeaseExpired
+                // What was applied before may be stored yet; who has it next knows.
+                AckOutcome::Retry
             } else {
                 state.apply(id, settling, now, jitter)
             });

@@ -177,7 +177,6 @@ impl Groups {
     async fn look_at_open(&self) -> Result<()> {
         let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
         for group in &open {
-            group.end_with_its_term();
             if group.is_over() {
                 // Another process may have it. If none has, it is to be free, and what was acked is
                 // stored: only the checkpoint knows, and tells who waits for it.

@@ -20,7 +20,11 @@ pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
         for (sequence, row) in routed(tenant, durable) {
             let key = tenant.at(sequence).map_or("", |event| &event.seen.key);
             let stories = by_event.get(&sequence).map_or(&[][..], Vec::as_slice);
-            let waits = blocked.contains(key) && stories.is_empty();
+            // It may have been leased by an owner who was lost together with the ack of the event
+            // before, which failed later.
+            let mut confirmed = stories.iter().flat_map(|story| story.confirmed());
+            let stays = confirmed.all(|(step, _)| matches!(step.how, How::Extend { .. }));
+            let waits = blocked.contains(key) && stays;
             let fate = Fate {
                 tenant,
                 durable,

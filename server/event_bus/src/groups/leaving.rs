@@ -42,6 +42,11 @@ impl Groups {
     /// Its leases are void, and cost no attempt. Errors: `STORE_BUSY`.
     pub(crate) async fn close(&self, id: &str) -> Result<()> {
         let _turn = self.turn(id).lock().await;
+        self.close_in_turn(id).await
+    }
+
+    /// The same for who has the turn of the subscription.
+    pub(super) async fn close_in_turn(&self, id: &str) -> Result<()> {
         let found = self.lock().by_id.get(id).cloned();
         let owed = self.owed().get(id).copied();
         match (found, owed) {

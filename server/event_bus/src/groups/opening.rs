@@ -49,6 +49,8 @@ impl Groups {
             // The others would take from it what it takes now.
             return Err(moving("not_live"));
         };
+        // What was acked while it was at work here before is stored, as long as it can be.
+        self.close_in_turn(&settings.id).await?;
         if self.is_full() {
             return Err(Error::store_busy(
                 "Too many subscriptions are at work",

@@ -92,6 +92,20 @@ fn a_key_that_is_blocked_by_a_failure_stays_so() {
 }
 
 #[test]
+fn what_waits_for_a_blocked_key_at_the_end_was_settled_by_nobody() {
+    let mut sample = Sample::consumed();
+    sample.durable().block_key = true;
+    sample.listed(6, "portal").state = State::KeyBlocked;
+    let text = "6 is KeyBlocked at the end, after 1 leases";
+    expect(&sample.history(), "fates", text);
+    let mut sample = Sample::consumed();
+    sample.durable().block_key = true;
+    sample.listed(6, "portal").state = State::KeyBlocked;
+    unanswered(&mut sample, 6);
+    assert_eq!(found(&sample.history(), "fates"), [""; 0]);
+}
+
+#[test]
 fn two_leases_of_a_key_at_a_time_are_found() {
     let sample = with([at(4.82, Consumption::Leased(vec![leased(4.82, 7, 2)]))]);
     let text = "7 was leased to consumer-1 at 4.820 s (1-7-1-2), while 7 was leased to consumer-0 \
