@@ -160,7 +160,7 @@ impl Keys {
 
     /// One that fails does not keep the other from being written.
     pub(crate) async fn write_counts(&self) -> Result<()> {
-        let usage = self.usage.write(&self.core.db).await;
+        let usage = self.usage.write(&self.core.db, self.core.clock.now()).await;
         let denials = self.denials.write(&self.core.db).await;
         usage.and(denials)
     }

@@ -159,6 +159,7 @@ pub fn migrations() -> Migrations {
             "0004_standings",
             "0005_costs",
             "0006_update_time",
+            "0007_usage_batches",
         ),
         postgres: hub_core::migrations!(
             "../../../migrations/api_keys/postgres",
@@ -168,6 +169,7 @@ pub fn migrations() -> Migrations {
             "0004_standings",
             "0005_costs",
             "0006_update_time",
+            "0007_usage_batches",
         ),
     }
 }

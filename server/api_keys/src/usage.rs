@@ -1,7 +1,8 @@
 //! How often keys are used, and when last: counted in memory, written in batches.
 //!
 //! A batch is written every few seconds, so what a process counted is lost for at most that long
-//! if it is killed, and never if it is stopped. A batch that cannot be written waits for the next.
+//! if it is killed, and never if it is stopped. A batch that cannot be written waits for the next;
+//! one that may be written is sent again as it is, by its number, and counts once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use hub_core::clock::Micros;
 use hub_core::error::Result;
+use hub_core::id;
 use hub_core::storage::Db;
 
 use crate::key::Record;
@@ -65,10 +67,24 @@ struct Pending {
     uses: HashMap<Arc<str>, Micros>,
 }
 
+/// Number of requests of a key family in a minute with an outcome.
+type Count = (Of, &'static str, u64);
+
 /// Counts requests.
-#[derive(Default)]
 pub(crate) struct Usage {
     pending: Mutex<Pending>,
+    /// Names this one among those that write.
+    writer_id: String,
+    batches: tokio::sync::Mutex<Batches>,
+}
+
+/// What was sent to the database.
+#[derive(Default)]
+struct Batches {
+    /// Number of the last one.
+    last: i64,
+    /// The last one, if it is not known to be stored.
+    unsure: Option<Vec<Count>>,
 }
 
 /// A count to be added to a row.
@@ -80,6 +96,16 @@ pub(crate) struct Counted {
     pub start: Micros,
     pub outcome: &'static str,
     pub requests: u64,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Usage {
+            pending: Mutex::default(),
+            writer_id: id::new("wrt"),
+            batches: tokio::sync::Mutex::default(),
+        }
+    }
 }
 
 impl Usage {
@@ -113,10 +139,15 @@ impl Usage {
     }
 
     /// Writes what was counted. What could not be written is kept for the next batch.
-    pub async fn write(&self, db: &Db) -> Result<()> {
+    pub async fn write(&self, db: &Db, now: Micros) -> Result<()> {
+        let mut batches = self.batches.lock().await;
+        if let Some(chunk) = &batches.unsure {
+            self.send(db, batches.last, chunk, now).await?;
+            batches.unsure = None;
+        }
         let Pending { counts, uses } = std::mem::take(&mut *self.pending());
         let counts = counts.into_iter();
-        let mut counts: Vec<(Of, &'static str, u64)> = counts
+        let mut counts: Vec<Count> = counts
             .flat_map(|(of, counts)| {
                 let outcomes = counts.into_outcomes();
                 outcomes.map(move |(outcome, requests)| (of.clone(), outcome, requests))
@@ -124,8 +155,9 @@ impl Usage {
             .collect();
         while !counts.is_empty() {
             let chunk = counts.split_off(counts.len().saturating_sub(CHUNK_COUNTS));
-            if let Err(error) = store::add(db, &rows(&chunk)).await {
-                counts.extend(chunk);
+            batches.last += 1;
+            if let Err(error) = self.send(db, batches.last, &chunk, now).await {
+                batches.unsure = Some(chunk);
                 self.put_back(counts, uses);
                 return Err(error);
             }
@@ -142,15 +174,24 @@ impl Usage {
         Ok(())
     }
 
-    /// Removes what is older than its span is kept.
+    async fn send(&self, db: &Db, number: i64, chunk: &[Count], now: Micros) -> Result<()> {
+        let batch = store::Batch {
+            writer_id: &self.writer_id,
+            number,
+        };
+        store::add(db, batch, &rows(chunk), now).await
+    }
+
+    /// Removes what is older than its span is kept, and what is known of writers that are gone.
     pub async fn sweep(db: &Db, now: Micros) -> Result<()> {
+        store::sweep_batches(db, now - DAY).await?;
         for (span, kept) in SPANS {
             store::sweep(db, span, now - kept).await?;
         }
         Ok(())
     }
 
-    fn put_back(&self, counts: Vec<(Of, &'static str, u64)>, uses: HashMap<Arc<str>, Micros>) {
+    fn put_back(&self, counts: Vec<Count>, uses: HashMap<Arc<str>, Micros>) {
         let mut pending = self.pending();
         for (of, outcome, requests) in counts {
             pending.counts.entry(of).or_default().add(outcome, requests);
@@ -167,8 +208,8 @@ impl Usage {
 }
 
 /// A row for each span of each count.
-fn rows(counts: &[(Of, &'static str, u64)]) -> Vec<Counted> {
-    let of_spans = |((tenant_no, family, minute), outcome, requests): &(Of, &'static str, u64)| {
+fn rows(counts: &[Count]) -> Vec<Counted> {
+    let of_spans = |((tenant_no, family, minute), outcome, requests): &Count| {
         SPANS.map(|(span, _)| Counted {
             tenant_no: *tenant_no,
             family: family.clone(),

@@ -64,8 +64,8 @@ fn count(
 /// Decides again for events that were not committed under the epoch by which they were checked:
 /// the configuration changed in between, or they are duplicates of older ones.
 ///
-/// The events are stored whatever comes of it. Errors: `STORE_BUSY`, as of a commit whose outcome is
-/// unknown: sent again, the events are found and counted; a count of what was is never told.
+/// The events are stored whatever comes of it. Errors: `STORE_BUSY`, as of a commit whose outcome
+/// is unknown: sent again, the events are found and counted. A count of what was is never told.
 pub(crate) async fn settle(
     journal: &Journal,
     log: &Log,

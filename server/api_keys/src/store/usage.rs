@@ -13,6 +13,14 @@ use crate::usage::Counted;
 /// Rows that one sweep removes.
 const SWEPT_MAX: i64 = 1000;
 
+const BEGIN: Sql = Sql::same(
+    "insert into key_usage_batches (writer_id, batch, update_time) values ($1, $2, $3)
+     on conflict (writer_id) do update
+     set batch = excluded.batch, update_time = excluded.update_time
+     where key_usage_batches.batch < excluded.batch returning batch",
+);
+const SWEEP_BATCHES: Sql = Sql::same("delete from key_usage_batches where update_time < $1");
+
 /// Many rows of JSON in one statement, `[[tenant_no, family, …], …]`: one each costs several times
 /// as much. In the order of the rows, in which all processes lock them, so that none waits for
 /// another that waits for it.
@@ -76,7 +84,23 @@ const SWEEP: Sql = Sql::same(
 );
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[ADD, SET_LAST_USE, OF_FAMILY, OF_TENANT, SWEEP];
+pub const STATEMENTS: &[Sql] = &[
+    BEGIN,
+    SWEEP_BATCHES,
+    ADD,
+    SET_LAST_USE,
+    OF_FAMILY,
+    OF_TENANT,
+    SWEEP,
+];
+
+/// Which batch it is of those who write.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Batch<'a> {
+    pub writer_id: &'a str,
+    /// Greater than that of the batch before.
+    pub number: i64,
+}
 
 /// Which counts are read.
 #[derive(Debug, Clone)]
@@ -92,8 +116,8 @@ pub(crate) struct Span {
 /// Start of a bucket, outcome, requests.
 pub(crate) type Row = (Micros, String, i64);
 
-/// Adds counts to what is stored, all or none.
-pub(crate) async fn add(db: &Db, counted: &[Counted]) -> Result<()> {
+/// Adds counts to what is stored, all or none; a batch that is stored already is left as it is.
+pub(crate) async fn add(db: &Db, batch: Batch<'_>, counted: &[Counted], now: Micros) -> Result<()> {
     let row = |row: &Counted| {
         let (family, requests) = (&*row.family, row.requests);
         json!([
@@ -107,7 +131,19 @@ pub(crate) async fn add(db: &Db, counted: &[Counted]) -> Result<()> {
     };
     let rows = Value::from_iter(counted.iter().map(row));
     let mut tx = db.begin().await?;
-    tx.query(ADD).bind(rows.to_string()).execute().await?;
+    let begin = tx.query(BEGIN).bind(batch.writer_id.to_owned());
+    let begun: Option<(i64,)> = begin.bind(batch.number).bind(now).optional().await?;
+    if begun.is_some() {
+        tx.query(ADD).bind(rows.to_string()).execute().await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+/// Forgets writers that have written nothing since a time.
+pub(crate) async fn sweep_batches(db: &Db, before: Micros) -> Result<()> {
+    let mut tx = db.begin().await?;
+    tx.query(SWEEP_BATCHES).bind(before).execute().await?;
     tx.commit().await?;
     Ok(())
 }

@@ -6,8 +6,11 @@ use super::*;
 use crate::Key;
 use crate::denials::Denial;
 use crate::key::Record;
-use crate::store::{self, usage::Span};
-use crate::usage::{ALLOWED, DAY};
+use crate::store::{
+    self,
+    usage::{Batch, Span},
+};
+use crate::usage::{ALLOWED, Counted, DAY};
 
 /// More than one transaction writes.
 const KEYS: usize = 300;
@@ -51,6 +54,42 @@ both_databases! {
         assert_eq!(allowed(&hub).await, 5);
     }
 
+    async fn what_could_not_be_written_is_counted_once_when_it_can(hub: TestKeys) {
+        let record = &records(&hub)[0];
+        let (usage, db) = (&hub.keys.usage, &hub.core.db);
+        let rename = async |text| {
+            let mut tx = db.begin().await.unwrap();
+            tx.query(text).execute().await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        rename(Sql::same("alter table key_usage rename to gone")).await;
+        for requests in [3, 4] {
+            usage.count(record, ALLOWED, requests, START);
+            usage.write(db, START).await.unwrap_err();
+        }
+        rename(Sql::same("alter table gone rename to key_usage")).await;
+        usage.write(db, START).await.unwrap();
+        usage.write(db, START).await.unwrap();
+        assert_eq!(allowed(&hub).await, 7);
+    }
+
+    async fn a_batch_that_is_sent_again_counts_once(hub: TestKeys) {
+        let counted = Counted {
+            tenant_no: hub.tenant.number(),
+            family: "key_1".into(),
+            span: DAY,
+            start: 0,
+            outcome: ALLOWED,
+            requests: 5,
+        };
+        for (writer_id, number) in [("wrt_1", 1), ("wrt_1", 1), ("wrt_2", 1), ("wrt_1", 2)] {
+            let batch = Batch { writer_id, number };
+            let rows = std::slice::from_ref(&counted);
+            store::usage::add(&hub.core.db, batch, rows, START).await.unwrap();
+        }
+        assert_eq!(allowed(&hub).await, 15);
+    }
+
     async fn processes_write_what_they_counted_of_the_same_keys_at_once(hub: TestKeys) {
         let processes = [hub.keys.clone(), hub.other_process(), hub.other_process()];
         for _ in 0..ROUNDS {
@@ -60,7 +99,7 @@ both_databases! {
                     keys.usage.used(&record, START);
                 }
                 let (keys, db) = (keys.clone(), hub.core.db.clone());
-                tokio::spawn(async move { keys.usage.write(&db).await })
+                tokio::spawn(async move { keys.usage.write(&db, START).await })
             });
             for write in writes {
                 write.await.unwrap().unwrap();
