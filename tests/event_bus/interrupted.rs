@@ -8,8 +8,8 @@ use hub_core::tenancy::{Subscription, bump, put_subscription};
 use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, NackAction};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::consume_shared::{acks_of, pull_of};
-use super::consumer::{ids_of, nack};
+use super::consume_shared::{acks_of, backend_of_all, pull_of};
+use super::consumer::{ids_of, nack, open};
 use super::owner::{Owner, named, seeking};
 use super::{Product, batch, event, of_types, ticket};
 use crate::support::{Backend, TestHub};
@@ -200,6 +200,24 @@ async fn a_publisher_is_told_where_its_event_goes_and_not_where_it_would_have_go
     assert_eq!((result.duplicate, result.destinations), (true, 2));
 }
 
+/// Holds what a process says that it lives by, until the others believe that it does not.
+async fn silenced(hub: &TestHub) -> Outsider {
+    let outsider = Outsider::holding(hub, "lock table processes in exclusive mode").await;
+    lives(hub, false).await;
+    outsider
+}
+
+/// Waits until it believes so.
+async fn lives(hub: &TestHub, expected: bool) {
+    let becomes = async {
+        while hub.core.processes.is_live() != expected {
+            tokio::task::yield_now().await;
+        }
+    };
+    let became = tokio::time::timeout(PATIENCE, becomes).await;
+    became.expect("it does so");
+}
+
 /// No look at who owns what tells it: the clock stands still.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_others_may_have_taken_is_not_leased_though_this_process_lives_again() {
@@ -210,28 +228,29 @@ async fn what_others_may_have_taken_is_not_leased_though_this_process_lives_agai
     psa.publish(vec![ticket("a"), ticket("b")]).await;
     let first = portal.pull(pull_of(1, 10)).await.events;
     assert_eq!(ids_of(&first), ["a"]);
-    let processes = &hub.core.processes;
-    let silenced = "lock table processes in exclusive mode";
-    let outsider = Outsider::holding(&hub, silenced).await;
-    let lives = async |expected| {
-        let becomes = async {
-            while processes.is_live() != expected {
-                tokio::task::yield_now().await;
-            }
-        };
-        let became = tokio::time::timeout(PATIENCE, becomes).await;
-        became.expect("it does so");
-    };
-    lives(false).await;
+    let outsider = silenced(&hub).await;
     // Another one had it meanwhile, and is gone.
     let taken = "update subscription_positions set owner = 'prc_other', epoch = epoch + 1";
     outsider.commits(taken).await;
-    lives(true).await;
+    lives(&hub, true).await;
     let settled = portal.acknowledge("portal", acks_of(&first)).await;
     assert_eq!(settled[0].outcome(), AckOutcome::LeaseExpired);
-    let again = portal.pull(pull_of(2, 10)).await.events;
-    assert_eq!(ids_of(&again), ["a", "b"]);
+    let again = portal.pull(pull_of(1, 10)).await.events;
+    assert_eq!(ids_of(&again), ["a"]);
     let epoch = |lease: &str| lease.split('-').nth(2).unwrap().to_owned();
     assert_eq!(epoch(&first[0].lease_id), "1");
-    assert!(again.iter().all(|event| epoch(&event.lease_id) == "3"));
+    assert_eq!(epoch(&again[0].lease_id), "3");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_all_tenants_goes_on_after_its_process_was_silent() {
+    let hub = TestHub::start(Backend::Postgres).await;
+    let psa = Product::new(&hub, "psa").await;
+    let backend = backend_of_all(&hub).await;
+    psa.publish(vec![ticket("a")]).await;
+    let mut consumer = backend.consume(open("portal", 100)).await;
+    assert_eq!(ids_of(&consumer.events(1).await), ["a"]);
+    silenced(&hub).await.lets_go().await;
+    // Though nothing is published any more.
+    assert_eq!(ids_of(&consumer.events(1).await), ["a"]);
 }

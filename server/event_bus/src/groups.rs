@@ -182,6 +182,7 @@ impl Groups {
                 // stored: only the checkpoint knows, and tells who waits for it.
                 self.owe(&group.id, group.epoch);
                 self.remove(group);
+                self.look_again_for(group);
             }
         }
         let is_postgres = self.parts.core.db.is_postgres();
@@ -273,6 +274,14 @@ impl Groups {
         }
     }
 
+    /// A group ended with work left to do: streams of its tenant open it again; those of all
+    /// tenants would when its log grows.
+    fn look_again_for(&self, group: &Group) {
+        if let Some(hall) = self.halls.find(&group.product, &group.name) {
+            hall.look_again();
+        }
+    }
+
     /// Gives the place up again.
     pub(crate) fn go(&self, product: &str, name: &str, seat: &Arc<Seat>) {
         let open = self.lock();
@@ -313,10 +322,8 @@ impl Owners for Groups {
             if let Err(error) = Groups::close(self, id).await {
                 tracing::debug!("what was known of {id} is not stored: {error}");
             }
-            // Streams of one tenant open it again; those of all tenants would when its log grows.
-            let hall = group.and_then(|group| self.halls.find(&group.product, &group.name));
-            if let Some(hall) = hall {
-                hall.look_again();
+            if let Some(group) = group {
+                self.look_again_for(&group);
             }
         })
     }

@@ -5,6 +5,7 @@
 //! by a look at all of them now and then, by one statement.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use futures_util::{StreamExt, stream};
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::groups::Groups;
@@ -23,7 +25,7 @@ use crate::subscriptions;
 const AT_ONCE: usize = 16;
 /// Time between two looks at all of them.
 const LOOK: Duration = Duration::from_secs(30);
-/// The same after the database did not answer.
+/// The same after one of them could not be put to work, or the database did not answer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Pause while too many are at work, or the database does not answer.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -35,6 +37,8 @@ pub(crate) struct Hall {
     name: Arc<str>,
     seats: Mutex<Vec<Placed>>,
     again: Notify,
+    /// One could not be put to work since the last look.
+    failed: AtomicBool,
     /// Ends the work of the present worker: none unless a consumer is connected to this process.
     working: Mutex<CancellationToken>,
 }
@@ -79,6 +83,7 @@ impl Halls {
                     name,
                     seats: Mutex::default(),
                     again: Notify::new(),
+                    failed: AtomicBool::new(false),
                     working: Mutex::default(),
                 })
             });
@@ -172,13 +177,11 @@ impl Hall {
             };
             let looked = hall.look(&found).await;
             drop(found);
-            let next_look = tokio::time::sleep(match looked {
-                Ok(()) => LOOK,
-                Err(error) => {
-                    tracing::debug!("the subscriptions of all tenants could not be read: {error}");
-                    LOOK_AGAIN
-                }
-            });
+            if let Err(error) = looked {
+                tracing::debug!("the subscriptions of all tenants could not be read: {error}");
+                hall.failed.store(true, Ordering::Release);
+            }
+            let next_look = tokio::time::sleep(hall.pause());
             tokio::pin!(next_look);
             loop {
                 let grown = tokio::select! {
@@ -200,7 +203,19 @@ impl Hall {
                 stream::iter(grown)
                     .for_each_concurrent(AT_ONCE, |number| hall.has_grown(found, number))
                     .await;
+                if hall.failed.load(Ordering::Acquire) {
+                    let soon = Instant::now() + hall.pause();
+                    next_look.as_mut().reset(soon);
+                }
             }
+        }
+    }
+
+    /// Until the next look, if nothing happens before.
+    fn pause(&self) -> Duration {
+        match self.failed.swap(false, Ordering::AcqRel) {
+            true => LOOK_AGAIN,
+            false => LOOK,
         }
     }
 
@@ -253,6 +268,7 @@ impl Hall {
         }
         if let Err(error) = self.open(groups, tenant).await {
             tracing::debug!("a subscription was not put to work: {error}");
+            self.failed.store(true, Ordering::Release);
         }
     }
 
