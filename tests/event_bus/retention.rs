@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use hub_client::proto::hub::platform::v1::{Tenant, UpdateTenantRequest};
 use hub_client::start_at::At;
 use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::subscribe_response::Frame;
 use hub_proto::hub::event_bus::v1::{ListEventsRequest, SubscribeRequest};
+use prost_types::FieldMask;
 
-use super::{Product, earliest, from, numbered, ticket};
+use super::{Product, earliest, from, large_ticket, numbered, ticket};
 use crate::support::{Backend, TestHub};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -62,6 +64,26 @@ both_databases! {
         assert_eq!(error.metadata()["earliestSequence"], "4");
         let listed = psa.list_all(ListEventsRequest::default()).await.0;
         assert_eq!(listed, ["new-1", "new-0"]);
+    }
+
+    async fn a_tenant_that_keeps_less_loses_its_oldest_events(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let psa = Product::new(&hub, "psa").await;
+        let portal = Product::new(&hub, "portal").await;
+        // Each in a segment of its own, of which two are within the bound.
+        for id in ["a", "b", "c", "d"] {
+            psa.publish(vec![large_ticket(id, 100_000)]).await;
+        }
+        let request = UpdateTenantRequest {
+            tenant: Some(Tenant { retention_bytes: 250_000, ..Tenant::default() }),
+            update_mask: Some(FieldMask { paths: vec!["retention_bytes".to_owned()] }),
+        };
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        admin.platform().update_tenant(request).await.unwrap();
+        hub.core.journal.write_listing().await.unwrap();
+        hub.clock.advance(Duration::from_secs(61));
+        removed(&hub, 2).await;
+        assert_eq!(portal.dump_ids(earliest()).await, ["c", "d"]);
     }
 
     async fn an_identity_outlives_a_short_retention(backend: Backend) {

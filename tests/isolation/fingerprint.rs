@@ -23,6 +23,7 @@ const OTHER_TABLES: &[(&str, &str)] = &[
     ("processes", "1 = 0"),
     ("live_processes", "1 = 0"),
     ("key_followers", "1 = 0"),
+    ("key_usage_batches", "1 = 0"),
     // What the processes agree on for a minute, whenever a limit is looked at. On SQLite it is in
     // memory; on both, tests of `api_keys` ask what is left after what others did.
     ("rate_standings", "1 = 0"),

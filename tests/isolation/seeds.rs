@@ -276,3 +276,11 @@ pub const CHANGES_NOTHING: &[(&str, &str)] = &[
         "a lease has to be taken just before, and no call of chance knows it",
     ),
 ];
+
+/// RPCs that change something which is no resource, so that the audit log does not tell of it.
+pub const NOT_AUDITED: &[&str] = &[
+    "hub.event_bus.v1.EventBus/Publish",
+    "hub.event_bus.v1.EventBus/PublishStream",
+    "hub.event_bus.v1.EventBus/Consume",
+    "hub.event_bus.v1.EventBus/Pull",
+];

@@ -98,6 +98,12 @@ both_databases! {
         let labels = |labels: &[&str]| labels.iter().map(|label| (*label).to_owned()).collect();
         let listed = METRICS.iter().map(|metric| (metric.name.to_owned(), labels(metric.labels)));
         assert_eq!(shown, listed.collect(), "{}", metrics.text());
+        for decided in [
+            "hub_event_decisions_total{dest=\"portal\",outcome=\"flows\",reason=\"\"} ",
+            "hub_subscription_lag_seconds{dest=\"portal\"} ",
+        ] {
+            assert!(metrics.text().contains(decided), "{}", metrics.text());
+        }
     }
 
     async fn a_worker_that_fails_is_seen_and_started_again(hub: TestHub) {

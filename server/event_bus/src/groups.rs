@@ -174,8 +174,13 @@ impl Groups {
         looked.and(self.let_go_of_owed().await)
     }
 
+    /// All that are at work.
+    pub(crate) fn open_now(&self) -> Vec<Arc<Group>> {
+        self.lock().by_id.values().cloned().collect()
+    }
+
     async fn look_at_open(&self) -> Result<()> {
-        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
+        let open = self.open_now();
         for group in &open {
             if group.is_over() {
                 // Another process may have it. If none has, it is to be free, and what was acked is

@@ -25,6 +25,7 @@ mod group;
 mod groups;
 mod grpc;
 mod hall;
+mod lag;
 mod lease_id;
 pub mod leasing;
 mod log;
@@ -66,6 +67,7 @@ use checkpoint::Checkpoints;
 use event_types::Catalogues;
 use group::Parts;
 use groups::Groups;
+use lag::Lag;
 use owners::Owners;
 use routing::Configurations;
 pub use store::{STATEMENTS, migrations};
@@ -135,6 +137,11 @@ fn begin_delivery(core: &Core, configurations: &Configurations) -> Arc<Groups> {
     workers.every("settled-events", FORGET_INTERVAL, move || {
         let groups = forgetting.clone();
         async move { groups.forget().await }
+    });
+    let (measuring, lag) = (groups.clone(), Arc::new(Lag::default()));
+    workers.every("subscription-lag", lag::INTERVAL, move || {
+        let (groups, lag) = (measuring.clone(), lag.clone());
+        async move { lag.measure(&groups).await }
     });
     let (draining, releasing) = (core.draining.clone(), groups.clone());
     tokio::spawn(async move {

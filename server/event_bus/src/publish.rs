@@ -13,7 +13,7 @@ use hub_proto::hub::event_bus::v1::{PublishResponse, PublishResult, PublishWarni
 use hub_proto::wire::PublishRequest;
 
 use crate::catalogue::EventType;
-use crate::routes::{self, Routes};
+use crate::routes::{self, Decided, Routes};
 use crate::routing::{Configuration, Configurations};
 use crate::{error, event};
 
@@ -48,7 +48,7 @@ enum Slot {
     /// To be stored.
     Accepted {
         entry: Option<Arc<EventType>>,
-        destinations: u32,
+        decided: Arc<Decided>,
         warnings: Vec<i32>,
     },
 }
@@ -142,12 +142,12 @@ fn check_event(
             &sources,
         ));
     }
-    let destinations = routes.count(&event.kind, &event.event);
+    let decided = routes.decide(&event.kind, &event.event);
     let mut warnings = Vec::new();
     if entry.is_none() {
         warnings.push(PublishWarning::TypeUnknown as i32);
     }
-    if destinations == 0 {
+    if decided.destinations == 0 {
         warnings.push(PublishWarning::NoRoute as i32);
     }
     if entry.is_some_and(|entry| entry.deprecated) {
@@ -157,7 +157,7 @@ fn check_event(
         event,
         Slot::Accepted {
             entry: entry.cloned(),
-            destinations,
+            decided,
             warnings,
         },
     ))
@@ -322,10 +322,12 @@ impl Submitted {
     }
 }
 
-/// Counts stored events by source and type; those of a batch mostly are of one type.
+/// Counts stored events by source and type, and where they go; those of a batch mostly are of one
+/// type.
 struct Published<'a> {
     source: &'a str,
     kind: String,
+    decided: Option<Arc<Decided>>,
     count: u64,
 }
 
@@ -337,20 +339,22 @@ impl<'a> Published<'a> {
         Published {
             source,
             kind: String::new(),
+            decided: None,
             count: 0,
         }
     }
 
     fn add(&mut self, slot: &Slot) {
-        let kind = match slot {
-            Slot::Accepted {
-                entry: Some(entry), ..
-            } if entry.built_in => entry.name.as_str(),
-            _ => Self::OTHER,
+        let Slot::Accepted { entry, decided, .. } = slot else {
+            return;
         };
-        if self.kind != kind {
+        let known = self.decided.as_ref();
+        if !known.is_some_and(|known| Arc::ptr_eq(known, decided)) {
             self.tell();
+            let built_in = entry.as_ref().filter(|entry| entry.built_in);
+            let kind = built_in.map_or(Self::OTHER, |entry| entry.name.as_str());
             kind.clone_into(&mut self.kind);
+            self.decided = Some(decided.clone());
         }
         self.count += 1;
     }
@@ -361,6 +365,9 @@ impl<'a> Published<'a> {
             let (source, kind) = (self.source.to_owned(), self.kind.clone());
             metrics::counter!("hub_events_published_total", "source" => source, "type" => kind)
                 .increment(count);
+            if let Some(decided) = &self.decided {
+                decided.tell(count);
+            }
         }
     }
 }
@@ -379,13 +386,11 @@ impl Slot {
                 ..Default::default()
             },
             Slot::Accepted {
-                destinations,
-                warnings,
-                ..
+                decided, warnings, ..
             } => PublishResult {
                 sequence,
                 duplicate,
-                destinations,
+                destinations: decided.destinations,
                 warnings,
                 ..Default::default()
             },

@@ -8,7 +8,9 @@ use hub_core::journal::{Journal, Log, Segment};
 use hub_proto::hub::event_bus::v1::{PublishResult, PublishWarning};
 
 use crate::filter::Filter;
-use crate::routing::{self, Configuration, Configurations, Event, Subscription};
+use crate::routing::{
+    self, Configuration, Configurations, Destination, Event, Outcome, Subscription,
+};
 
 /// Where events of one product go by one configuration; asked once for each type in a batch.
 pub(crate) struct Routes<'a> {
@@ -16,7 +18,39 @@ pub(crate) struct Routes<'a> {
     product: &'a str,
     /// No filter looks into an event, so that its type alone decides.
     by_type: bool,
-    known: Vec<(Bytes, u32)>,
+    known: Vec<(Bytes, Arc<Decided>)>,
+}
+
+/// Where an event goes, and where it does not though something names the product.
+#[derive(Debug)]
+pub(crate) struct Decided {
+    /// How many durable subscriptions it goes to.
+    pub(crate) destinations: u32,
+    outcomes: Vec<(String, Outcome)>,
+}
+
+impl Decided {
+    fn new(destinations: &[Destination<'_>]) -> Decided {
+        let outcome = |to: &Destination<'_>| (to.product.to_owned(), to.outcome);
+        Decided {
+            destinations: routing::count(destinations),
+            outcomes: destinations.iter().map(outcome).collect(),
+        }
+    }
+
+    /// Counts that it was decided so of so many events.
+    pub(crate) fn tell(&self, events: u64) {
+        for (product, outcome) in &self.outcomes {
+            let (outcome, reason) = match outcome {
+                Outcome::Flows => ("flows", ""),
+                Outcome::NotRouted(reason) => ("not_routed", reason.as_str_name()),
+            };
+            let dest = product.clone();
+            metrics::counter!("hub_event_decisions_total",
+                "dest" => dest, "outcome" => outcome, "reason" => reason)
+            .increment(events);
+        }
+    }
 }
 
 impl<'a> Routes<'a> {
@@ -31,34 +65,35 @@ impl<'a> Routes<'a> {
         }
     }
 
-    /// How many durable subscriptions an event goes to.
-    pub(crate) fn count(&mut self, kind: &Bytes, event: &Bytes) -> u32 {
+    /// Where an event goes.
+    pub(crate) fn decide(&mut self, kind: &Bytes, event: &Bytes) -> Arc<Decided> {
         let known = self.known.iter().find(|(known, _)| known == kind);
-        if let Some((_, count)) = known {
-            return *count;
+        if let Some((_, decided)) = known {
+            return decided.clone();
         }
-        let count = count(self.configuration, self.product, kind, event, None);
+        let decided = decide(self.configuration, self.product, kind, event, None);
+        let decided = Arc::new(decided);
         if self.by_type {
-            self.known.push((kind.clone(), count));
+            self.known.push((kind.clone(), decided.clone()));
         }
-        count
+        decided
     }
 }
 
-fn count(
+fn decide(
     configuration: &Configuration,
     source: &str,
     kind: &Bytes,
     event: &Bytes,
     seq: Option<u64>,
-) -> u32 {
+) -> Decided {
     let kind = String::from_utf8_lossy(kind);
     let about = Event {
         kind: &kind,
         source,
     };
     let takes = |filter: &Filter| filter.takes(about, event);
-    routing::count(&routing::destinations(configuration, about, seq, takes))
+    Decided::new(&routing::destinations(configuration, about, seq, takes))
 }
 
 /// Decides again for events that were not committed under the epoch by which they were checked:
@@ -130,8 +165,8 @@ impl Recorded<'_> {
             .records
             .slice(entry.event_start as usize..entry.event_end as usize);
         let name = Bytes::copy_from_slice(kind.kind.as_bytes());
-        let count = count(&configuration, &kind.product, &name, &event, Some(seq));
-        Ok(Some(count))
+        let decided = decide(&configuration, &kind.product, &name, &event, Some(seq));
+        Ok(Some(decided.destinations))
     }
 
     async fn segment(&mut self, seq: u64) -> Result<Option<Arc<Segment>>> {

@@ -111,6 +111,12 @@ pub const METRICS: &[Metric] = &[
         "Durable subscriptions at work in this process.",
     ),
     metric(
+        "hub_event_decisions_total",
+        Kind::Counter,
+        &["dest", "outcome", "reason"],
+        "Decisions where published events go, by product: flows, or not_routed and why.",
+    ),
+    metric(
         "hub_events_published_total",
         Kind::Counter,
         &["source", "type"],
@@ -221,6 +227,18 @@ pub const METRICS: &[Metric] = &[
         "Answers of which the client took nothing for slow-reader-timeout.",
     ),
     metric(
+        "hub_subscription_lag_events",
+        Kind::Gauge,
+        &["dest"],
+        "Events that the subscription at work of a product which has most has not settled.",
+    ),
+    metric(
+        "hub_subscription_lag_seconds",
+        Kind::Gauge,
+        &["dest"],
+        "Age of the oldest event that a subscription at work of a product has not settled.",
+    ),
+    metric(
         "hub_tls_handshakes_failed_total",
         Kind::Counter,
         &[],
@@ -263,6 +281,10 @@ pub fn describe() {
     }
     for outcome in ["closed", "reset"] {
         counter!("hub_slow_readers_total", "outcome" => outcome).increment(0);
+    }
+    for dest in hub_core::products::SLUGS {
+        gauge!("hub_subscription_lag_events", "dest" => dest).set(0.0);
+        gauge!("hub_subscription_lag_seconds", "dest" => dest).set(0.0);
     }
     counter!("hub_key_decisions_total", "outcome" => "OK").increment(0);
     for from in ["database", "unknown"] {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hub_core::clock::Micros;
+use hub_core::error::Result;
 use hub_proto::hub::event_bus::v1::{NackAction, SubscriptionState};
 
 use super::{Group, PULLED, Settling, State};
@@ -98,6 +99,23 @@ impl Group {
     pub(crate) fn progress(&self) -> (u64, u64) {
         let floor = self.lock().leasing.position().floor;
         (self.log.head().seq, floor)
+    }
+
+    /// Events that are not settled or were not looked at yet, whether they come here or not, and
+    /// the sequence of the first of them.
+    pub(crate) fn behind(&self) -> (u64, u64) {
+        let state = self.lock();
+        let cursor = state.leasing.position().cursor;
+        let ahead = self.log.head().seq.saturating_sub(cursor);
+        let unsettled = state.leasing.counts().unsettled as u64;
+        let oldest = state.leasing.oldest_unsettled().unwrap_or(cursor + 1);
+        (unsettled + ahead, oldest)
+    }
+
+    /// When an event was recorded, if the log still has it. Errors: `STORE_BUSY`.
+    pub(crate) async fn recorded(&self, seq: u64) -> Result<Option<Micros>> {
+        let segment = self.parts.core.journal.segment_at(&self.log, seq).await?;
+        Ok(segment.map(|segment| segment.record_time()))
     }
 
     /// Version of the settings by which it works.

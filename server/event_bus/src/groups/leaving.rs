@@ -95,8 +95,7 @@ impl Groups {
 
     /// The server stops: leases return, what is known is stored, and the others may take it up.
     pub(crate) async fn release(&self) {
-        let open: Vec<Arc<Group>> = self.lock().by_id.values().cloned().collect();
-        for group in open {
+        for group in self.open_now() {
             group.release();
             group.end();
         }
