@@ -327,7 +327,7 @@ impl Outbox {
         self.resend(again);
     }
 
-    /// The hub stored nothing of a frame.
+    /// The hub stored nothing of a frame, or does not know.
     pub(super) fn rejected(&mut self, rejected: PublishRejected, now: Instant) {
         let sent = self
             .sent

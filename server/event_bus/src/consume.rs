@@ -363,6 +363,11 @@ impl Session {
                 all.fell_behind(group);
                 None
             }
+            // What is left of it will be at work elsewhere, and is told to be settled there.
+            (News::Closed, At::All(all)) if group.behind().0 > 0 => {
+                all.has_left(group);
+                None
+            }
             (News::Closed | News::CaughtUp(true), At::All(all)) => {
                 let caught_up = all.is_settled(group);
                 caught_up.then(|| Frame::CaughtUp(CaughtUp::default()))

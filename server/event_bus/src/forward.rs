@@ -39,7 +39,7 @@ const PATIENCE: Duration = LIVE_FOR.saturating_mul(4);
 /// Pause before it is looked again who has it.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Causes with which a process says that it has the subscription no more.
-const MOVED: [&str; 4] = ["moved", "forwarded", "owner_gone", "owner_busy"];
+const MOVED: [&str; 5] = ["moved", "forwarded", "owner_gone", "owner_busy", "not_live"];
 
 /// A call was not answered by the owner.
 #[derive(Debug)]

@@ -281,7 +281,7 @@ impl Groups {
 
     /// A group ended with work left to do: streams of its tenant open it again; those of all
     /// tenants would when its log grows.
-    fn look_again_for(&self, group: &Group) {
+    pub(super) fn look_again_for(&self, group: &Group) {
         if let Some(hall) = self.halls.find(&group.product, &group.name) {
             hall.look_again();
         }

@@ -258,7 +258,10 @@ impl Hall {
         // One that is new is found by its number once; then its log is known.
         match groups.parts().core.tenancy.by_number(number).await {
             Ok(tenant) => self.put_to_work(groups, &tenant).await,
-            Err(error) => tracing::debug!("a tenant could not be read: {error}"),
+            Err(error) => {
+                tracing::debug!("a tenant could not be read: {error}");
+                self.failed.store(true, Ordering::Release);
+            }
         }
     }
 

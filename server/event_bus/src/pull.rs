@@ -58,17 +58,26 @@ pub(crate) async fn pull(
     };
     let found = groups.resolve(tenant, Some(&**product), &request.subscription);
     let (settings, forwarded) = (found.await?, caller.origin.forwarded);
-    let search = Search::begin();
+    let until = core.clock.now() + request.wait.as_ref().map_or(0, acks::length);
+    let mut search = Search::begin();
     loop {
         let visits = |group: &Arc<Group>| group.visit(&seat);
-        let owner = match groups.reach(tenant, &settings, forwarded, visits).await? {
+        let pulled = match groups.reach(tenant, &settings, forwarded, visits).await? {
             Place::Here(group) => {
-                let at = At::One(group);
-                return Ok(pull_here(core, Visit { seat, at }, &request).await?);
+                let (seat, at) = (seat.clone(), At::One(group));
+                let pulled = pull_here(core, Visit { seat, at }, &request, until).await;
+                // It worked until then.
+                search = Search::begin();
+                pulled.map_err(|error| forward::sort(error.into(), "itself"))
             }
-            Place::Elsewhere(owner) => owner,
+            Place::Elsewhere(owner) => {
+                let mut request = request.clone();
+                let left = (until - core.clock.now()).max(0).unsigned_abs();
+                request.wait = prost_types::Duration::try_from(Duration::from_micros(left)).ok();
+                forward::pull(core, &owner, caller, request).await
+            }
         };
-        match forward::pull(core, &owner, caller, request.clone()).await {
+        match pulled {
             Ok(pulled) => return Ok(pulled),
             Err(failed) => search.again(groups, &settings.id, failed).await?,
         }
@@ -125,9 +134,14 @@ async fn pull_all(
     }
 }
 
-async fn pull_here(core: &Core, visit: Visit, request: &PullRequest) -> Result<PullResponse> {
+async fn pull_here(
+    core: &Core,
+    visit: Visit,
+    request: &PullRequest,
+    until: Micros,
+) -> Result<PullResponse> {
     let length = request.lease_duration.as_ref().map(acks::length);
-    let wait = request.wait.as_ref().map_or(0, acks::length);
+    let wait = (until - core.clock.now()).max(0);
     let taken = visit.collect(core, wait, length).await?;
     let (backlog, state) = match &visit.at {
         At::One(group) => (group.backlog().await?, group.state()),
@@ -353,9 +367,13 @@ impl Visit {
                     Err(_) => return Ok(taken),
                 }
             }
-            let mut caught_up = false;
+            let (mut caught_up, mut closed) = (false, false);
             while let Some((_, news)) = self.seat.news() {
                 caught_up |= news == News::CaughtUp(true);
+                closed |= news == News::Closed;
+            }
+            if taken.is_empty() && closed && matches!(self.at, At::One(_)) {
+                return Err(moving("moved"));
             }
             if !taken.is_empty() || (caught_up && wait == 0) {
                 return Ok(taken);

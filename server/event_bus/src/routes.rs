@@ -100,7 +100,8 @@ fn decide(
 /// the configuration changed in between, or they are duplicates of older ones.
 ///
 /// The events are stored whatever comes of it. Errors: `STORE_BUSY`, as of a commit whose outcome
-/// is unknown: sent again, the events are found and counted. A count of what was is never told.
+/// is unknown: sent again, the events are found and counted. Only of an event of which retention or
+/// a damaged file has left nothing, it is told what was checked.
 pub(crate) async fn settle(
     journal: &Journal,
     log: &Log,
@@ -155,7 +156,9 @@ impl Recorded<'_> {
             return Ok(None);
         };
         let configuration = self.configuration(segment.routing_epoch()).await?;
-        let run = segment.run().map_err(hub_core::error::Error::internal)?;
+        let Ok(run) = segment.run() else {
+            return Ok(None);
+        };
         let index = (seq - segment.first()) as usize;
         let Some(entry) = run.entries.get(index) else {
             return Ok(None);

@@ -56,7 +56,7 @@ pub(crate) enum News {
     Closed,
 }
 
-/// News that wait for one consumer; more than that, and the oldest states go.
+/// News that wait for one consumer; more than that, and states and the oldest gaps go.
 const NEWS_MAX: usize = 1000;
 
 impl Seat {
@@ -150,9 +150,19 @@ impl Seat {
         if line.news.len() >= NEWS_MAX {
             line.news.retain(|(_, news)| *news != News::State);
         }
+        if line.news.len() >= NEWS_MAX && matches!(news, News::CaughtUp(_) | News::Closed) {
+            // What it said last counts, and is never dropped: one or two for each that is at work.
+            let number = group.number;
+            let same = |of: &Arc<Group>| of.number == number;
+            line.news
+                .retain(|(of, news)| !(same(of) && matches!(news, News::CaughtUp(_))));
+        }
         if line.news.len() >= NEWS_MAX {
             // The event log tells of every gap too.
-            line.news.pop_front();
+            let gap = |(_, news): &(Arc<Group>, News)| matches!(news, News::Gap { .. });
+            if let Some(oldest) = line.news.iter().position(gap) {
+                line.news.remove(oldest);
+            }
         }
         line.news.push_back((group.clone(), news));
         drop(line);

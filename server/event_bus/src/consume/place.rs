@@ -140,6 +140,12 @@ impl All {
         self.told = false;
     }
 
+    /// One of this process has left before it was caught up.
+    pub(super) fn has_left(&mut self, group: &Group) {
+        self.behind.remove(&group.number);
+        self.told = false;
+    }
+
     /// One of this process is caught up, or has left. True if the consumer is to be told that
     /// everything is settled.
     pub(super) fn is_settled(&mut self, group: &Group) -> bool {

@@ -20,7 +20,9 @@ impl Groups {
 
     /// It is to be let go, unless it is put to work. An earlier epoch is void by itself.
     pub(super) fn owe(&self, id: &str, epoch: u64) {
-        self.owed().insert(id.into(), epoch);
+        let mut owed = self.owed();
+        let owed = owed.entry(id.into()).or_default();
+        *owed = epoch.max(*owed);
     }
 
     /// It is at work, or let go.
@@ -52,7 +54,9 @@ impl Groups {
         match (found, owed) {
             (Some(group), _) => {
                 group.end();
-                self.leave(&group).await
+                let left = self.leave(&group).await;
+                self.look_again_for(&group);
+                left
             }
             // It was closed before, and may not be stored.
             (None, Some(epoch)) => self.let_go_of(id, epoch).await,
