@@ -11,6 +11,7 @@ use hub_proto::hub::event_bus::v1::{
     SubscriptionState,
 };
 
+use super::consume_shared::pull_of;
 use super::consumer::{ids_of, nack};
 use super::owner::{Owner, named, paused, seeking, starting, state, status};
 use super::retention::removed;
@@ -133,6 +134,21 @@ async fn given_up<T>(call: impl Future<Output = T>, turns: usize) {
 }
 
 both_databases! {
+    async fn a_pull_that_waits_goes_on_when_its_subscription_moves(hub: TestHub) {
+        let psa = Product::new(&hub, "psa").await;
+        let crm = Product::new(&hub, "crm").await;
+        let owner = Owner::new(&hub, "crm").await;
+        let id = owner.create(named("deals", of_types(&["deal.*"]))).await.subscription_id;
+        let request = PullRequest { subscription: "deals".to_owned(), ..pull_of(1, 15) };
+        let moves = async {
+            while status(&owner.get(&id).await.unwrap()).members != ["puller"] {}
+            owner.seek(seeking(&id, At::AfterSequence(0))).await.unwrap();
+            psa.publish(vec![event("deal.won", "a")]).await;
+        };
+        let (pulled, ()) = tokio::join!(crm.pull(request), moves);
+        assert_eq!(ids_of(&pulled.events), ["a"]);
+    }
+
     async fn what_its_filter_takes_is_worked_off_and_seen_in_its_status(hub: TestHub) {
         let psa = Product::new(&hub, "psa").await;
         psa.publish_each(numbered("t", 2)).await;
