@@ -113,11 +113,7 @@ where
     };
     // What was passed on keeps the id and the address that it came with.
     if !caller.origin.forwarded {
-        caller.origin = Arc::new(Origin {
-            call_id: Call::of(&request).id,
-            client_ip: peer,
-            forwarded: false,
-        });
+        caller.origin = Arc::new(origin(&request));
     }
     // Strangers do not learn what is built.
     let mut response = if modules::is_built(policy.method) {
@@ -141,14 +137,21 @@ pub async fn introduce(State(gate): State<Gate>, request: Request, next: Next) -
 
 /// The request with its origin, for who decides about callers himself.
 fn introduced(mut request: Request) -> Request {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-    let call_id = Call::of(&request).id;
-    request.extensions_mut().insert(Origin {
-        call_id,
-        client_ip: peer,
-        forwarded: false,
-    });
+    let origin = origin(&request);
+    request.extensions_mut().insert(origin);
     request
+}
+
+/// Where a request comes from that no other process passed on.
+fn origin(request: &Request) -> Origin {
+    let peer = request.extensions().get::<Peer>();
+    let call = Call::of(request);
+    Origin {
+        call_id: call.id,
+        client_ip: peer.map(|peer| peer.0.ip()),
+        forwarded: false,
+        span: Some(call.trace.into()),
+    }
 }
 
 /// The answer with what is left of the limit, whether it is good or an error.

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::http::header::AUTHORIZATION;
-use axum::http::{Request, Response, Uri};
+use axum::http::{HeaderValue, Request, Response, Uri};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -37,6 +37,7 @@ use tonic::codegen::StdError;
 use tonic::transport::{Channel as Connected, Endpoint};
 use tower::Service;
 
+use crate::telemetry::trace::TRACEPARENT;
 use crate::tls;
 
 /// How long a connection may take.
@@ -248,6 +249,10 @@ impl Service<Request<Body>> for Forwarding {
         };
         request.headers_mut().remove(AUTHORIZATION);
         request.headers_mut().insert(FORWARDED_HEADER, signed);
+        let span = self.caller.origin.span.map(|span| span.to_string());
+        if let Some(span) = span.and_then(|text| HeaderValue::try_from(text).ok()) {
+            request.headers_mut().insert(TRACEPARENT, span);
+        }
         metrics::counter!("hub_calls_forwarded_total").increment(1);
         let at_work = AtWork::begin(&self.calls);
         let calling = self.channel.call(request);

@@ -8,7 +8,7 @@ use hub_client::proto::hub::api_keys::v1::{ListApiKeysRequest, WhoAmIRequest};
 use hub_client::proto::hub::event_bus::v1::SubscribeRequest;
 use hub_client::proto::hub::event_bus::v1::event_bus_client::EventBusClient;
 use hub_client::proto::hub::platform::v1::SetProductSubscriptionRequest;
-use hub_core::auth::{Caller, Origin, Scopes};
+use hub_core::auth::{Caller, Origin, Scopes, Span};
 use hub_core::clock::Clock;
 use hub_core::internal::{FORWARDED_HEADER, Internal, Target, VALID};
 use hub_core::peers::Channel;
@@ -289,4 +289,34 @@ async fn the_end_of_a_process_ends_what_was_passed_on_to_it() {
         .await
         .expect("it is noticed");
     other.signal("CONT");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_passed_on_belongs_to_the_trace_of_its_call() {
+    let hub = TestHub::start(Backend::Postgres).await;
+    let same = Database::at(hub.database_url().to_owned());
+    let other = TestProcess::start_on(Command::Serve, same, &[]).await;
+    let trace_id = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c;
+    let span = Span {
+        trace_id,
+        span_id: 7,
+    };
+    let caller = Caller {
+        origin: Arc::new(Origin {
+            span: Some(span),
+            ..Origin::default()
+        }),
+        ..caller(&hub, &["hub:events.read"]).await
+    };
+    let peers = seen(&hub, |peers| peers.len() == 1).await;
+    let id = peers.keys().next().unwrap();
+    let channel = hub.core.peers.channel(id, &caller).await.unwrap();
+    who_am_i(channel).await.unwrap();
+    let told = async {
+        while !other.log().contains(&format!("{trace_id:032x}")) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let told = tokio::time::timeout(PATIENCE, told).await;
+    told.expect("the other process logs it as a part of the trace");
 }

@@ -1,5 +1,6 @@
 //! Who is calling, and what that key may do. Tenant, product and scopes come from the credential.
 
+use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -109,6 +110,24 @@ pub struct Origin {
     pub client_ip: Option<IpAddr>,
     /// Another process was called, and passed the call on to this one: it goes no further.
     pub forwarded: bool,
+    /// Its place in a trace; none outside of a call, and in one that was passed on.
+    pub span: Option<Span>,
+}
+
+/// A call as part of a trace. It is shown as the `traceparent` of what the call causes elsewhere
+/// (W3C Trace Context, <https://www.w3.org/TR/trace-context/>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Of the whole trace, not 0.
+    pub trace_id: u128,
+    /// Of the call, not 0.
+    pub span_id: u64,
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-00", self.trace_id, self.span_id)
+    }
 }
 
 impl Origin {

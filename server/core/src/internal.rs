@@ -204,6 +204,7 @@ impl Claims {
                 call_id: self.call_id.into(),
                 client_ip: self.client_ip.and_then(|address| address.parse().ok()),
                 forwarded: true,
+                span: None,
             }),
         }
     }
@@ -251,6 +252,7 @@ mod tests {
                 call_id: "req_1".into(),
                 client_ip: Some([10, 0, 0, 1].into()),
                 forwarded: false,
+                span: None,
             }),
         }
     }

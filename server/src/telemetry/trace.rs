@@ -3,6 +3,7 @@
 use std::fmt;
 
 use axum::http::HeaderMap;
+use hub_core::auth::Span;
 
 /// Header with the caller's trace and span.
 pub const TRACEPARENT: &str = "traceparent";
@@ -47,6 +48,15 @@ impl Trace {
             trace_id,
             span_id: SpanId((fresh >> 64) as u64),
             parent,
+        }
+    }
+}
+
+impl From<Trace> for Span {
+    fn from(trace: Trace) -> Span {
+        Span {
+            trace_id: trace.trace_id.0,
+            span_id: trace.span_id.0,
         }
     }
 }
