@@ -66,7 +66,63 @@ async fn calls(process: &TestProcess) -> (String, Vec<String>) {
         retried.remove(0),
     ];
     let answers = published(process, &psa).await + &refused(process, &mut keys, &psa).await;
+    let answers = answers + &worked_off(process, &tenant, &mut keys).await;
     (answers, keys)
+}
+
+/// Payloads that are leased, listed, explained and checked against a schema, and keys that are
+/// shown again and asked for by a proxy. Returns what may show none of them.
+async fn worked_off(process: &TestProcess, tenant: &Tenant, keys: &mut Vec<String>) -> String {
+    let portal = tenant
+        .key(&client(process, &tenant.admin_key), "portal", &["hub:*"])
+        .await;
+    keys.push(portal.clone());
+    let call = async |key: &str, method: &str, body: String| {
+        let answer = post_json(process.addr(), &format!("hub.{method}"), key, &body).await;
+        answer.json()
+    };
+    let bus = async |method: &str, body: String| {
+        call(&portal, &format!("event_bus.v1.EventBus/{method}"), body).await
+    };
+    let pull = r#"{"subscription":"portal","maxEvents":9,"wait":"20s"}"#.to_owned();
+    let pulled = bus("Pull", pull).await;
+    assert!(pulled.to_string().contains(PAYLOAD), "{pulled}");
+    let lease = pulled["events"][0]["leaseId"].as_str().unwrap();
+    let nack =
+        format!(r#"{{"leaseId":"{lease}","action":"NACK_ACTION_FAIL","error":"{PAYLOAD}"}}"#);
+    let acks = format!(r#"{{"subscription":"portal","acks":{{"nack":[{nack}]}}}}"#);
+    let mut answers = bus("Acknowledge", acks).await.to_string();
+    assert!(answers.contains("ACK_OUTCOME_OK"), "{answers}");
+    let listed = bus("ListEvents", "{}".to_owned()).await;
+    assert!(listed.to_string().contains(PAYLOAD), "{listed}");
+    let event_id = pulled["events"][0]["record"]["eventId"].clone();
+    let explained = bus("ExplainEvent", format!(r#"{{"eventId":{event_id}}}"#)).await;
+    assert!(
+        explained.to_string().contains("primaryCause"),
+        "{explained}"
+    );
+    let schema = r#"{"eventType":{"type":"note.made","sources":["portal"],"destinations":["psa"],
+        "jsonSchema":"{\"type\":\"number\"}"}}"#;
+    answers += &bus("PutEventType", schema.to_owned()).await.to_string();
+    let note = format!(
+        r#"{{"id":"9","source":"/p","specVersion":"1.0","type":"note.made",
+        "textData":"\"{PAYLOAD}\""}}"#
+    );
+    let violates = bus("Publish", format!(r#"{{"events":[{note}]}}"#))
+        .await
+        .to_string();
+    assert!(violates.contains("SCHEMA_VIOLATION"), "{violates}");
+    answers += &violates;
+    let own = call(&portal, "api_keys.v1.ApiKeys/WhoAmI", "{}".to_owned()).await;
+    let rotate = format!(r#"{{"keyId":{}}}"#, own["apiKey"]["keyId"]);
+    let method = "api_keys.v1.ApiKeys/RotateApiKey";
+    let rotated = call(&tenant.admin_key, method, rotate).await;
+    keys.push(rotated["plaintext"].as_str().unwrap().to_owned());
+    let bearer = format!("Bearer {portal}");
+    let asked = [("authorization", bearer.as_str())];
+    let path = "/authz?product=portal&action=tickets.read";
+    let asked = request(process.addr(), Method::GET, path, &asked, "").await;
+    answers + &format!("{:?}", asked.headers)
 }
 
 /// Payloads that are taken, read, and refused.
