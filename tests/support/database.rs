@@ -1,6 +1,7 @@
 //! A database of its own for each test.
 
 use std::env;
+use std::time::Duration;
 
 use hub_server::Config;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -82,10 +83,17 @@ impl Database {
     }
 }
 
+/// Turns hints between processes off in all tests, if it is 0s: processes of their own read it
+/// themselves.
+const NOTIFY_INTERVAL: &str = "HUB_NOTIFY_INTERVAL";
+
 /// The configuration of a hub in this process, on the same database as others.
 pub fn config(url: &str) -> Config {
     let mut config = Config::new(url);
     config.sealing_key = SEALING_KEY.parse().ok();
+    if env::var(NOTIFY_INTERVAL).is_ok_and(|interval| interval == "0s") {
+        config.limits.notify_interval = Duration::ZERO;
+    }
     config
 }
 
