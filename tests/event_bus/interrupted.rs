@@ -193,7 +193,7 @@ async fn a_publisher_is_told_where_its_event_goes_and_not_where_it_would_have_go
     let lock = "lock table integrations in access exclusive mode";
     let outsider = Outsider::holding(&hub, lock).await;
     let publish_b = async { tokio::join!(publish("b"), until_some(&hub, CUT)).0 };
-    let answer = switched_meanwhile(&hub, publish_b, true).await;
+    let answer = switched_meanwhile(&hub, Box::pin(publish_b), true).await;
     assert_eq!(answer.unwrap_err().reason(), Some("STORE_BUSY"));
     outsider.lets_go().await;
     let result = publish("b").await.unwrap().results.remove(0);

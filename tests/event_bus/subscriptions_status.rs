@@ -9,6 +9,7 @@ use hub_event_bus::leasing::{Key, Saved};
 use hub_proto::hub::event_bus::v1::{EventFilter, PauseSubscriptionRequest, SubscriptionState};
 use hub_proto::hub::platform::v1::SetProductSubscriptionRequest;
 
+use super::consume_shared::pull_of;
 use super::owner::{Owner, named, paused, starting, state, status};
 use super::subscriptions_seek::{fail, place, reach, waiting};
 use super::{Product, earliest, event, numbered, of_types, text, ticket, with_attributes};
@@ -132,6 +133,12 @@ both_databases! {
         assert_eq!(state(of("hub")), SubscriptionState::Live);
         let told = status(of("hub"));
         assert_eq!((told.settled_sequence, told.backlog), (told.head_sequence, 0));
+        // Until somebody uses it.
+        let pulled = Product::new(&hub, "portal").await.pull(pull_of(1, 10)).await;
+        assert_eq!(pulled.events.len(), 1);
+        let used = Owner::admin(&hub).get(&of("portal").subscription_id).await.unwrap();
+        assert_ne!(state(&used), SubscriptionState::Dormant);
+        assert_eq!(status(&used).in_flight, 1);
     }
 
     async fn a_pause_ends_by_itself(backend: Backend) {

@@ -11,7 +11,7 @@ use tonic::Code;
 use super::{Client, reason};
 use crate::support::TestHub;
 
-async fn list(client: &Client, tenant_id: &str) -> Vec<Product> {
+pub(super) async fn list(client: &Client, tenant_id: &str) -> Vec<Product> {
     let request = ListProductsRequest {
         tenant_id: tenant_id.to_owned(),
         ..ListProductsRequest::default()
@@ -20,7 +20,7 @@ async fn list(client: &Client, tenant_id: &str) -> Vec<Product> {
     answer.unwrap().into_inner().products
 }
 
-fn update(product: Product, mask: &[&str], allow_missing: bool) -> UpdateProductRequest {
+pub(super) fn update(product: Product, mask: &[&str], allow_missing: bool) -> UpdateProductRequest {
     let paths: Vec<_> = mask.iter().map(|path| (*path).to_owned()).collect();
     UpdateProductRequest {
         product: Some(product),
@@ -29,12 +29,12 @@ fn update(product: Product, mask: &[&str], allow_missing: bool) -> UpdateProduct
     }
 }
 
-async fn send(client: &Client, request: UpdateProductRequest) -> Result<Product, Error> {
+pub(super) async fn send(client: &Client, request: UpdateProductRequest) -> Result<Product, Error> {
     let answer = client.platform().update_product(request).await?;
     Ok(answer.into_inner().product.unwrap())
 }
 
-fn named(slug: &str, display_name: &str) -> Product {
+pub(super) fn named(slug: &str, display_name: &str) -> Product {
     Product {
         product: slug.to_owned(),
         display_name: display_name.to_owned(),

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use hub_client::Hub;
-use hub_client::proto::hub::platform::v1::SetIntegrationRequest;
+use hub_client::proto::hub::platform::v1::{Product, SetIntegrationRequest};
 use hub_server::Running;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::products::{list, named, send, update};
 use super::{Client, reason};
 use crate::support::{Backend, TestHub, config};
 
@@ -56,6 +57,31 @@ async fn what_one_server_changed_holds_on_another_within_a_second() {
     admin.subscribe("portal", true).await.unwrap();
     hub.clock.advance(Duration::from_secs(1));
     portal.publish("portal.opened", "2").await.unwrap();
+    second.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_a_product_is_reached_another_server_knows_within_a_second() {
+    let hub = TestHub::options(Backend::Postgres)
+        .manual_clock()
+        .start()
+        .await;
+    let second = second(&hub).await;
+    let there = at(&second, &hub.operator_key);
+    let urls = async || {
+        let products = list(&there, "").await.into_iter();
+        let mut psa = products.filter(|product| product.product == "psa");
+        psa.next().unwrap().base_urls
+    };
+    assert_eq!(urls().await, ["https://api.theonepsa.com"]);
+    let moved = Product {
+        base_urls: vec!["https://psa.example.com".to_owned()],
+        ..named("psa", "")
+    };
+    let request = update(moved, &["base_urls"], false);
+    send(&Client::operator(&hub), request).await.unwrap();
+    hub.clock.advance(Duration::from_secs(1));
+    assert_eq!(urls().await, ["https://psa.example.com"]);
     second.drain().await;
 }
 
