@@ -95,6 +95,20 @@ both_databases! {
         consumer.nothing().await;
     }
 
+    async fn a_lease_of_another_tenant_is_not_known_and_stays(hub: TestHub) {
+        let (psa, portal) = pair(&hub).await;
+        psa.publish(vec![ticket("a")]).await;
+        let mine = portal.pull(pull_of(1, 10)).await.events;
+        let other = hub.tenant().await;
+        let admin = hub.client(&other.admin_key);
+        let key = other.key(&admin, "portal", &["hub:events.read"]).await;
+        let stranger = Product { bus: hub.client(&key).event_bus(), key };
+        let told = stranger.acknowledge("portal", acks_of(&mine)).await;
+        assert_eq!(told[0].outcome(), AckOutcome::Unknown);
+        let told = portal.acknowledge("portal", acks_of(&mine)).await;
+        assert_eq!(told[0].outcome(), AckOutcome::Ok);
+    }
+
     async fn pull_and_acknowledge_do_what_a_stream_does(hub: TestHub) {
         let (psa, portal) = pair(&hub).await;
         for id in ["a1", "a2", "b1"] {

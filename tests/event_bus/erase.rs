@@ -1,14 +1,14 @@
 //! EraseEvents: what was erased is never readable again, and nothing else changes.
 
 use hub_client::start_at::At;
-use hub_client::{CloudEvent, Error};
+use hub_client::{CloudEvent, Data, Error};
 use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{EraseEventsRequest, ListEventsRequest};
 use hub_proto::hub::platform::v1::ListAuditEntriesRequest;
 
 use super::consumer::open;
 use super::{Product, earliest, event, large_ticket, text, ticket, with_attributes};
-use crate::support::TestHub;
+use crate::support::{Backend, TestHub};
 
 impl Product {
     async fn erase(&self, event_ids: &[&str]) -> Result<u32, Error> {
@@ -147,4 +147,38 @@ both_databases! {
             assert!(event.data.is_none() && event.attributes.is_empty());
         }
     }
+}
+
+/// On PostgreSQL its vacuum removes what was replaced, when it comes by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_erased_is_in_no_file_of_sqlite_after_a_stop() {
+    const SECRET: &str = "planted-secret-51c0aa";
+    let hub = TestHub::start(Backend::Sqlite).await;
+    let psa = Product::with(&hub, "psa", &SCOPES).await;
+    let secret = CloudEvent {
+        data: Some(Data::TextData(SECRET.repeat(1000))),
+        ..ticket("a")
+    };
+    let published = psa.publish(vec![secret, ticket("b")]).await;
+    let database = hub
+        .database_url()
+        .strip_prefix("sqlite:")
+        .unwrap()
+        .to_owned();
+    let folder = std::path::Path::new(&database).parent().unwrap();
+    let found = || {
+        let files = std::fs::read_dir(folder).unwrap();
+        files.map(|file| file.unwrap().path()).any(|path| {
+            let bytes = std::fs::read(path).unwrap_or_default();
+            let mut windows = bytes.windows(SECRET.len());
+            windows.any(|window| window == SECRET.as_bytes())
+        })
+    };
+    assert!(found(), "it was stored");
+    assert_eq!(
+        psa.erase(&[&published.results[0].event_id]).await.unwrap(),
+        1
+    );
+    hub.stop().await;
+    assert!(!found());
 }

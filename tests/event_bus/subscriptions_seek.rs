@@ -8,6 +8,7 @@ use hub_proto::hub::event_bus::v1::{
     EventDeliveryState, EventFilter, SeekSubscriptionRequest, Subscription,
 };
 
+use super::consume_shared::psa_of;
 use super::owner::{Owner, named, seeking, starting, status};
 use super::positions::remove_before;
 use super::{Product, earliest, event, numbered, of_types, ticket};
@@ -129,6 +130,23 @@ fn dry(request: SeekSubscriptionRequest) -> SeekSubscriptionRequest {
 }
 
 both_databases! {
+    async fn a_cursor_that_is_foreign_or_forged_leads_nowhere(hub: TestHub) {
+        let other = psa_of(&hub, &hub.tenant().await).await;
+        let foreign = other.publish(vec![ticket("a")]).await.cursor;
+        let own = Product::new(&hub, "psa").await.publish(vec![ticket("a")]).await.cursor;
+        let forged = format!("{own}A");
+        let owner = Owner::new(&hub, "crm").await;
+        let deals = || of_types(&["deal.*"]);
+        let id = owner.create(named("deals", deals())).await.subscription_id;
+        owner.seek(seeking(&id, At::Cursor(own))).await.unwrap();
+        for cursor in [foreign, forged] {
+            let error = owner.seek(seeking(&id, At::Cursor(cursor.clone()))).await.unwrap_err();
+            assert_eq!(error.reason(), Some("CURSOR_INVALID"));
+            let made = owner.try_create(starting("more", deals(), At::Cursor(cursor))).await;
+            assert_eq!(made.unwrap_err().reason(), Some("CURSOR_INVALID"));
+        }
+    }
+
     async fn going_forward_skips_what_is_passed(hub: TestHub) {
         let (crm, id) = deals(&hub).await;
         // The deals are 1, 3, 5, 7, 9, 11.

@@ -1,5 +1,6 @@
-//! Every bound of the hub, with its name and default. Each is a flag of `hub serve` and a
-//! variable `HUB_…` of the environment.
+//! The bounds that an operator may choose, with their names and defaults. Each is a flag of
+//! `hub serve` and a variable `HUB_…` of the environment. A bound that follows from the contract,
+//! or from how something is built, is a constant where it holds.
 
 use std::time::Duration;
 

@@ -40,6 +40,15 @@ impl Postgres {
         Ok(postgres)
     }
 
+    /// Stops it and starts it again: its memory is empty then.
+    ///
+    /// # Errors
+    /// PostgreSQL does not start.
+    pub fn restart(&self) -> Result<()> {
+        self.run("stop")?;
+        self.run("start").map(|_| ())
+    }
+
     /// `postgres://...`
     pub fn url(&self) -> &str {
         &self.url

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use hub_benches::large_log::{LargeLog, batch, connect, start};
+use hub_benches::large_log::{LargeLog, batch, connect, sqlite, start};
 use hub_benches::process::product_key;
 use hub_benches::report::{self, Table};
 use hub_benches::scratch::Scratch;
@@ -66,7 +66,13 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let scratch = Scratch::new(arguments.dir.as_deref())?;
     let database = scratch.path().join("large.db");
-    let large = LargeLog::fill(&database, arguments.events, arguments.commit, 100_000).await?;
+    let large = LargeLog::fill(
+        &sqlite(&database),
+        arguments.events,
+        arguments.commit,
+        100_000,
+    )
+    .await?;
     let appends = appends(&arguments, &scratch, &large).await?;
     let delays = delays(&arguments, &database, large).await?;
     let text = format!(
@@ -87,7 +93,7 @@ async fn appends(arguments: &Arguments, scratch: &Scratch, large: &LargeLog) -> 
     let mut next = arguments.events;
     for round in 0..arguments.rounds {
         let folder = scratch.dir(&format!("empty-{round}"))?;
-        let empty = LargeLog::empty(&folder.join("hub.db")).await?;
+        let empty = LargeLog::empty(&sqlite(&folder.join("hub.db"))).await?;
         for (at, size) in BATCHES.into_iter().enumerate() {
             for (log, series) in [&empty, large].into_iter().zip(&mut results) {
                 series[at].push(append(log, size, &mut next, duration).await?);
@@ -149,7 +155,7 @@ async fn delays(arguments: &Arguments, database: &Path, large: LargeLog) -> Resu
     keep_little(&large).await?;
     large.running.drain().await;
     // The first pass of retention begins with the server.
-    let running = start(database).await?;
+    let running = start(&sqlite(database)).await?;
     let publisher = connect(&running, &key)?.publisher();
     let log = running.core.journal.log(large.log.tenant()).await?;
     let began = Instant::now();

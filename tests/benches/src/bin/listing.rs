@@ -1,4 +1,4 @@
-//! The event log of a large journal on SQLite: the newest 50 events of a type, by ListEvents.
+//! The event log of a large journal: the newest 50 events of a type, by ListEvents.
 //!
 //! `cargo run --release -p hub-benches --bin listing`; `--help` for the rest. It fills a journal
 //! directly, then starts a hub on it; nothing else runs beside it.
@@ -9,18 +9,24 @@ use std::time::Instant;
 
 use clap::Parser;
 use hub_benches::Result;
-use hub_benches::large_log::{LargeLog, connect, start};
+use hub_benches::large_log::{LargeLog, connect, sqlite, start};
+use hub_benches::postgres::Postgres;
 use hub_benches::report::{self, Table};
 use hub_benches::scratch::Scratch;
 use hub_client::Hub;
 use hub_client::proto::hub::event_bus::v1::{EventFilter, EventLogFilter, ListEventsRequest};
 
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 /// Longest time of the newest 50, in milliseconds.
 const LIMIT_MS: f64 = 50.0;
 
 /// Measures the listing of the newest events of a type.
 #[derive(Debug, Parser)]
 struct Arguments {
+    /// On PostgreSQL instead of SQLite; cold is after a restart of both, with what the system has
+    /// of its files.
+    #[arg(long)]
+    postgres: bool,
     /// Events in the journal.
     #[arg(long, default_value_t = 10_000_000)]
     events: u64,
@@ -45,9 +51,10 @@ struct Arguments {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let scratch = Scratch::new(arguments.dir.as_deref())?;
-    let database = scratch.path().join("hub.db");
+    let database = Database::new(&scratch, arguments.postgres)?;
     let (commit, rare) = (arguments.commit, arguments.rare);
-    let filled = LargeLog::fill(&database, arguments.events, commit, rare).await?;
+    let url = database.url();
+    let filled = LargeLog::fill(&url, arguments.events, commit, rare).await?;
     filled.running.drain().await;
     let headings = ["type", "events", "cold ms", "warm ms (median)", "limit"];
     let mut table = Table::new(&headings);
@@ -56,10 +63,12 @@ async fn main() -> Result<()> {
         ("rare", "rare.kind"),
         ("absent", "no.such"),
     ] {
-        evict(&database)?;
-        // A start reads its part of the file too; its pages are evicted again before the call.
-        let running = start(&database).await?;
-        evict(&database)?;
+        database.cool()?;
+        let running = start(&url).await?;
+        if let Database::Sqlite(file) = &database {
+            // A start reads its part of the file too.
+            evict(file)?;
+        }
         let hub = connect(&running, &filled.admin_key)?;
         let (count, cold) = newest(&hub, kind).await?;
         let mut warm = Vec::new();
@@ -83,6 +92,39 @@ async fn main() -> Result<()> {
         running.drain().await;
     }
     report::publish("listing", table.text(), arguments.write.as_deref())
+}
+
+/// Where the journal is.
+enum Database {
+    Sqlite(PathBuf),
+    Postgres(Postgres),
+}
+
+impl Database {
+    fn new(scratch: &Scratch, postgres: bool) -> Result<Self> {
+        Ok(match postgres {
+            true => {
+                let folder = scratch.path().join("postgres");
+                Database::Postgres(Postgres::start(Path::new(REPOSITORY), folder)?)
+            }
+            false => Database::Sqlite(scratch.path().join("hub.db")),
+        })
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Database::Sqlite(file) => sqlite(file),
+            Database::Postgres(server) => server.url().to_owned(),
+        }
+    }
+
+    /// Nothing of it is in the memory of a process.
+    fn cool(&self) -> Result<()> {
+        match self {
+            Database::Sqlite(file) => evict(file),
+            Database::Postgres(server) => server.restart(),
+        }
+    }
 }
 
 /// How many of the newest 50 events of a type there are, and how long the call took, in ms.
