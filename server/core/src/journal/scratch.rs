@@ -8,6 +8,8 @@ use crate::id;
 
 const PREFIX: &str = "hub-index-";
 const LOCK: &str = "lock";
+/// The same before it is locked: nobody else looks at it.
+const UNLOCKED: &str = "unlocked";
 
 /// The folder; removed when this is dropped.
 pub(super) struct Scratch {
@@ -24,8 +26,11 @@ impl Scratch {
         let folder = parent.join(name);
         // Fails if it exists: nobody else can have prepared it.
         fs::create_dir(&folder)?;
-        let lock = File::create_new(folder.join(LOCK))?;
+        let unlocked = folder.join(UNLOCKED);
+        let lock = File::create_new(&unlocked)?;
         lock.try_lock()?;
+        // Not before: one that is seen unlocked is that of a process that was killed.
+        fs::rename(unlocked, folder.join(LOCK))?;
         Ok(Scratch {
             folder,
             _lock: lock,
@@ -79,6 +84,24 @@ mod tests {
         drop(living);
         drop(other);
         assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
+        fs::remove_dir(&parent).unwrap();
+    }
+
+    #[test]
+    fn processes_that_begin_at_once_leave_each_other_their_folders() {
+        let parent = std::env::temp_dir().join(id::new("hubtest"));
+        fs::create_dir(&parent).unwrap();
+        std::thread::scope(|threads| {
+            for _ in 0..8 {
+                threads.spawn(|| {
+                    for _ in 0..100 {
+                        let own = Scratch::new(&parent).unwrap();
+                        std::thread::yield_now();
+                        assert!(own.path(LOCK).exists());
+                    }
+                });
+            }
+        });
         fs::remove_dir(&parent).unwrap();
     }
 }
