@@ -1,7 +1,8 @@
 //! How far durable subscriptions at work are behind, for the metrics: by product, of whichever is
 //! behind most. Which one that is, and those that nobody consumes, ListSubscriptions tells.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,21 +19,21 @@ const LOOKED_UP_MAX: usize = 100;
 /// Events, and the age of the oldest of them in microseconds.
 type Most = (u64, Micros);
 
-/// What was told of each product: one that has none at work any more is told to be behind no more.
+/// The products of which it was told: one that has none at work any more is behind no more.
 #[derive(Default)]
 pub(crate) struct Lag {
-    told: Mutex<BTreeMap<Arc<str>, Most>>,
+    told: Mutex<BTreeSet<Arc<str>>>,
 }
 
 impl Lag {
     /// Measures, and tells. Errors: `STORE_BUSY`.
     pub(crate) async fn measure(&self, groups: &Groups) -> Result<()> {
         let now = groups.parts().core.clock.now();
-        let mut open: Vec<_> = groups.open_now().into_iter().collect();
-        open.sort_by_cached_key(|group| std::cmp::Reverse(group.behind().0));
+        let open = groups.open_now().into_iter();
+        let mut open: Vec<_> = open.map(|group| (group.behind(), group)).collect();
+        open.sort_by_key(|((events, _), _)| Reverse(*events));
         let mut found: BTreeMap<Arc<str>, Most> = BTreeMap::new();
-        for (at, group) in open.iter().enumerate() {
-            let (events, oldest) = group.behind();
+        for (at, ((events, oldest), group)) in open.into_iter().enumerate() {
             let most = found.entry(group.product.clone()).or_default();
             most.0 = most.0.max(events);
             if events > 0 && at < LOOKED_UP_MAX {
@@ -41,8 +42,8 @@ impl Lag {
             }
         }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        for product in told.keys() {
-            found.entry(product.clone()).or_default();
+        for product in std::mem::take(&mut *told) {
+            found.entry(product).or_default();
         }
         for (product, (events, age)) in &found {
             let dest = product.to_string();
@@ -50,7 +51,7 @@ impl Lag {
                 .set(*events as f64);
             metrics::gauge!("hub_subscription_lag_seconds", "dest" => dest).set(*age as f64 / 1e6);
         }
-        *told = found;
+        *told = found.into_keys().collect();
         Ok(())
     }
 }

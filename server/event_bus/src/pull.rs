@@ -200,7 +200,9 @@ pub(crate) async fn acknowledge(
 /// The answer, if this call was passed on before to a process that did not answer. What is settled
 /// then may be so by this call or by another one: its caller does not hear that it came too late.
 fn told(mut results: Vec<AckResult>, request: &AcknowledgeRequest, tried: bool) -> Vec<AckResult> {
-    let batch = request.acks.clone().filter(|_| tried).unwrap_or_default();
+    let Some(batch) = request.acks.as_ref().filter(|_| tried) else {
+        return results;
+    };
     let nacked = batch.nack.iter().map(|nack| &nack.lease_id);
     let settled: HashSet<&String> = batch.ack.iter().chain(nacked).collect();
     for result in &mut results {

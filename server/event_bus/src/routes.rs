@@ -71,7 +71,8 @@ impl<'a> Routes<'a> {
         if let Some((_, decided)) = known {
             return decided.clone();
         }
-        let decided = decide(self.configuration, self.product, kind, event, None);
+        let (configuration, product) = (self.configuration, self.product);
+        let decided = decide(configuration, product, kind, event, None, Decided::new);
         let decided = Arc::new(decided);
         if self.by_type {
             self.known.push((kind.clone(), decided.clone()));
@@ -80,20 +81,21 @@ impl<'a> Routes<'a> {
     }
 }
 
-fn decide(
+fn decide<T>(
     configuration: &Configuration,
     source: &str,
     kind: &Bytes,
     event: &Bytes,
     seq: Option<u64>,
-) -> Decided {
+    read: impl FnOnce(&[Destination<'_>]) -> T,
+) -> T {
     let kind = String::from_utf8_lossy(kind);
     let about = Event {
         kind: &kind,
         source,
     };
     let takes = |filter: &Filter| filter.takes(about, event);
-    Decided::new(&routing::destinations(configuration, about, seq, takes))
+    read(&routing::destinations(configuration, about, seq, takes))
 }
 
 /// Decides again for events that were not committed under the epoch by which they were checked:
@@ -168,8 +170,9 @@ impl Recorded<'_> {
             .records
             .slice(entry.event_start as usize..entry.event_end as usize);
         let name = Bytes::copy_from_slice(kind.kind.as_bytes());
-        let decided = decide(&configuration, &kind.product, &name, &event, Some(seq));
-        Ok(Some(decided.destinations))
+        let (product, seq) = (&kind.product, Some(seq));
+        let count = decide(&configuration, product, &name, &event, seq, routing::count);
+        Ok(Some(count))
     }
 
     async fn segment(&mut self, seq: u64) -> Result<Option<Arc<Segment>>> {

@@ -16,7 +16,6 @@ use hub_benches::scratch::Scratch;
 use hub_client::Hub;
 use hub_client::proto::hub::event_bus::v1::{EventFilter, EventLogFilter, ListEventsRequest};
 
-const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 /// Longest time of the newest 50, in milliseconds.
 const LIMIT_MS: f64 = 50.0;
 
@@ -105,7 +104,7 @@ impl Database {
         Ok(match postgres {
             true => {
                 let folder = scratch.path().join("postgres");
-                Database::Postgres(Postgres::start(Path::new(REPOSITORY), folder)?)
+                Database::Postgres(Postgres::start(&report::repository(), folder)?)
             }
             false => Database::Sqlite(scratch.path().join("hub.db")),
         })
