@@ -106,9 +106,9 @@ impl Default for Limits {
             notify_interval: Duration::from_millis(5),
             tail_bytes_max: 64 * MIB,
             page_bytes_max: MIB,
-            // About 25 MB when full. Runs of this size are never merged, so that each identity is
-            // written to the index once.
-            identities_recent_max: 250_000,
+            // About 13 MB when full: tables double, and this one would at 229,376. Runs of this
+            // size are never merged, so that each identity is written to the index once.
+            identities_recent_max: 220_000,
             identities_unindexed_max: 4_000_000,
             listing_events_max: 10_000,
             listing_bytes_max: 64 * MIB,

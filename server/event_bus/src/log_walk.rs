@@ -196,7 +196,8 @@ impl Walk<'_> {
                 if self.read_left == 0 {
                     return self.end().await;
                 }
-                held = self.fetch(seq, &next, &held).await?;
+                held.retain(|segment: &Arc<Segment>| segment.first() <= seq);
+                held.append(&mut self.fetch(seq, &next, &held).await?);
             }
             let Some(segment) = holding(&held, seq) else {
                 // Retention was faster.
@@ -212,25 +213,26 @@ impl Walk<'_> {
     }
 
     /// Reads the segment of `seq`, and at the same time those of the next events that are probably
-    /// in others: segments are about as long as the one before. A rare type would otherwise wait
-    /// for the disk once for each event.
+    /// in others: segments are at most about as long as those before. A rare type would otherwise
+    /// wait for the disk once for each event. What is `held` is not read again.
     async fn fetch(
         &mut self,
         seq: u64,
         next: &VecDeque<u64>,
-        before: &[Arc<Segment>],
+        held: &[Arc<Segment>],
     ) -> Result<Vec<Arc<Segment>>> {
         let mut wanted = vec![seq];
-        if let Some(before) = before.last() {
-            let length = before.last() - before.first() + 1;
-            let most = (AHEAD_BYTES_MAX / before.size().max(1)).max(READ_AT_ONCE);
-            let most = most.min(self.size - self.found.len());
+        let lengths = held.iter().map(|held| held.last() - held.first() + 1);
+        if let Some(length) = lengths.max() {
+            let most =
+                AHEAD_BYTES_MAX.saturating_sub(size(held)) / (size(held) / held.len()).max(1);
+            let most = most.max(READ_AT_ONCE).min(self.size - self.found.len());
             let mut last = seq;
             for seq in next {
                 if wanted.len() >= most {
                     break;
                 }
-                if last - seq >= length {
+                if last - seq >= length && holding(held, *seq).is_none() {
                     wanted.push(*seq);
                     last = *seq;
                 }
@@ -243,9 +245,7 @@ impl Walk<'_> {
         let reads = stream::iter(reads).buffered(READ_AT_ONCE);
         let segments: Vec<_> = reads.try_collect().await?;
         let segments: Vec<Arc<Segment>> = segments.into_iter().flatten().collect();
-        for segment in &segments {
-            self.read_left = self.read_left.saturating_sub(segment.size());
-        }
+        self.read_left = self.read_left.saturating_sub(size(&segments));
         Ok(segments)
     }
 
@@ -355,6 +355,11 @@ impl Walk<'_> {
         }
         self.entries.entry(segment, &event, deliveries).map(Some)
     }
+}
+
+/// Bytes of segments.
+fn size(segments: &[Arc<Segment>]) -> usize {
+    segments.iter().map(|segment| segment.size()).sum()
 }
 
 /// The segment that holds an event, of those that were read.

@@ -238,7 +238,9 @@ impl Identities {
     }
 
     fn start_flush(&mut self) {
-        let seen = Arc::new(std::mem::take(&mut self.recent));
+        // It will be as large again: to grow step by step is to move all of it each time.
+        let next = Seen::with_capacity_and_hasher(self.recent_max, Default::default());
+        let seen = Arc::new(std::mem::replace(&mut self.recent, next));
         self.spawn_flush(seen);
     }
 

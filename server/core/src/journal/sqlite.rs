@@ -180,7 +180,12 @@ impl SqliteJournal {
     /// Nothing new is nothing to do.
     fn insert_directly(&self, plan: &Plan) -> bool {
         let count = plan.rows().count();
-        count > 0 && self.direct.insert(&self.text(count), plan.rows())
+        let stored = count > 0 && self.direct.insert(&self.text(count), plan.rows());
+        if stored {
+            let bytes = plan.rows().map(|(_, row)| row.ids.len() + row.data.len());
+            self.sqlite.stored(bytes.sum());
+        }
+        stored
     }
 
     /// One statement, which is whole or nothing.

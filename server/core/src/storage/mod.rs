@@ -12,6 +12,7 @@
 //!   `fsync` on.
 
 pub mod backup;
+mod checkpointer;
 mod failure;
 mod migrate;
 mod postgres;

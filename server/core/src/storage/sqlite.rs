@@ -10,10 +10,11 @@ use sqlx::{Connection, SqliteConnection, SqlitePool};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::Options;
+use super::checkpointer::{Checkpointer, FRAMES_LATE, Log, TRANSACTION_FRAMES};
 use super::failure::Done;
 
 /// 8 KiB pages: fewer of them per segment; 5 to 16 % more events a second than 4 KiB.
-const PAGE_BYTES: u32 = 8192;
+pub(super) const PAGE_BYTES: u32 = 8192;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A read page of the journal may wait for others; longer than this the caller is told.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +25,8 @@ const READERS_KEPT: u32 = 6;
 pub(crate) struct Sqlite {
     pub(super) path: PathBuf,
     pub(crate) read: SqlitePool,
-    writer: Arc<Mutex<Writer>>,
+    pub(super) writer: Arc<Mutex<Writer>>,
+    pub(super) checkpointer: Checkpointer,
     pages_max: Option<u64>,
     lock: File,
 }
@@ -36,6 +38,7 @@ pub(crate) struct Writer {
     dirty: bool,
     /// Counts transactions that ended unseen: what was derived from the file may be old.
     pub(crate) unseen_ends: u64,
+    log: Arc<Log>,
 }
 
 impl Sqlite {
@@ -55,6 +58,7 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            .pragma("wal_autocheckpoint", FRAMES_LATE.to_string())
             .busy_timeout(BUSY_TIMEOUT)
             .optimize_on_close(false, None);
         let failed = |error| format!("cannot open {}: {error}", path.display());
@@ -71,6 +75,9 @@ impl Sqlite {
                 .map_err(failed)?;
         }
         assert_durable(&mut connection).await?;
+        let copies = SqliteConnection::connect_with(&connect)
+            .await
+            .map_err(failed)?;
         let read = SqlitePoolOptions::new()
             .max_connections(options.connections_max)
             .min_connections(options.connections_max.min(READERS_KEPT))
@@ -79,15 +86,19 @@ impl Sqlite {
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_lazy_with(connect.read_only(true));
+        let log = Arc::<Log>::default();
         let writer = Writer {
             connection,
             dirty: false,
             unseen_ends: 0,
+            log: log.clone(),
         };
+        let writer = Arc::new(Mutex::new(writer));
         Ok(Sqlite {
             path,
             read,
-            writer: Arc::new(Mutex::new(writer)),
+            checkpointer: Checkpointer::start(copies, writer.clone(), log),
+            writer,
             pages_max,
             lock,
         })
@@ -111,6 +122,7 @@ impl Sqlite {
             let connection = rusqlite::Connection::open_with_flags(&self.path, flags)?;
             connection.pragma_update(None, "synchronous", "full")?;
             connection.pragma_update(None, "foreign_keys", true)?;
+            connection.pragma_update(None, "wal_autocheckpoint", FRAMES_LATE)?;
             if let Some(pages) = self.pages_max {
                 connection.pragma_update(None, "max_page_count", pages.cast_signed())?;
             }
@@ -127,6 +139,11 @@ impl Sqlite {
         }
     }
 
+    /// A commit of segments by [`Sqlite::direct`] has stored so many bytes.
+    pub(crate) fn stored(&self, bytes: usize) {
+        self.checkpointer.stored(bytes);
+    }
+
     /// Path of a further file of the same store.
     pub(crate) fn beside(&self, name: &str) -> PathBuf {
         self.path.parent().unwrap_or(Path::new(".")).join(name)
@@ -135,6 +152,7 @@ impl Sqlite {
     /// Ends all connections and lets another process open the file; whoever still holds the store
     /// can write no more.
     pub(super) async fn close(&self) {
+        self.checkpointer.close().await;
         self.read.close().await;
         let mut writer = self.writer.clone().lock_owned().await;
         let closed = match SqliteConnection::connect("sqlite::memory:").await {
@@ -168,7 +186,10 @@ impl Writer {
     pub(crate) async fn commit(&mut self) -> Done<()> {
         let done = sqlx::raw_sql("commit").execute(&mut self.connection).await;
         match done {
-            Ok(_) => self.dirty = false,
+            Ok(_) => {
+                self.dirty = false;
+                self.log.add(TRANSACTION_FRAMES);
+            }
             Err(_) => self.rollback().await,
         }
         Ok(done.map(|_| ())?)
