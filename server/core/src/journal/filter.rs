@@ -12,10 +12,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 const BITS_PER_KEY: usize = 20;
 const WORDS: usize = 8;
 
+/// Bits of some keys, in one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Line([AtomicU64; WORDS]);
+
 /// Says "certainly not" or "look it up".
 #[derive(Debug)]
 pub(super) struct Filter {
-    lines: Vec<[AtomicU64; WORDS]>,
+    lines: Vec<Line>,
     keys: AtomicUsize,
 }
 
@@ -25,7 +30,7 @@ impl Filter {
         let lines = (keys_max * BITS_PER_KEY)
             .div_ceil(WORDS * 64)
             .next_power_of_two();
-        let line = || [const { AtomicU64::new(0) }; WORDS];
+        let line = || Line([const { AtomicU64::new(0) }; WORDS]);
         Filter {
             lines: std::iter::repeat_with(line).take(lines).collect(),
             keys: AtomicUsize::new(0),
@@ -39,17 +44,19 @@ impl Filter {
     }
 
     pub(super) fn insert(&self, key: u128) {
-        for (word, bit) in self.lines[self.line(key)].iter().zip(bits(key)) {
+        for (word, bit) in self.lines[self.line(key)].0.iter().zip(bits(key)) {
             word.fetch_or(bit, Relaxed);
         }
         self.keys.fetch_add(1, Relaxed);
     }
 
+    /// Looks at all words, though the first may tell: which one does is a guess, and a processor
+    /// that guessed wrong does not fetch the lines of the next keys meanwhile.
     pub(super) fn may_contain(&self, key: u128) -> bool {
-        self.lines[self.line(key)]
-            .iter()
-            .zip(bits(key))
-            .all(|(word, bit)| word.load(Relaxed) & bit != 0)
+        let words = self.lines[self.line(key)].0.iter().zip(bits(key));
+        words.fold(true, |all, (word, bit)| {
+            all & (word.load(Relaxed) & bit != 0)
+        })
     }
 
     /// Keys are hashes already: the upper half chooses the line, the lower half the bits.

@@ -183,12 +183,7 @@ impl Identities {
         if !self.filter.may_contain(identity) {
             return Ok(None);
         }
-        for run in self.runs.iter().rev() {
-            if let Some(known) = self.index.find(run, identity).await? {
-                return Ok(Some(known));
-            }
-        }
-        Ok(None)
+        Ok(self.index.find(&self.runs, identity).await?)
     }
 
     /// Those of these events that are known, but not in the recent set.

@@ -27,6 +27,8 @@ const MERGED_RUNS: usize = 8;
 const MERGED_ENTRIES_MAX: usize = 500_000;
 /// Rows of one statement, 8 KB each.
 const STATEMENT_PAGES: usize = 25;
+/// Runs of which a page is read at once, 8 KB each.
+const FOUND_AT_ONCE: usize = 256;
 const DAY: Micros = 24 * 3600 * 1_000_000;
 
 const SCHEMA: &str = "
@@ -168,20 +170,30 @@ impl Index {
         })
     }
 
-    /// The entry of an identity in one run.
-    pub(super) async fn find(&self, run: &Run, identity: u128) -> sqlx::Result<Option<Known>> {
-        let page = run.fences.partition_point(|fence| *fence <= identity);
-        let Some(page) = page.checked_sub(1) else {
-            return Ok(None);
+    /// The entry of an identity, from the newest of the runs that have it. All of them are asked at
+    /// once: the filter lets some foreign identity through in most commits of a thousand events,
+    /// and there are as many runs as a window has.
+    pub(super) async fn find(&self, runs: &[Run], identity: u128) -> sqlx::Result<Option<Known>> {
+        let page_of = |run: &Run| {
+            let after = run.fences.partition_point(|fence| *fence <= identity);
+            Some(page_id(run.number, after.checked_sub(1)?))
         };
-        let row: Option<(Vec<u8>,)> = sqlx::query_as("select data from run_pages where id = ?")
-            .bind(page_id(run.number, page))
-            .fetch_optional(&self.pool)
-            .await?;
-        let data = row.map(|(data,)| data).unwrap_or_default();
-        Ok(entries_of(&data)
-            .find(|entry| entry.0 == identity)
-            .map(|entry| entry.1))
+        let pages: Vec<i64> = runs.iter().rev().filter_map(page_of).collect();
+        for pages in pages.chunks(FOUND_AT_ONCE) {
+            let places = vec!["?"; pages.len()].join(",");
+            let text =
+                format!("select data from run_pages where id in ({places}) order by id desc");
+            let mut query = sqlx::query_as(sqlx::AssertSqlSafe(text));
+            for page in pages {
+                query = query.bind(*page);
+            }
+            let rows: Vec<(Vec<u8>,)> = query.fetch_all(&self.pool).await?;
+            let mut entries = rows.iter().flat_map(|(data,)| entries_of(data));
+            if let Some((_, known)) = entries.find(|entry| entry.0 == identity) {
+                return Ok(Some(known));
+            }
+        }
+        Ok(None)
     }
 
     /// Adds a run with everything in `seen`, drops those past the window, merges small ones.

@@ -10,7 +10,7 @@ use sqlx::{Connection, SqliteConnection, SqlitePool};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::Options;
-use super::checkpointer::{Checkpointer, FRAMES_LATE, Log, TRANSACTION_FRAMES};
+use super::checkpointer::{Checkpointer, FRAMES_LATE, Log};
 use super::failure::Done;
 
 /// 8 KiB pages: fewer of them per segment; 5 to 16 % more events a second than 4 KiB.
@@ -188,7 +188,7 @@ impl Writer {
         match done {
             Ok(_) => {
                 self.dirty = false;
-                self.log.add(TRANSACTION_FRAMES);
+                self.log.add_some();
             }
             Err(_) => self.rollback().await,
         }
