@@ -23,9 +23,14 @@ impl Failure {
     }
 
     /// The database answered with an error of its own, so that nothing was committed. False when
-    /// the connection was lost: the outcome is unknown then.
+    /// the connection was lost: the outcome is unknown then. So it is when PostgreSQL says that it
+    /// ends the connection, which it may do behind a commit, in the place of the answer to it.
     pub fn is_definite(&self) -> bool {
-        matches!(self.0, sqlx::Error::Database(_) | sqlx::Error::Encode(_))
+        match &self.0 {
+            sqlx::Error::Database(error) => !ends_connection(error.code().as_deref()),
+            sqlx::Error::Encode(_) => true,
+            _ => false,
+        }
     }
 
     /// True if trying a part of the same work again could help: not for a full disk or a lock.
@@ -93,15 +98,34 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// PostgreSQL's classes 57P (operator intervention), 08 (connection) and 40 (rollback).
+/// PostgreSQL's classes 57P (operator intervention) and 08 (connection).
+fn ends_connection(code: Option<&str>) -> bool {
+    code.is_some_and(|code| code.starts_with("57P") || (code.len() == 5 && code.starts_with("08")))
+}
+
+/// The same, and what PostgreSQL rolled back for others (class 40).
 fn is_restart(code: Option<&str>) -> bool {
-    code.is_some_and(|code| {
-        code.starts_with("57P")
-            || (code.len() == 5 && (code.starts_with("08")))
-            || code == "40001"
-            || code == "40P01"
-    })
+    ends_connection(code) || matches!(code, Some("40001" | "40P01"))
 }
 
 /// Result of a statement.
 pub(crate) type Done<T> = Result<T, Failure>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_the_connection_may_come_behind_a_commit() {
+        for code in ["57P01", "57P02", "57P03", "08006"] {
+            assert!(ends_connection(Some(code)), "{code}");
+        }
+        // SQLite's codes are numbers without a class; 57014 is a statement that was cancelled.
+        for code in ["57014", "23505", "40001", "53100", "13", "8"] {
+            assert!(!ends_connection(Some(code)), "{code}");
+        }
+        assert!(!ends_connection(None));
+        let lost = Failure(sqlx::Error::PoolTimedOut);
+        assert!(!lost.is_definite() && !lost.may_be_poisoned());
+    }
+}
