@@ -172,7 +172,8 @@ mod tests {
     struct Place(std::path::PathBuf);
 
     impl Place {
-        async fn open() -> (Place, Sqlite) {
+        /// With a log that is full of commits that nobody counted.
+        async fn open() -> (Place, Sqlite, rusqlite::Connection) {
             let folder = std::env::temp_dir().join(crate::id::new("hubtest"));
             let options = Options {
                 url: String::new(),
@@ -180,7 +181,10 @@ mod tests {
                 size_bytes_max: 0,
             };
             let sqlite = Sqlite::open(folder.join("hub.db"), &options).await.unwrap();
-            (Place(folder), sqlite)
+            let direct = sqlite.direct().unwrap();
+            direct.execute("create table t (data blob)", []).unwrap();
+            fill(&direct, FRAMES);
+            (Place(folder), sqlite, direct)
         }
     }
 
@@ -200,16 +204,13 @@ mod tests {
 
     /// Frames that the log has.
     fn frames(direct: &rusqlite::Connection) -> i64 {
-        direct.query_row(COPY, [], |row| row.get(1)).unwrap()
+        direct.query_row(ASK, [], |row| row.get(1)).unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_commit_behind_a_copy_begins_the_log_anew() {
-        let (_place, sqlite) = Place::open().await;
-        let direct = sqlite.direct().unwrap();
-        direct.execute("create table t (data blob)", []).unwrap();
-        fill(&direct, FRAMES);
-        // Nobody told of these commits, and they copied nothing themselves.
+        let (_place, sqlite, direct) = Place::open().await;
+        // These commits copied nothing themselves.
         let path = sqlite.path.with_extension("db-wal");
         let before = std::fs::metadata(&path).unwrap().len();
         assert!(before > FRAMES as u64 * u64::from(PAGE_BYTES));
@@ -226,10 +227,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_log_that_is_full_is_copied_beside_the_commits() {
-        let (_place, sqlite) = Place::open().await;
-        let direct = sqlite.direct().unwrap();
-        direct.execute("create table t (data blob)", []).unwrap();
-        fill(&direct, FRAMES);
+        let (_place, sqlite, direct) = Place::open().await;
         sqlite.stored(FRAMES * PAGE_BYTES as usize);
         let copied = async {
             while sqlite.checkpointer.log.frames.load(Ordering::Relaxed) > 0 {
@@ -246,11 +244,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_transaction_added_is_found_out() {
-        let (_place, sqlite) = Place::open().await;
-        let direct = sqlite.direct().unwrap();
-        direct.execute("create table t (data blob)", []).unwrap();
-        fill(&direct, FRAMES);
-        // Behind many frames that nobody counted.
+        let (_place, sqlite, direct) = Place::open().await;
         let mut writer = sqlite.writer().await.unwrap();
         writer.begin().await.unwrap();
         writer.commit().await.unwrap();
@@ -260,8 +254,7 @@ mod tests {
                 let held = sqlite.writer().await.unwrap();
                 fill(&direct, 1);
                 drop(held);
-                let ask = direct.query_row(ASK, [], |row| row.get(1));
-                if ask.is_ok_and(|frames: i64| frames < 100) {
+                if frames(&direct) < 100 {
                     return;
                 }
                 tokio::task::yield_now().await;
