@@ -25,7 +25,7 @@ blocks_between() {
     ' "$readme"
 }
 
-# Collects the blocks that begin with one of the programs that are at hand here.
+# Sorts the blocks: calls, the same calls once more for grpcurl, and what is set up before them.
 collect() {
     local line block=
     while IFS= read -r line; do
@@ -103,3 +103,7 @@ run_block "${calls[1]}" '"sequence"'
 run_stream "${calls[2]}" '"ticket.created"'
 # Once more: a retry of the same event is answered, and told from a new one.
 run_block "${calls[1]}" '"duplicate"'
+# The twins say the same: the event that was published above is known to them.
+run_block "${twins[0]}" '"tenantId"'
+run_block "${twins[1]}" '"duplicate"'
+run_stream "${twins[2]}" '"ticket-42-created"'
