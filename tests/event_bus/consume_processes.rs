@@ -23,7 +23,7 @@ use crate::support::{Backend, Command, Database, Tenant, TestHub, TestProcess, c
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Another server on the database of the first; both have seen each other.
-async fn another(first: &TestHub) -> Running {
+pub(super) async fn another(first: &TestHub) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(first.database_url());
     let shutdown = CancellationToken::new();
@@ -42,7 +42,7 @@ async fn another(first: &TestHub) -> Running {
 }
 
 /// The same product at another address.
-fn at(address: std::net::SocketAddr, product: &Product) -> Product {
+pub(super) fn at(address: std::net::SocketAddr, product: &Product) -> Product {
     let hub = Hub::builder(format!("http://{address}")).api_key(&product.key);
     Product {
         bus: hub.connect_lazy().unwrap().event_bus(),
@@ -57,7 +57,7 @@ async fn pair(hub: &TestHub) -> (Product, Product) {
     )
 }
 
-fn outcomes(results: &[AckResult]) -> Vec<AckOutcome> {
+pub(super) fn outcomes(results: &[AckResult]) -> Vec<AckOutcome> {
     results.iter().map(AckResult::outcome).collect()
 }
 
@@ -87,12 +87,12 @@ async fn events_of(
 }
 
 /// Acks that are told to be on disk.
-async fn settle(product: &Product, events: &[LeasedEvent]) -> Vec<AckOutcome> {
+pub(super) async fn settle(product: &Product, events: &[LeasedEvent]) -> Vec<AckOutcome> {
     outcomes(&product.acknowledge("portal", acks_of(events)).await)
 }
 
 /// A consumer that takes nothing, so that the process has the subscription.
-async fn keep(product: &Product) -> Consumer {
+pub(super) async fn keep(product: &Product) -> Consumer {
     product.consume(open("portal", 0)).await
 }
 
@@ -245,7 +245,7 @@ async fn subscription_of(hub: &TestHub) -> String {
 }
 
 /// Tenants, each with PSA, that publish the same number of tickets.
-async fn tenants(hub: &TestHub, count: usize) -> Vec<(Tenant, Product)> {
+pub(super) async fn tenants(hub: &TestHub, count: usize) -> Vec<(Tenant, Product)> {
     let mut tenants = Vec::new();
     for _ in 0..count {
         let tenant = hub.tenant().await;
@@ -256,7 +256,7 @@ async fn tenants(hub: &TestHub, count: usize) -> Vec<(Tenant, Product)> {
 }
 
 /// Portal of one tenant.
-async fn portal_of(hub: &TestHub, tenant: &Tenant) -> Product {
+pub(super) async fn portal_of(hub: &TestHub, tenant: &Tenant) -> Product {
     let admin = hub.client(&tenant.admin_key);
     let key = tenant.key(&admin, "portal", &["hub:events.read"]).await;
     Product {
@@ -376,33 +376,6 @@ async fn streams_of_all_tenants_at_two_processes_share_the_work() {
     seen.dedup();
     assert_eq!(seen.len(), EVENTS, "each comes once");
     second.drain().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_process_had_that_died_comes_to_the_stream_of_all_tenants() {
-    let hub = TestHub::start(Backend::Postgres).await;
-    let same = Database::at(hub.database_url().to_owned());
-    let mut other = TestProcess::start_on(Command::Serve, same, &[]).await;
-    let tenants = tenants(&hub, 1).await;
-    let (tenant, psa) = &tenants[0];
-    let own = at(other.addr(), &portal_of(&hub, tenant).await);
-    let _owner = keep(&own).await;
-    psa.publish_each(numbered("t", 2)).await;
-    let mut all = backend_of_all(&hub)
-        .await
-        .consume(open("portal", 100))
-        .await;
-    let before = all.events(2).await;
-    other.kill().await;
-    // The leases were the dead one's.
-    let after = all.events(2).await;
-    assert_eq!(
-        (ids_of(&before), ids_of(&after)),
-        (numbered("t", 2), numbered("t", 2))
-    );
-    all.ack(&after).await;
-    psa.publish(vec![ticket("new")]).await;
-    assert_eq!(ids_of(&all.events(1).await), ["new"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

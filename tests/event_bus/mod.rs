@@ -1,6 +1,7 @@
 //! Publishing and reading events through the API.
 
 mod consume;
+mod consume_moved;
 mod consume_processes;
 mod consume_shared;
 mod consumer;

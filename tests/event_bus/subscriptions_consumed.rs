@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use hub_client::start_at::At;
 use hub_client::{CloudEvent, Error};
+use hub_core::storage::Sql;
 use hub_proto::hub::event_bus::v1::{
     AckBatch, AckOutcome, CreateSubscriptionRequest, EventFilter, ExhaustedAction, LeasedEvent,
     NackAction, PullRequest, PullResponse, RetryPolicy, SubscribeRequest, Subscription,
@@ -17,6 +18,15 @@ use super::owner::{Owner, named, paused, seeking, starting, state, status};
 use super::retention::removed;
 use super::{PATIENCE, Product, earliest, event, from, numbered, of_types, text, with_attributes};
 use crate::support::{Backend, TestHub};
+
+/// How long a call waits that cannot go on.
+const QUIET: Duration = Duration::from_millis(300);
+
+const DELETE: Sql = Sql::same("delete from subscriptions where subscription_id = $1");
+const DELETE_POSITION: Sql =
+    Sql::same("delete from subscription_positions where subscription_id = $1");
+const POSITIONS: Sql =
+    Sql::same("select tenant_no from subscription_positions where subscription_id = $1");
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -241,6 +251,22 @@ both_databases! {
         let again = cast.owner.create(starting("deals", EventFilter::default(), earliest())).await;
         assert_ne!(again.subscription_id, cast.id);
         assert_eq!(cast.pull(1).await[0].attempt, 1);
+    }
+
+    async fn deleted_while_it_is_put_to_work_it_leaves_nothing(hub: TestHub) {
+        let cast = Cast::new(&hub, deals()).await;
+        let mut deleting = hub.core.db.begin().await.unwrap();
+        for delete in [DELETE, DELETE_POSITION] {
+            deleting.query(delete).bind(cast.id.clone()).execute().await.unwrap();
+        }
+        // It was found, and waits to take the position.
+        let mut pulling = std::pin::pin!(cast.try_pull(1, 0));
+        assert!(tokio::time::timeout(QUIET, &mut pulling).await.is_err());
+        deleting.commit().await.unwrap();
+        let error = pulling.await.unwrap_err();
+        assert_eq!(error.reason(), Some("SUBSCRIPTION_NOT_FOUND"));
+        let left = hub.core.db.query(POSITIONS).bind(cast.id.clone());
+        assert_eq!(left.all::<(i64,)>().await.unwrap(), []);
     }
 
     async fn its_retry_policy_may_pause_it_and_the_log_tells(hub: TestHub) {

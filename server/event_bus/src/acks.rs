@@ -63,21 +63,34 @@ pub(crate) fn check(batch: &AckBatch) -> Result<()> {
 }
 
 /// The leases of a batch in its order: ack, nack, extend.
+fn names(batch: &AckBatch) -> impl Iterator<Item = &String> {
+    let nacks = batch.nack.iter().map(|nack| &nack.lease_id);
+    let extends = batch.extend.iter().map(|extend| &extend.lease_id);
+    batch.ack.iter().chain(nacks).chain(extends)
+}
+
+/// The same, to keep.
 pub(crate) fn leases(batch: &AckBatch) -> Vec<String> {
-    let acks = batch.ack.iter().cloned();
-    let nacks = batch.nack.iter().map(|nack| nack.lease_id.clone());
-    let extends = batch.extend.iter().map(|extend| extend.lease_id.clone());
-    acks.chain(nacks).chain(extends).collect()
+    names(batch).cloned().collect()
+}
+
+/// Whether there is nothing in a batch.
+pub(crate) fn is_empty(batch: &AckBatch) -> bool {
+    names(batch).next().is_none()
 }
 
 /// Numbers of the tenants whose leases are in a batch, each once.
 pub(crate) fn tenants(batch: &AckBatch) -> Vec<i64> {
-    let leases = leases(batch);
-    let tenants = leases
-        .iter()
-        .filter_map(|lease| Some(lease_id::read(lease)?.0));
+    let tenants = names(batch).filter_map(|lease| Some(lease_id::read(lease)?.0));
     let tenants: BTreeSet<i64> = tenants.collect();
     tenants.into_iter().collect()
+}
+
+/// Adds what is in another batch.
+pub(crate) fn append(batch: &mut AckBatch, other: AckBatch) {
+    batch.ack.extend(other.ack);
+    batch.nack.extend(other.nack);
+    batch.extend.extend(other.extend);
 }
 
 /// The parts of a batch by where their leases are; the order within each stays.
@@ -156,7 +169,9 @@ pub(crate) fn settle(asked: Vec<Asked>, find: impl Fn(i64) -> Found) -> Settled 
 pub(crate) enum Found {
     /// At work here.
     Here(Arc<Group>),
-    /// Not at work here: its leases are over.
+    /// At work here no more; who has it next knows which of them were settled.
+    Moving,
+    /// There is no such subscription: its leases are over.
     Gone,
     /// Not of this caller.
     Foreign,
@@ -185,6 +200,7 @@ fn flush(
             }
             outcomes
         }
+        Found::Moving => vec![AckOutcome::Retry; ids.len()],
         Found::Gone => vec![AckOutcome::LeaseExpired; ids.len()],
         Found::Foreign => vec![AckOutcome::Unknown; ids.len()],
     };

@@ -21,9 +21,10 @@ use hub_proto::hub::event_bus::v1::AckBatch;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-pub(crate) use frames::{Asked, Enter, PATH, Said, Standing, Turn, asked, said};
+pub(crate) use frames::{Asked, Enter, Left, PATH, Said, Standing, Turn, asked, said};
 pub(crate) use serving::Service;
 
+use crate::acks;
 use crate::forward::{self, Failed};
 use crate::lease_id;
 use crate::seat::Seat;
@@ -54,6 +55,10 @@ pub(crate) struct Branches {
     /// The branch that had the last turn.
     last: Option<Arc<str>>,
     turns: u64,
+    /// Number of the turn by which all were asked once more how they are.
+    asked: u64,
+    /// What the stream has to know and was not told yet.
+    events: VecDeque<Event>,
 }
 
 /// A branch to one process; it ends when this is dropped.
@@ -65,10 +70,38 @@ struct Branch {
     turn: Option<Turn>,
     /// Events and bytes for which the consumer's credit is charged.
     charged: (u64, u64),
+    /// Number of the last turn that it was given.
+    given: u64,
+    /// Everything there is settled, as it said.
     caught_up: bool,
     /// Acks that wait for room.
     backlog: VecDeque<Asked>,
+    /// Leases of acks whose answers are to come, for a consumer that wants them.
+    unanswered: VecDeque<Vec<String>>,
     task: JoinHandle<()>,
+}
+
+impl Branch {
+    /// Whether everything there is settled, as it said since it was asked.
+    fn is_caught_up(&self, asked: u64) -> bool {
+        self.up.is_some() && self.caught_up && self.standing.turn >= asked
+    }
+
+    /// Asks how it is by a turn of no events, unless it has one that is as new. If it takes nothing
+    /// now, it has more to say anyhow.
+    fn ask(&mut self, number: u64) {
+        let Some(up) = self.up.as_ref().filter(|_| self.given < number) else {
+            return;
+        };
+        let frame = Some(asked::Frame::Turn(Turn {
+            number,
+            events: 0,
+            bytes: 0,
+        }));
+        if up.try_send(Asked { frame }).is_ok() {
+            self.given = number;
+        }
+    }
 }
 
 impl Drop for Branch {
@@ -83,6 +116,8 @@ pub(crate) enum Event {
     Said(said::Frame),
     /// The one to this process has ended, and perhaps begins anew.
     Ended(Arc<str>),
+    /// What became of the acks of these leases is not known: their branch ended before it said so.
+    Unanswered(Vec<String>),
 }
 
 /// What comes of a branch.
@@ -111,6 +146,8 @@ impl Branches {
             holders: HashMap::new(),
             last: None,
             turns: 0,
+            asked: 0,
+            events: VecDeque::new(),
         };
         branches.look();
         branches
@@ -124,6 +161,8 @@ impl Branches {
         for process_id in gone {
             self.end(&process_id);
             self.by_process.remove(&process_id);
+            // What it had may be free, whether there was a branch or not.
+            self.events.push_back(Event::Ended(process_id));
         }
         for process_id in peers.keys() {
             if !self.by_process.contains_key(process_id) {
@@ -139,8 +178,10 @@ impl Branches {
                     standing: Standing::default(),
                     turn: None,
                     charged: (0, 0),
-                    caught_up: true,
+                    given: 0,
+                    caught_up: false,
                     backlog: VecDeque::new(),
+                    unanswered: VecDeque::new(),
                     task,
                 };
                 self.by_process.insert(process_id.clone(), branch);
@@ -155,9 +196,13 @@ impl Branches {
         };
         let was_open = branch.up.take().is_some();
         branch.backlog.clear();
+        let unanswered: Vec<String> = branch.unanswered.drain(..).flatten().collect();
+        if !unanswered.is_empty() {
+            self.events.push_back(Event::Unanswered(unanswered));
+        }
         branch.turn = None;
         branch.standing = Standing::default();
-        branch.caught_up = true;
+        (branch.given, branch.caught_up) = (0, false);
         charge(&self.seat, branch);
         self.holders.retain(|_, holder| holder != process_id);
         was_open
@@ -166,6 +211,9 @@ impl Branches {
     /// What a branch says next; none if that was for the branches themselves. Nothing is lost if
     /// this is dropped.
     pub(crate) async fn next(&mut self) -> Option<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
         tokio::select! {
             changed = self.peers.changed() => match changed {
                 Ok(()) => self.look(),
@@ -207,6 +255,9 @@ impl Branches {
                 return None;
             }
             said::Frame::CaughtUp(caught_up) => branch.caught_up = *caught_up,
+            said::Frame::AckResults(_) if self.enter.confirm_acks => {
+                branch.unanswered.pop_front();
+            }
             said::Frame::Events(given) => {
                 let leases = given.events.iter().map(|event| &event.lease_id);
                 let tenants = leases.filter_map(|lease| Some(lease_id::read(lease)?.0));
@@ -214,14 +265,41 @@ impl Branches {
                     self.holders.insert(tenant, process_id.clone());
                 }
             }
+            // Who has it next is not known yet.
+            said::Frame::Left(left) => {
+                let holder = self.holders.get(&left.tenant);
+                if holder.is_some_and(|holder| holder == process_id) {
+                    self.holders.remove(&left.tenant);
+                }
+            }
             _ => {}
         }
         Some(frame)
     }
 
-    /// Whether everything at work in other processes is settled.
-    pub(crate) fn are_caught_up(&self) -> bool {
-        self.by_process.values().all(|branch| branch.caught_up)
+    /// All are to say once more how they are.
+    pub(crate) fn ask_again(&mut self) {
+        self.turns += 1;
+        self.asked = self.turns;
+    }
+
+    /// Whether everything at work in other processes is settled, as they have said since they were
+    /// asked. Of a process that cannot be reached it is not known.
+    pub(crate) fn are_caught_up(&mut self) -> bool {
+        let asked = self.asked;
+        for branch in self.by_process.values_mut() {
+            branch.ask(asked);
+        }
+        // What was at work in one that has just gone may be nowhere.
+        let known = self.events.is_empty();
+        let mut branches = self.by_process.values();
+        known && branches.all(|branch| branch.is_caught_up(asked))
+    }
+
+    /// Whether answers to acks are to come.
+    pub(crate) fn owe_answers(&self) -> bool {
+        let mut branches = self.by_process.values();
+        branches.any(|branch| !branch.unanswered.is_empty())
     }
 
     /// Gives the next branch with something to deliver a turn, of its share of the credit that is
@@ -262,7 +340,7 @@ impl Branches {
             return false;
         }
         self.turns = turn.number;
-        branch.turn = Some(turn);
+        (branch.turn, branch.given) = (Some(turn), turn.number);
         charge(&self.seat, branch);
         self.last = Some(process_id.clone());
         true
@@ -273,17 +351,15 @@ impl Branches {
         self.holders.get(&tenant)
     }
 
-    /// Whether there are none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_process.is_empty()
-    }
-
     /// Passes acks on; they come back if the branch has ended.
     pub(crate) fn settle(&mut self, process_id: &Arc<str>, acks: AckBatch) -> Option<AckBatch> {
         let branch = self.by_process.get_mut(process_id);
         let Some(branch) = branch.filter(|branch| branch.up.is_some()) else {
             return Some(acks);
         };
+        if self.enter.confirm_acks {
+            branch.unanswered.push_back(acks::leases(&acks));
+        }
         let frame = Some(asked::Frame::Acks(acks));
         branch.backlog.push_back(Asked { frame });
         None

@@ -5,14 +5,15 @@
 
 mod place;
 mod relay;
+mod settling;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use futures_util::{FutureExt, StreamExt};
 use hub_core::auth::{self, Authenticator, Caller};
 use hub_core::clock::{Micros, micros, timestamp};
 use hub_core::cursor::{Cursor, Stream};
@@ -24,9 +25,7 @@ use hub_proto::hub::core::v1::{
     CaughtUp, Closing, ClosingReason, Gap, GapReason, Opened, Progress,
 };
 use hub_proto::hub::event_bus::v1::consume_request::Frame as Asked;
-use hub_proto::hub::event_bus::v1::{
-    AckBatch, AckOutcome, AckResult, AckResults, ConsumeOpen, ConsumeRequest, Credit,
-};
+use hub_proto::hub::event_bus::v1::{AckOutcome, AckResult, ConsumeOpen, ConsumeRequest, Credit};
 use hub_proto::wire::consume_response::Frame;
 use hub_proto::wire::{ConsumeResponse, LeasedEvent, LeasedEvents};
 use tonic::{Status, Streaming};
@@ -135,6 +134,9 @@ impl Session {
         }
         if let Some(place) = &mut self.place {
             place.give_turns();
+            if place.all_caught_up() {
+                self.say(Frame::CaughtUp(CaughtUp::default()));
+            }
         }
         if !self.ready.is_empty() || self.over {
             return Ok(());
@@ -245,31 +247,6 @@ impl Session {
         Ok(())
     }
 
-    fn settle(&mut self, batch: AckBatch) -> Result<()> {
-        let Some(place) = &mut self.place else {
-            return Ok(());
-        };
-        let batch = match &mut place.at {
-            At::One(_) => batch,
-            At::All(all) => all.pass_on(batch)?,
-        };
-        let settled = acks::settle(acks::read(batch)?, |tenant| place.find(tenant));
-        if place.confirm_acks {
-            self.confirming.push_back(settled.saved().boxed());
-        } else {
-            let mut results = settled.results;
-            results.retain(|result| result.outcome() != AckOutcome::Ok);
-            self.answer(results);
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self, results: Vec<AckResult>) {
-        if !results.is_empty() {
-            self.say(Frame::AckResults(AckResults { results }));
-        }
-    }
-
     /// Serves the next in line.
     async fn deliver(&mut self) -> Result<()> {
         let Some(place) = &mut self.place else {
@@ -324,16 +301,10 @@ impl Session {
             Event::Said(said::Frame::Told(told)) => self.ready.push_back(told),
             Event::Said(said::Frame::AckResults(answer)) => self.answer(answer.results),
             Event::Said(said::Frame::CaughtUp(false)) => all.fell_behind_elsewhere(),
-            Event::Said(said::Frame::CaughtUp(true)) => {
-                if all.caught_up() {
-                    self.say(Frame::CaughtUp(CaughtUp::default()));
-                }
-            }
-            Event::Said(said::Frame::Left(left)) => {
-                all.was_left(left.tenant, &left.subscription_id);
-            }
-            Event::Said(said::Frame::Standing(_)) => {}
+            Event::Said(said::Frame::Left(left)) => all.was_left(&left),
+            Event::Said(said::Frame::CaughtUp(true) | said::Frame::Standing(_)) => {}
             Event::Ended(process_id) => all.has_lost(&process_id),
+            Event::Unanswered(leases) => self.answer(acks::all(leases, AckOutcome::Retry)),
         }
     }
 
@@ -369,8 +340,8 @@ impl Session {
                 None
             }
             (News::Closed | News::CaughtUp(true), At::All(all)) => {
-                let caught_up = all.is_settled(group);
-                caught_up.then(|| Frame::CaughtUp(CaughtUp::default()))
+                all.is_settled(group);
+                None
             }
             (News::Closed, At::One(_)) => {
                 match self.core.draining.is_cancelled() {
@@ -381,10 +352,6 @@ impl Session {
             }
         };
         if let Some(frame) = frame {
-            let tenant_id = match frame {
-                Frame::CaughtUp(_) => String::new(),
-                _ => tenant_id,
-            };
             self.ready.push_back(ConsumeResponse {
                 frame: Some(frame),
                 tenant_id,
@@ -424,7 +391,7 @@ impl Session {
             return false;
         };
         let idle = place.credit.0 == 0 && place.seat.holds_nothing(place.credit);
-        self.silent && idle && self.confirming.is_empty()
+        self.silent && idle && self.confirming.is_empty() && !place.owes_answers()
     }
 
     fn close(&mut self, reason: ClosingReason, wait: Duration) {

@@ -214,11 +214,17 @@ impl Groups {
 
     /// Takes a place at the subscriptions of one name of all tenants, those that are at work and
     /// those that will be.
-    pub(crate) fn enter(self: &Arc<Self>, product: &str, name: &str, seat: &Arc<Seat>) {
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        product: &str,
+        name: &str,
+        seat: &Arc<Seat>,
+    ) -> Arc<Hall> {
         let (hall, working) = self.join_all(product, name, seat, false);
         if let Some(left) = working {
-            tokio::spawn(Hall::work(hall, Arc::downgrade(self), left));
+            tokio::spawn(Hall::work(hall.clone(), Arc::downgrade(self), left));
         }
+        hall
     }
 
     /// The same for a consumer that is connected to another process: that one puts subscriptions to
@@ -272,11 +278,8 @@ impl Groups {
     }
 
     /// What a process had may be free.
-    pub(crate) fn look_again(&self, product: &str, name: &str, process_id: &str) {
+    pub(crate) fn has_lost(&self, process_id: &str) {
         self.whereabouts.forget_owner(process_id);
-        if let Some(hall) = self.halls.find(product, name) {
-            hall.look_again();
-        }
     }
 
     /// A group ended with work left to do: streams of its tenant open it again; those of all

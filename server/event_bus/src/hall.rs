@@ -5,7 +5,7 @@
 //! by a look at all of them now and then, by one statement.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -37,6 +37,10 @@ pub(crate) struct Hall {
     name: Arc<str>,
     seats: Mutex<Vec<Placed>>,
     again: Notify,
+    /// Number of the last look that was asked for.
+    asked: AtomicU64,
+    /// All subscriptions were found that this look was asked for.
+    looked: AtomicU64,
     /// One could not be put to work since the last look.
     failed: AtomicBool,
     /// Ends the work of the present worker: none unless a consumer is connected to this process.
@@ -83,6 +87,8 @@ impl Halls {
                     name,
                     seats: Mutex::default(),
                     again: Notify::new(),
+                    asked: AtomicU64::new(0),
+                    looked: AtomicU64::new(0),
                     failed: AtomicBool::new(false),
                     working: Mutex::default(),
                 })
@@ -93,7 +99,10 @@ impl Halls {
             seat: seat.clone(),
             visiting,
         });
-        let working = first.then(|| hall.begin());
+        let working = first.then(|| {
+            hall.asked.fetch_add(1, Ordering::AcqRel);
+            hall.begin()
+        });
         drop(seats);
         (hall.clone(), working)
     }
@@ -175,11 +184,15 @@ impl Hall {
             let Some(found) = groups.upgrade() else {
                 return;
             };
+            let asked = hall.asked.load(Ordering::Acquire);
             let looked = hall.look(&found).await;
             drop(found);
             if let Err(error) = looked {
                 tracing::debug!("the subscriptions of all tenants could not be read: {error}");
                 hall.failed.store(true, Ordering::Release);
+            }
+            if !hall.failed.load(Ordering::Acquire) {
+                hall.has_found_all(asked);
             }
             let next_look = tokio::time::sleep(hall.pause());
             tokio::pin!(next_look);
@@ -234,9 +247,30 @@ impl Hall {
         }
     }
 
-    /// Looks at all tenants soon: subscriptions may be free that were not.
-    pub(crate) fn look_again(&self) {
+    /// Looks at all tenants soon: subscriptions may be free that were not. Returns the number of
+    /// that look.
+    pub(crate) fn look_again(&self) -> u64 {
+        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         self.again.notify_one();
+        number
+    }
+
+    /// Number of the last look that was asked for.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// Whether a look has put everything to work that had something left to do.
+    pub(crate) fn has_looked(&self, number: u64) -> bool {
+        self.looked.load(Ordering::Acquire) >= number
+    }
+
+    fn has_found_all(&self, number: u64) {
+        if self.looked.fetch_max(number, Ordering::AcqRel) < number {
+            for placed in self.lock().iter().filter(|placed| !placed.visiting) {
+                placed.seat.stir();
+            }
+        }
     }
 
     /// Puts the subscription of a tenant to work that another process let go; true if it is at work

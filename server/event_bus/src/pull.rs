@@ -228,11 +228,15 @@ async fn acknowledge_all(
         true => HashMap::new(),
         false => groups.owners(product, name, tenants.clone()).await?,
     };
+    let mut here = HashMap::new();
     for tenant in tenants {
-        if !owners.contains_key(&tenant)
-            && let Some(owner) = groups.open_named(product, name, tenant).await?
-        {
-            owners.insert(tenant, owner);
+        if owners.contains_key(&tenant) {
+            continue;
+        }
+        match groups.open_named(product, name, tenant).await? {
+            Some(Place::Here(group)) => drop(here.insert(tenant, group)),
+            Some(Place::Elsewhere(owner)) => drop(owners.insert(tenant, owner)),
+            None => {}
         }
     }
     if caller.origin.forwarded && !owners.is_empty() {
@@ -256,8 +260,8 @@ async fn acknowledge_all(
                 }
             }
             None => {
-                let find = |number| match groups.find_named(number, product, name) {
-                    Some(group) => Found::Here(group),
+                let find = |number| match here.get(&number) {
+                    Some(group) => Found::Here(Arc::clone(group)),
                     None => Found::Gone,
                 };
                 acks::settle(acks::read(part)?, find).saved().await
@@ -318,7 +322,7 @@ impl Visit {
         is_name(name)?;
         match caller.origin.forwarded {
             true => groups.visit(product, name, &seat),
-            false => groups.enter(product, name, &seat),
+            false => drop(groups.enter(product, name, &seat)),
         }
         Ok(Visit {
             seat,

@@ -169,6 +169,11 @@ impl Seat {
         self.called.notify_one();
     }
 
+    /// Something has changed that its stream should look at.
+    pub(crate) fn stir(&self) {
+        self.called.notify_one();
+    }
+
     /// The next in line.
     pub(crate) fn next(&self) -> Option<Arc<Group>> {
         let mut line = self.lock();

@@ -118,4 +118,7 @@ pub(crate) struct Left {
     /// Its id.
     #[prost(string, tag = "2")]
     pub(crate) subscription_id: String,
+    /// Something is left to do for it.
+    #[prost(bool, tag = "3")]
+    pub(crate) behind: bool,
 }

@@ -163,6 +163,9 @@ impl Serving {
         while let Some((group, news)) = self.seat.news() {
             self.tell(&group, news);
         }
+        if self.caught_up.is_none() {
+            self.set_caught_up(self.behind.is_empty());
+        }
         if let Some(turn) = self.turn.take() {
             self.serve(turn).await?;
         }
@@ -255,7 +258,7 @@ impl Serving {
         let settled = acks::settle(acks::read(batch)?, |tenant| {
             match groups.find_named(tenant, product, name) {
                 Some(group) => Found::Here(group),
-                None => Found::Gone,
+                None => Found::Moving,
             }
         });
         if self.enter.confirm_acks {
@@ -276,6 +279,14 @@ impl Serving {
     }
 
     fn tell(&mut self, group: &Arc<Group>, news: News) {
+        if news == News::Closed {
+            // Before it is said that the others are caught up.
+            self.ready.push_back(said::Frame::Left(Left {
+                tenant: group.tenant.number(),
+                subscription_id: group.id.to_string(),
+                behind: group.behind().0 > 0,
+            }));
+        }
         let told = match news {
             News::Gap { from, to } => Some(Told::Gap(Gap {
                 from_sequence: from,
@@ -295,12 +306,6 @@ impl Serving {
                 None
             }
         };
-        if news == News::Closed {
-            self.ready.push_back(said::Frame::Left(Left {
-                tenant: group.tenant.number(),
-                subscription_id: group.id.to_string(),
-            }));
-        }
         if told.is_some() {
             self.ready.push_back(said::Frame::Told(ConsumeResponse {
                 frame: told,

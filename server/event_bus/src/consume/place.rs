@@ -9,9 +9,10 @@ use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::{AckBatch, ConsumeOpen};
 
 use crate::acks::{self, Found};
-use crate::branch::{Branches, Enter};
+use crate::branch::{Branches, Enter, Left};
 use crate::group::Group;
 use crate::groups::Groups;
+use crate::hall::Hall;
 use crate::seat::Seat;
 
 /// A place; it is given up when this is dropped.
@@ -55,8 +56,32 @@ impl Taken {
             At::One(_) => Found::Foreign,
             At::All(all) => match all.find(tenant) {
                 Some(group) => Found::Here(group),
-                None => Found::Gone,
+                None => Found::Moving,
             },
+        }
+    }
+
+    /// The name that those of all tenants have; empty for one.
+    pub(super) fn name(&self) -> &str {
+        match &self.at {
+            At::One(_) => "",
+            At::All(all) => &all.name,
+        }
+    }
+
+    /// Whether everything of all tenants is settled, and the consumer does not know.
+    pub(super) fn all_caught_up(&mut self) -> bool {
+        match &mut self.at {
+            At::One(_) => false,
+            At::All(all) => all.caught_up(),
+        }
+    }
+
+    /// Whether other processes have not yet said what became of acks.
+    pub(super) fn owes_answers(&self) -> bool {
+        match &self.at {
+            At::One(_) => false,
+            At::All(all) => all.branches.owe_answers(),
         }
     }
 
@@ -81,6 +106,11 @@ pub(super) struct All {
     behind: HashSet<u64>,
     /// The consumer was told that everything is settled.
     told: bool,
+    hall: Arc<Hall>,
+    /// A subscription may be at work nowhere until this look has found it.
+    doubt: u64,
+    /// The branches are to say again how they are, once that is so: it may be at work there.
+    ask_again: bool,
     /// Others had a turn since one of this process had.
     here_next: bool,
 }
@@ -101,8 +131,11 @@ impl All {
             member: seat.name.clone(),
             confirm_acks: open.confirm_acks,
         };
-        groups.enter(&product, &open.subscription, seat);
+        let hall = groups.enter(&product, &open.subscription, seat);
         Ok(All {
+            doubt: hall.asked(),
+            hall,
+            ask_again: true,
             groups: groups.clone(),
             product,
             name: open.subscription.clone(),
@@ -143,62 +176,84 @@ impl All {
     /// One of this process has left before it was caught up.
     pub(super) fn has_left(&mut self, group: &Group) {
         self.behind.remove(&group.number);
-        self.told = false;
+        self.doubts();
     }
 
-    /// One of this process is caught up, or has left. True if the consumer is to be told that
-    /// everything is settled.
-    pub(super) fn is_settled(&mut self, group: &Group) -> bool {
+    /// One of this process is caught up, or has left so.
+    pub(super) fn is_settled(&mut self, group: &Group) {
         self.behind.remove(&group.number);
-        self.caught_up()
+    }
+
+    /// A subscription moves: until it was looked for, it may be at work nowhere.
+    fn doubts(&mut self) {
+        self.doubt = self.hall.look_again();
+        (self.ask_again, self.told) = (true, false);
     }
 
     /// True if everything is settled and the consumer does not know.
     pub(super) fn caught_up(&mut self) -> bool {
-        let news = self.behind.is_empty() && self.branches.are_caught_up() && !self.told;
-        self.told |= news;
-        news
+        if self.told || !self.behind.is_empty() || !self.hall.has_looked(self.doubt) {
+            return false;
+        }
+        if std::mem::take(&mut self.ask_again) {
+            self.branches.ask_again();
+        }
+        self.told = self.branches.are_caught_up();
+        self.told
     }
 
     /// Another process let a subscription go.
-    pub(super) fn was_left(&self, tenant: i64, subscription_id: &str) {
-        self.groups
-            .was_left(&self.product, &self.name, tenant, subscription_id);
-    }
-
-    /// A branch has ended: what was at work there may be free.
-    pub(super) fn has_lost(&self, process_id: &str) {
-        self.groups
-            .look_again(&self.product, &self.name, process_id);
-    }
-
-    /// Passes acks on to the processes that have the leases; returns those that are for this one.
-    /// Errors: `FIELD_INVALID`.
-    pub(super) fn pass_on(&mut self, batch: AckBatch) -> Result<AckBatch> {
-        acks::check(&batch)?;
-        if self.branches.is_empty() {
-            return Ok(batch);
+    pub(super) fn was_left(&mut self, left: &Left) {
+        let (tenant, id) = (left.tenant, &left.subscription_id);
+        self.groups.was_left(&self.product, &self.name, tenant, id);
+        if left.behind {
+            self.doubts();
         }
-        let mut known: HashMap<i64, Option<Arc<str>>> = HashMap::new();
-        let mut parts = acks::split(batch, |tenant| {
-            let find = || match self.find(tenant) {
-                Some(_) => None,
-                None => self.branches.holder(tenant).cloned(),
+    }
+
+    /// A process has gone, or a branch to it has ended: what was at work there may be free.
+    pub(super) fn has_lost(&mut self, process_id: &str) {
+        self.groups.has_lost(process_id);
+        self.doubts();
+    }
+
+    /// Passes acks on to the processes that have the leases, and sorts the others.
+    /// Errors: `FIELD_INVALID`.
+    pub(super) fn pass_on(&mut self, batch: AckBatch) -> Result<Sorted> {
+        acks::check(&batch)?;
+        let tenants = acks::tenants(&batch).into_iter();
+        let elsewhere = tenants.filter(|tenant| self.find(*tenant).is_none());
+        let elsewhere: HashMap<i64, Option<Arc<str>>> = elsewhere
+            .map(|tenant| (tenant, self.branches.holder(tenant).cloned()))
+            .collect();
+        if elsewhere.is_empty() {
+            let nowhere = AckBatch::default();
+            return Ok(Sorted {
+                here: batch,
+                nowhere,
+            });
+        }
+        let mut parts = acks::split(batch, |tenant| elsewhere.get(&tenant).cloned());
+        let here = parts.remove(&None).unwrap_or_default();
+        let mut nowhere = AckBatch::default();
+        for (holder, part) in parts {
+            // Those of a branch that has ended are nowhere, too.
+            let left = match holder.flatten() {
+                Some(process_id) => self.branches.settle(&process_id, part),
+                None => Some(part),
             };
-            known.entry(tenant).or_insert_with(find).clone()
-        });
-        let mut here = parts.remove(&None).unwrap_or_default();
-        for (process_id, part) in parts {
-            let Some(process_id) = process_id else {
-                continue;
-            };
-            // Those of a branch that has ended are void, as the answer from here will say.
-            if let Some(part) = self.branches.settle(&process_id, part) {
-                here.ack.extend(part.ack);
-                here.nack.extend(part.nack);
-                here.extend.extend(part.extend);
+            if let Some(part) = left {
+                acks::append(&mut nowhere, part);
             }
         }
-        Ok(here)
+        Ok(Sorted { here, nowhere })
     }
+}
+
+/// Acks that were not passed on.
+pub(super) struct Sorted {
+    /// Of subscriptions that are at work here.
+    pub(super) here: AckBatch,
+    /// Of those that were, or that another process let go: they may be at work anywhere now.
+    pub(super) nowhere: AckBatch,
 }

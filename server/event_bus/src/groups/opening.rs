@@ -62,8 +62,11 @@ impl Groups {
         let Some(acquired) = self.acquire(tenant, &settings.id).await? else {
             return match self.other_owner(&settings.id).await? {
                 Some(owner) => Ok(Place::Elsewhere(owner)),
-                // It was let go at this moment.
-                None => Err(moving("moved")),
+                // It was let go at this moment, unless it is gone.
+                None => {
+                    self.resolve(tenant, None, &settings.id).await?;
+                    Err(moving("moved"))
+                }
             };
         };
         let leasing = self.restore(&settings, &acquired).await?;
@@ -179,16 +182,16 @@ impl Groups {
         }
     }
 
-    /// Puts the subscription of a name to work that a tenant has, if it has one. Returns the other
-    /// process that has it at work. Errors: `STORE_BUSY`, `SERVER_DRAINING`.
+    /// Puts the subscription of a name to work that a tenant has, unless another process has it.
+    /// None if the tenant has none. Errors: `STORE_BUSY`, `SERVER_DRAINING`.
     pub(crate) async fn open_named(
         self: &Arc<Self>,
         product: &str,
         name: &str,
         tenant: i64,
-    ) -> Result<Option<Arc<str>>> {
-        if self.find_named(tenant, product, name).is_some() {
-            return Ok(None);
+    ) -> Result<Option<Place>> {
+        if let Some(group) = self.find_named(tenant, product, name) {
+            return Ok(Some(Place::Here(group)));
         }
         let found = match self.parts.core.tenancy.by_number(tenant).await {
             Ok(tenant) => {
@@ -198,10 +201,7 @@ impl Groups {
             Err(error) => Err(error),
         };
         match found {
-            Ok((tenant, settings)) => match self.open(&tenant, settings).await? {
-                Place::Here(_) => Ok(None),
-                Place::Elsewhere(owner) => Ok(Some(owner)),
-            },
+            Ok((tenant, settings)) => self.open(&tenant, settings).await.map(Some),
             Err(error) if error.reason() == "STORE_BUSY" => Err(error),
             // A lease of nobody.
             Err(_) => Ok(None),

@@ -10,16 +10,18 @@ use hub_core::storage::{Db, Failure, Sql, Tx};
 /// Rows that one statement removes or one look at backlogs reads.
 const CHUNK_ROWS_MAX: i64 = 500;
 
-/// Takes a position, `$empty` being no bytes.
+/// Takes a position, `$empty` being no bytes, and `$lock` what keeps a subscription from being
+/// deleted meanwhile.
 macro_rules! acquire {
-    ($empty:literal) => {
+    ($empty:literal, $lock:literal) => {
         concat!(
             "insert into subscription_positions (subscription_id, tenant_no, owner, epoch, floor,
                 cursor, replay_until, unsettled, update_time)
-             values ($1, $2, $3, 1, 0, 0, 0, ",
+             select s.subscription_id, $2, $3, 1, 0, 0, 0, ",
             $empty,
-            ", $4)
-             on conflict (subscription_id) do update
+            ", $4 from subscriptions s where s.subscription_id = $1 ",
+            $lock,
+            " on conflict (subscription_id) do update
              set owner = excluded.owner, epoch = subscription_positions.epoch + 1
              where subscription_positions.owner in ('', excluded.owner)
                 or subscription_positions.owner not in (select process_id from live_processes)
@@ -29,7 +31,7 @@ macro_rules! acquire {
 }
 
 // Taken from whoever has it no longer; raising the epoch shuts the one before out.
-const ACQUIRE: Sql = Sql::each(acquire!("x''"), acquire!("''"));
+const ACQUIRE: Sql = Sql::each(acquire!("x''", ""), acquire!("''", "for key share of s"));
 const EPOCHS: Sql = Sql::each(
     "select p.subscription_id, p.epoch, s.version
      from subscription_positions p join subscriptions s on s.subscription_id = p.subscription_id
@@ -205,7 +207,8 @@ pub struct Whose<'a> {
     pub epoch: u64,
 }
 
-/// Makes `owner` the only one that writes; `None` if a live process is it. Errors: `STORE_BUSY`.
+/// Makes `owner` the only one that writes; `None` if a live process is it, or if the subscription
+/// is gone. Errors: `STORE_BUSY`.
 pub async fn acquire(
     tx: &mut Tx,
     tenant: &TenantRef,

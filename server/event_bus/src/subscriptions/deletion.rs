@@ -40,9 +40,10 @@ impl Subscriptions {
         journal::bump(&mut tx, tenant).await?;
         let found = find_in(&mut tx, tenant, id).await?;
         check_etag(&found, etag)?;
+        // First: who takes its position keeps it from being deleted until that is committed.
+        store::delete(&mut tx, tenant, id).await?;
         seeks::delete(&mut tx, id).await?;
         subscription_filters::delete(&mut tx, id).await?;
-        store::delete(&mut tx, tenant, id).await?;
         let more = seeks::delete_outcomes(&mut tx, id, CHUNK_ROWS_MAX).await?;
         let change = Change {
             caller,

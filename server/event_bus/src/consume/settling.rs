@@ -1,0 +1,77 @@
+//! What a stream does with the acks of its client.
+
+use futures_util::FutureExt;
+use hub_core::error::Result;
+use hub_proto::hub::event_bus::v1::{
+    AckBatch, AckOutcome, AckResult, AckResults, AcknowledgeRequest,
+};
+use hub_proto::wire::consume_response::Frame;
+
+use super::Session;
+use super::place::{At, Sorted};
+use crate::{acks, pull};
+
+impl Session {
+    /// Errors: `FIELD_INVALID`.
+    pub(super) fn settle(&mut self, batch: AckBatch) -> Result<()> {
+        let Some(place) = &mut self.place else {
+            return Ok(());
+        };
+        let sorted = match &mut place.at {
+            At::One(_) => Sorted {
+                here: batch,
+                nowhere: AckBatch::default(),
+            },
+            At::All(all) => all.pass_on(batch)?,
+        };
+        let settled = acks::settle(acks::read(sorted.here)?, |tenant| place.find(tenant));
+        let confirm = place.confirm_acks;
+        if confirm {
+            self.confirming.push_back(settled.saved().boxed());
+        } else {
+            self.answer(refused(settled.results));
+        }
+        if !acks::is_empty(&sorted.nowhere) {
+            self.settle_nowhere(sorted.nowhere, confirm);
+        }
+        Ok(())
+    }
+
+    /// Acks of subscriptions that are at work where this stream does not know go the way of a call
+    /// for them: whoever has one next knows which of its leases were settled.
+    fn settle_nowhere(&mut self, batch: AckBatch, confirm: bool) {
+        let (groups, caller) = (self.groups.clone(), self.caller.clone());
+        let name = self.place.as_ref().map(|place| place.name().to_owned());
+        let request = AcknowledgeRequest {
+            subscription: name.unwrap_or_default(),
+            acks: Some(batch),
+        };
+        let settling = async move {
+            let leases = request.acks.as_ref().map(acks::leases).unwrap_or_default();
+            let results = match pull::acknowledge(&groups, &caller, request).await {
+                Ok(results) => results,
+                Err(status) => {
+                    tracing::debug!("acks could not be settled anywhere: {status}");
+                    acks::all(leases, AckOutcome::Retry)
+                }
+            };
+            match confirm {
+                true => results,
+                false => refused(results),
+            }
+        };
+        self.confirming.push_back(settling.boxed());
+    }
+
+    pub(super) fn answer(&mut self, results: Vec<AckResult>) {
+        if !results.is_empty() {
+            self.say(Frame::AckResults(AckResults { results }));
+        }
+    }
+}
+
+/// What a client hears that asked for no confirmation.
+fn refused(mut results: Vec<AckResult>) -> Vec<AckResult> {
+    results.retain(|result| result.outcome() != AckOutcome::Ok);
+    results
+}
