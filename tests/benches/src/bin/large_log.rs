@@ -48,7 +48,7 @@ struct Arguments {
     #[arg(long, default_value_t = 500)]
     commit: u64,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     /// Rounds of the comparison with an empty log.
     #[arg(long, default_value_t = 3)]
@@ -86,7 +86,8 @@ async fn main() -> Result<()> {
     report::publish("large-log", &text, arguments.write.as_deref())
 }
 
-/// Appends in turn to a new log and to the large one.
+/// Appends in turn to a new log and to the large one, which of them first changes from round to
+/// round. Each begins when what the one before appended is listed, for which it would pay else.
 async fn appends(arguments: &Arguments, scratch: &Scratch, large: &LargeLog) -> Result<Table> {
     let duration = Duration::from_secs_f64(arguments.seconds);
     let mut results: [[Series; BATCHES.len()]; 2] = Default::default();
@@ -95,8 +96,15 @@ async fn appends(arguments: &Arguments, scratch: &Scratch, large: &LargeLog) -> 
         let folder = scratch.dir(&format!("empty-{round}"))?;
         let empty = LargeLog::empty(&sqlite(&folder.join("hub.db"))).await?;
         for (at, size) in BATCHES.into_iter().enumerate() {
-            for (log, series) in [&empty, large].into_iter().zip(&mut results) {
-                series[at].push(append(log, size, &mut next, duration).await?);
+            let mut logs = [(&empty, 0), (large, 1)];
+            if round % 2 == 1 {
+                logs.reverse();
+            }
+            for (log, row) in logs {
+                for log in [&empty, large] {
+                    log.running.core.journal.write_listing().await?;
+                }
+                results[row][at].push(append(log, size, &mut next, duration).await?);
             }
         }
         empty.running.drain().await;
