@@ -153,6 +153,8 @@ impl Usage {
                 outcomes.map(move |(outcome, requests)| (of.clone(), outcome, requests))
             })
             .collect();
+        // In the order of the rows: a chunk then lies on few pages, and as many are written.
+        counts.sort_unstable();
         while !counts.is_empty() {
             let chunk = counts.split_off(counts.len().saturating_sub(CHUNK_COUNTS));
             batches.last += 1;
@@ -163,6 +165,7 @@ impl Usage {
             }
         }
         let mut uses: Vec<(Arc<str>, Micros)> = uses.into_iter().collect();
+        uses.sort_unstable();
         while !uses.is_empty() {
             let chunk = uses.split_off(uses.len().saturating_sub(CHUNK_USES));
             if let Err(error) = store::set_last_use(db, &chunk).await {
