@@ -166,6 +166,7 @@ pub(crate) fn settle(asked: Vec<Asked>, find: impl Fn(i64) -> Found) -> Settled 
 }
 
 /// Where the leases of a tenant are.
+#[derive(Clone)]
 pub(crate) enum Found {
     /// At work here.
     Here(Arc<Group>),

@@ -241,7 +241,8 @@ impl Branches {
 
     fn enter(&mut self, process_id: &Arc<str>, up: mpsc::Sender<Asked>) {
         if let Some(branch) = self.by_process.get_mut(process_id) {
-            branch.up = Some(up);
+            // Unless it says so, or says something else when it is asked.
+            (branch.up, branch.caught_up) = (Some(up), true);
         }
     }
 

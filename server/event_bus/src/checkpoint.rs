@@ -183,6 +183,10 @@ impl Checkpoints {
         let mut tx = self.core.db.begin().await?;
         for index in order {
             let (group, prepared) = (&groups[index], &prepared[index]);
+            let pauses = |change: &Change| matches!(change, Change::Pause(_));
+            if prepared.changes.iter().any(pauses) {
+                positions::lock_settings(&mut tx, &group.id).await?;
+            }
             owned[index] = positions::save(&mut tx, group.whose(), &prepared.saving, now).await?;
             if owned[index] {
                 write_changes(&mut tx, group, &prepared.changes, now).await?;

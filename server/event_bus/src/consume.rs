@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesOrdered;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use hub_core::auth::{self, Authenticator, Caller};
 use hub_core::clock::{Micros, micros, timestamp};
 use hub_core::cursor::{Cursor, Stream};
@@ -63,6 +63,8 @@ pub(crate) struct Session {
     /// The subscription is at work in another process.
     relay: Option<Relay>,
     confirming: FuturesOrdered<BoxFuture<'static, Vec<AckResult>>>,
+    /// The same for acks of subscriptions that move: one of them does not hold up the others.
+    nowhere: FuturesUnordered<BoxFuture<'static, Vec<AckResult>>>,
     ready: VecDeque<ConsumeResponse>,
     spoke_at: Micros,
     checked_at: Micros,
@@ -93,6 +95,7 @@ impl Session {
             place: None,
             relay: None,
             confirming: FuturesOrdered::new(),
+            nowhere: FuturesUnordered::new(),
             ready: VecDeque::new(),
             spoke_at: now,
             checked_at: now,
@@ -129,15 +132,7 @@ impl Session {
             return Ok(());
         }
         self.check_key(now).await?;
-        while let Some((group, news)) = self.place.as_ref().and_then(|place| place.seat.news()) {
-            self.tell(&group, news);
-        }
-        if let Some(place) = &mut self.place {
-            place.give_turns();
-            if place.all_caught_up() {
-                self.say(Frame::CaughtUp(CaughtUp::default()));
-            }
-        }
+        self.tell_news();
         if !self.ready.is_empty() || self.over {
             return Ok(());
         }
@@ -152,7 +147,8 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
-        let mut takes = !self.silent && self.confirming.len() < CONFIRMING_MAX;
+        let waiting = self.confirming.len() + self.nowhere.len();
+        let mut takes = !self.silent && waiting < CONFIRMING_MAX;
         let mut branches = None;
         if let Some(Taken {
             at: At::All(all), ..
@@ -170,6 +166,7 @@ impl Session {
         tokio::select! {
             biased;
             Some(results) = self.confirming.next() => self.answer(results),
+            Some(results) = self.nowhere.next() => self.answer(results),
             () = self.core.draining.cancelled() => {
                 self.close(ClosingReason::Draining, DRAINED_PAUSE);
             }
@@ -187,6 +184,21 @@ impl Session {
             () = clock.sleep(age) => {}
         }
         Ok(())
+    }
+
+    /// Says what the subscriptions have to say, and lets those of other processes say theirs.
+    fn tell_news(&mut self) {
+        // Before: what a look has found had told of itself by then.
+        let is_sure = self.place.as_ref().is_some_and(Taken::is_sure);
+        while let Some((group, news)) = self.place.as_ref().and_then(|place| place.seat.news()) {
+            self.tell(&group, news);
+        }
+        if let Some(place) = &mut self.place {
+            place.give_turns();
+            if is_sure && place.all_caught_up() {
+                self.say(Frame::CaughtUp(CaughtUp::default()));
+            }
+        }
     }
 
     /// A frame of the client.
@@ -391,7 +403,8 @@ impl Session {
             return false;
         };
         let idle = place.credit.0 == 0 && place.seat.holds_nothing(place.credit);
-        self.silent && idle && self.confirming.is_empty() && !place.owes_answers()
+        let answered = self.confirming.is_empty() && self.nowhere.is_empty();
+        self.silent && idle && answered && !place.owes_answers()
     }
 
     fn close(&mut self, reason: ClosingReason, wait: Duration) {

@@ -16,6 +16,7 @@ use futures_util::future::{self, BoxFuture};
 use hub_core::clock::micros;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::leaving::Owed;
@@ -60,6 +61,8 @@ pub(crate) struct Groups {
     hasher: RandomState,
     halls: Halls,
     whereabouts: Whereabouts,
+    /// Changes with each that was put to work or let go.
+    settled: watch::Sender<()>,
     let_go: CancellationToken,
 }
 
@@ -81,6 +84,7 @@ impl Groups {
             hasher: RandomState::new(),
             halls: Halls::default(),
             whereabouts: Whereabouts::default(),
+            settled: watch::Sender::new(()),
             let_go: CancellationToken::new(),
         })
     }
@@ -157,6 +161,8 @@ impl Groups {
             open.by_name.remove(&name);
         }
         metrics::gauge!("hub_event_bus_groups_open").set(open.by_id.len() as f64);
+        drop(open);
+        self.settled.send_replace(());
     }
 
     /// Its settings were changed on this process.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::groups::Groups;
+use crate::groups::{Groups, Place};
 use crate::seat::Seat;
 use crate::store::positions;
 use crate::subscriptions;
@@ -319,7 +319,15 @@ impl Hall {
         let found =
             subscriptions::resolve(core, &parts.configurations, tenant, product, &self.name).await;
         match found {
-            Ok(settings) => groups.open(tenant, settings).await.map(|_| ()),
+            Ok(settings) => {
+                if let Place::Elsewhere(owner) = groups.open(tenant, settings).await?
+                    && !core.processes.watch().borrow().contains_key(&owner)
+                {
+                    // No branch tells of it yet.
+                    self.failed.store(true, Ordering::Release);
+                }
+                Ok(())
+            }
             // Not every tenant has one of this name.
             Err(error) if error.reason() == "SUBSCRIPTION_NOT_FOUND" => Ok(()),
             Err(error) => Err(error),

@@ -233,10 +233,15 @@ async fn acknowledge_all(
         if owners.contains_key(&tenant) {
             continue;
         }
-        match groups.open_named(product, name, tenant).await? {
-            Some(Place::Here(group)) => drop(here.insert(tenant, group)),
-            Some(Place::Elsewhere(owner)) => drop(owners.insert(tenant, owner)),
-            None => {}
+        match groups.open_named(product, name, tenant).await {
+            Ok(Some(Place::Here(group))) => drop(here.insert(tenant, Found::Here(group))),
+            Ok(Some(Place::Elsewhere(owner))) => drop(owners.insert(tenant, owner)),
+            Ok(None) => {}
+            // The others go on.
+            Err(error) => {
+                tracing::debug!("a subscription was not put to work: {error}");
+                here.insert(tenant, Found::Moving);
+            }
         }
     }
     if caller.origin.forwarded && !owners.is_empty() {
@@ -255,15 +260,14 @@ async fn acknowledge_all(
                 };
                 match forward::acknowledge(core, &owner, caller, request).await {
                     Ok(answer) => answer.results,
-                    Err(Failed::Answered(status)) => return Err(status),
-                    Err(Failed::Moving(_)) => acks::all(leases, AckOutcome::Retry),
+                    Err(failed) => {
+                        tracing::debug!(owner = &*owner, "acks were not taken: {failed:?}");
+                        acks::all(leases, AckOutcome::Retry)
+                    }
                 }
             }
             None => {
-                let find = |number| match here.get(&number) {
-                    Some(group) => Found::Here(Arc::clone(group)),
-                    None => Found::Gone,
-                };
+                let find = |number| here.get(&number).cloned().unwrap_or(Found::Gone);
                 acks::settle(acks::read(part)?, find).saved().await
             }
         };

@@ -16,6 +16,7 @@ use hub_proto::hub::core::v1::{Gap, GapReason};
 use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, AckResult, AckResults};
 use hub_proto::wire::consume_response::Frame as Told;
 use hub_proto::wire::{ConsumeResponse, LeasedEvents};
+use tokio::sync::watch;
 use tonic::codegen::BoxStream;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
@@ -99,8 +100,11 @@ struct Serving {
     served: u64,
     /// Subscriptions that have more than was delivered, as far as they said.
     behind: HashSet<u64>,
-    /// Whether that is none of them, as it was said last.
+    /// Whether everything is settled, as it was said last.
     caught_up: Option<bool>,
+    /// Those that are at work here no more, and that others may not have yet.
+    leaving: Vec<Arc<Group>>,
+    settled: watch::Receiver<()>,
     confirming: FuturesOrdered<BoxFuture<'static, Vec<AckResult>>>,
     ready: VecDeque<said::Frame>,
     checked_at: Micros,
@@ -128,6 +132,7 @@ impl Serving {
         service.groups.visit(&product, &enter.name, &seat);
         Ok(Serving {
             checked_at: service.core.clock.now(),
+            settled: service.groups.settled(),
             service,
             caller,
             product,
@@ -141,6 +146,7 @@ impl Serving {
             served: 0,
             behind: HashSet::new(),
             caught_up: None,
+            leaving: Vec::new(),
             confirming: FuturesOrdered::new(),
             ready: VecDeque::new(),
             over: false,
@@ -163,9 +169,10 @@ impl Serving {
         while let Some((group, news)) = self.seat.news() {
             self.tell(&group, news);
         }
-        if self.caught_up.is_none() {
-            self.set_caught_up(self.behind.is_empty());
-        }
+        self.settled.borrow_and_update();
+        self.let_leave();
+        let is_asked = self.turn.is_some_and(|turn| turn.events == 0);
+        self.tell_caught_up(is_asked);
         if let Some(turn) = self.turn.take() {
             self.serve(turn).await?;
         }
@@ -189,6 +196,7 @@ impl Serving {
                 None => self.over = true,
             },
             () = self.seat.stirred() => {}
+            _ = self.settled.changed(), if self.caught_up != Some(true) => {}
             () = core.clock.sleep(crate::beat(core)) => self.beat().await?,
         }
         Ok(())
@@ -279,14 +287,6 @@ impl Serving {
     }
 
     fn tell(&mut self, group: &Arc<Group>, news: News) {
-        if news == News::Closed {
-            // Before it is said that the others are caught up.
-            self.ready.push_back(said::Frame::Left(Left {
-                tenant: group.tenant.number(),
-                subscription_id: group.id.to_string(),
-                behind: group.behind().0 > 0,
-            }));
-        }
         let told = match news {
             News::Gap { from, to } => Some(Told::Gap(Gap {
                 from_sequence: from,
@@ -300,9 +300,14 @@ impl Serving {
                 self.set_caught_up(false);
                 None
             }
-            News::CaughtUp(true) | News::Closed => {
+            News::CaughtUp(true) => {
                 self.behind.remove(&group.number);
-                self.set_caught_up(self.behind.is_empty());
+                None
+            }
+            News::Closed => {
+                self.behind.remove(&group.number);
+                self.leaving.push(group.clone());
+                self.set_caught_up(false);
                 None
             }
         };
@@ -312,6 +317,28 @@ impl Serving {
                 tenant_id: group.tenant.id().to_owned(),
             }));
         }
+    }
+
+    /// Says which are at work here no more, once others may have them: who looks for one before
+    /// finds it here.
+    fn let_leave(&mut self) {
+        let groups = &self.service.groups;
+        for group in self.leaving.extract_if(.., |group| groups.has_left(group)) {
+            self.ready.push_back(said::Frame::Left(Left {
+                tenant: group.tenant.number(),
+                subscription_id: group.id.to_string(),
+                behind: group.behind().0 > 0,
+            }));
+        }
+    }
+
+    /// Says whether everything is settled, if that has changed. Who asks for it is told so only if
+    /// no subscription at all is on its way to or from this process.
+    fn tell_caught_up(&mut self, is_asked: bool) {
+        let is_settled = self.behind.is_empty() && self.leaving.is_empty();
+        let was_told = self.caught_up == Some(true) && !is_asked;
+        let between = !was_told && self.service.groups.is_between();
+        self.set_caught_up(is_settled && !between);
     }
 
     fn set_caught_up(&mut self, caught_up: bool) {

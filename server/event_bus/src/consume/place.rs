@@ -69,6 +69,14 @@ impl Taken {
         }
     }
 
+    /// Whether everything of all tenants that has something to do was found.
+    pub(super) fn is_sure(&self) -> bool {
+        match &self.at {
+            At::One(_) => false,
+            At::All(all) => all.hall.has_looked(all.doubt),
+        }
+    }
+
     /// Whether everything of all tenants is settled, and the consumer does not know.
     pub(super) fn all_caught_up(&mut self) -> bool {
         match &mut self.at {

@@ -1,5 +1,7 @@
 //! What a stream does with the acks of its client.
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use hub_core::error::Result;
 use hub_proto::hub::event_bus::v1::{
@@ -10,6 +12,9 @@ use hub_proto::wire::consume_response::Frame;
 use super::Session;
 use super::place::{At, Sorted};
 use crate::{acks, pull};
+
+/// How long it may take to find who has a subscription, and to hear from there.
+const NOWHERE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Session {
     /// Errors: `FIELD_INVALID`.
@@ -38,20 +43,23 @@ impl Session {
     }
 
     /// Acks of subscriptions that are at work where this stream does not know go the way of a call
-    /// for them: whoever has one next knows which of its leases were settled.
+    /// for them: whoever has one next knows which of its leases were settled. In a task of its own:
+    /// a stream of which nothing is read stands still, and must not hold what that waits for.
     fn settle_nowhere(&mut self, batch: AckBatch, confirm: bool) {
         let (groups, caller) = (self.groups.clone(), self.caller.clone());
         let name = self.place.as_ref().map(|place| place.name().to_owned());
+        let leases = acks::leases(&batch);
         let request = AcknowledgeRequest {
             subscription: name.unwrap_or_default(),
             acks: Some(batch),
         };
-        let settling = async move {
-            let leases = request.acks.as_ref().map(acks::leases).unwrap_or_default();
-            let results = match pull::acknowledge(&groups, &caller, request).await {
-                Ok(results) => results,
-                Err(status) => {
-                    tracing::debug!("acks could not be settled anywhere: {status}");
+        let settling = async move { pull::acknowledge(&groups, &caller, request).await };
+        let settling = tokio::spawn(tokio::time::timeout(NOWHERE_TIMEOUT, settling));
+        let answer = async move {
+            let results = match settling.await {
+                Ok(Ok(Ok(results))) => results,
+                failed => {
+                    tracing::debug!("acks could not be settled anywhere: {failed:?}");
                     acks::all(leases, AckOutcome::Retry)
                 }
             };
@@ -60,7 +68,7 @@ impl Session {
                 false => refused(results),
             }
         };
-        self.confirming.push_back(settling.boxed());
+        self.nowhere.push(answer.boxed());
     }
 
     pub(super) fn answer(&mut self, results: Vec<AckResult>) {

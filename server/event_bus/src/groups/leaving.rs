@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use hub_core::error::Result;
+use tokio::sync::watch;
 
 use super::Groups;
 use crate::group::Group;
@@ -28,6 +29,23 @@ impl Groups {
     /// It is at work, or let go.
     pub(super) fn owe_no_more(&self, id: &str) {
         self.owed().remove(id);
+        self.settled.send_replace(());
+    }
+
+    /// Whether this process may own a subscription that it does not work on.
+    pub(crate) fn is_between(&self) -> bool {
+        !self.owed().is_empty()
+    }
+
+    /// Whether others may have the subscription of a group that is over.
+    pub(crate) fn has_left(&self, group: &Group) -> bool {
+        let found = self.lock().by_id.get(&group.id).map(|found| found.number);
+        found != Some(group.number) && !self.owed().contains_key(&group.id)
+    }
+
+    /// Changes whenever the answers to the two questions above may.
+    pub(crate) fn settled(&self) -> watch::Receiver<()> {
+        self.settled.subscribe()
     }
 
     /// Closes a group that nobody needs any more.

@@ -193,18 +193,16 @@ impl Groups {
         if let Some(group) = self.find_named(tenant, product, name) {
             return Ok(Some(Place::Here(group)));
         }
-        let found = match self.parts.core.tenancy.by_number(tenant).await {
-            Ok(tenant) => {
-                let settings = self.resolve(&tenant, Some(product), name).await;
-                settings.map(|settings| (tenant, settings))
-            }
-            Err(error) => Err(error),
+        let opened = async {
+            let tenant = self.parts.core.tenancy.by_number(tenant).await?;
+            let settings = self.resolve(&tenant, Some(product), name).await?;
+            self.open(&tenant, settings).await
         };
-        match found {
-            Ok((tenant, settings)) => self.open(&tenant, settings).await.map(Some),
-            Err(error) if error.reason() == "STORE_BUSY" => Err(error),
+        match opened.await {
+            Ok(place) => Ok(Some(place)),
             // A lease of nobody.
-            Err(_) => Ok(None),
+            Err(error) if error.code() == tonic::Code::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

@@ -77,6 +77,11 @@ const PAUSE: Sql = Sql::same(
         pause_reason = $3, version = version + 1
      where subscription_id = $1",
 );
+// As who deletes a subscription: its row before that of its position.
+const LOCK_SETTINGS: Sql = Sql::each(
+    "select version from subscriptions where subscription_id = $1",
+    "select version from subscriptions where subscription_id = $1 for no key update",
+);
 const USED: Sql = Sql::same(
     "update subscriptions set used_time = $2 where subscription_id = $1 and used_time = 0",
 );
@@ -143,6 +148,7 @@ pub const STATEMENTS: &[Sql] = &[
     PUT_RANGE,
     HELD,
     PAUSE,
+    LOCK_SETTINGS,
     USED,
     BEHIND,
     IS_BEHIND,
@@ -346,6 +352,13 @@ pub async fn put_range(
         .bind(now)
         .execute()
         .await?;
+    Ok(())
+}
+
+/// Who will pause a subscription takes its settings before its position. Errors: `STORE_BUSY`.
+pub async fn lock_settings(tx: &mut Tx, id: &str) -> Result<(), Failure> {
+    let query = tx.query(LOCK_SETTINGS).bind(id.to_owned());
+    let _: Option<(i64,)> = query.optional().await?;
     Ok(())
 }
 
