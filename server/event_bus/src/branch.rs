@@ -55,7 +55,7 @@ pub(crate) struct Branches {
     /// The branch that had the last turn.
     last: Option<Arc<str>>,
     turns: u64,
-    /// Number of the turn by which all were asked once more how they are.
+    /// How often all were asked how they are.
     asked: u64,
     /// What the stream has to know and was not told yet.
     events: VecDeque<Event>,
@@ -70,8 +70,8 @@ struct Branch {
     turn: Option<Turn>,
     /// Events and bytes for which the consumer's credit is charged.
     charged: (u64, u64),
-    /// Number of the last turn that it was given.
-    given: u64,
+    /// It was asked for the time that this says, by the turn of this number.
+    asked: (u64, u64),
     /// Everything there is settled, as it said.
     caught_up: bool,
     /// Acks that wait for room.
@@ -84,23 +84,20 @@ struct Branch {
 impl Branch {
     /// Whether everything there is settled, as it said since it was asked.
     fn is_caught_up(&self, asked: u64) -> bool {
-        self.up.is_some() && self.caught_up && self.standing.turn >= asked
+        let (times, number) = self.asked;
+        self.up.is_some() && self.caught_up && times == asked && self.standing.turn >= number
     }
 
-    /// Asks how it is by a turn of no events, unless it has one that is as new. If it takes nothing
-    /// now, it has more to say anyhow.
-    fn ask(&mut self, number: u64) {
-        let Some(up) = self.up.as_ref().filter(|_| self.given < number) else {
-            return;
-        };
-        let frame = Some(asked::Frame::Turn(Turn {
+    /// Asks how it is by a turn of no events; false if it takes nothing now.
+    fn ask(&self, number: u64) -> bool {
+        let turn = Turn {
             number,
             events: 0,
             bytes: 0,
-        }));
-        if up.try_send(Asked { frame }).is_ok() {
-            self.given = number;
-        }
+        };
+        let frame = Some(asked::Frame::Turn(turn));
+        let up = self.up.as_ref();
+        up.is_some_and(|up| up.try_send(Asked { frame }).is_ok())
     }
 }
 
@@ -178,7 +175,7 @@ impl Branches {
                     standing: Standing::default(),
                     turn: None,
                     charged: (0, 0),
-                    given: 0,
+                    asked: (0, 0),
                     caught_up: false,
                     backlog: VecDeque::new(),
                     unanswered: VecDeque::new(),
@@ -202,7 +199,7 @@ impl Branches {
         }
         branch.turn = None;
         branch.standing = Standing::default();
-        (branch.given, branch.caught_up) = (0, false);
+        (branch.asked, branch.caught_up) = ((0, 0), false);
         charge(&self.seat, branch);
         self.holders.retain(|_, holder| holder != process_id);
         was_open
@@ -280,21 +277,23 @@ impl Branches {
 
     /// All are to say once more how they are.
     pub(crate) fn ask_again(&mut self) {
-        self.turns += 1;
-        self.asked = self.turns;
+        self.asked += 1;
     }
 
     /// Whether everything at work in other processes is settled, as they have said since they were
     /// asked. Of a process that cannot be reached it is not known.
     pub(crate) fn are_caught_up(&mut self) -> bool {
-        let asked = self.asked;
         for branch in self.by_process.values_mut() {
-            branch.ask(asked);
+            if branch.asked.0 < self.asked && branch.ask(self.turns + 1) {
+                self.turns += 1;
+                branch.asked = (self.asked, self.turns);
+            }
         }
-        // What was at work in one that has just gone may be nowhere.
-        let known = self.events.is_empty();
+        // What was at work in a process that has just gone may be nowhere; one that has just come
+        // was not asked.
+        let known = self.events.is_empty() && !self.peers.has_changed().unwrap_or(true);
         let mut branches = self.by_process.values();
-        known && branches.all(|branch| branch.is_caught_up(asked))
+        known && branches.all(|branch| branch.is_caught_up(self.asked))
     }
 
     /// Whether answers to acks are to come.
@@ -341,7 +340,7 @@ impl Branches {
             return false;
         }
         self.turns = turn.number;
-        (branch.turn, branch.given) = (Some(turn), turn.number);
+        branch.turn = Some(turn);
         charge(&self.seat, branch);
         self.last = Some(process_id.clone());
         true

@@ -191,7 +191,7 @@ impl Groups {
             if group.is_over() {
                 // Another process may have it. If none has, it is to be free, and what was acked is
                 // stored: only the checkpoint knows, and tells who waits for it.
-                self.owe(&group.id, group.epoch);
+                self.owe_group(group);
                 self.remove(group);
                 self.look_again_for(group);
             }

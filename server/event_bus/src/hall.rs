@@ -242,7 +242,7 @@ impl Hall {
             };
             after = last.number();
             stream::iter(&tenants)
-                .for_each_concurrent(AT_ONCE, |tenant| self.put_to_work(groups, tenant))
+                .for_each_concurrent(AT_ONCE, |tenant| self.put_to_work(groups, tenant, true))
                 .await;
         }
     }
@@ -291,7 +291,7 @@ impl Hall {
         }
         // One that is new is found by its number once; then its log is known.
         match groups.parts().core.tenancy.by_number(number).await {
-            Ok(tenant) => self.put_to_work(groups, &tenant).await,
+            Ok(tenant) => self.put_to_work(groups, &tenant, false).await,
             Err(error) => {
                 tracing::debug!("a tenant could not be read: {error}");
                 self.failed.store(true, Ordering::Release);
@@ -299,17 +299,19 @@ impl Hall {
         }
     }
 
-    async fn put_to_work(&self, groups: &Arc<Groups>, tenant: &TenantRef) {
+    /// Anew: whatever was known of where it is. Who has let it go tells only those who have a
+    /// branch to it.
+    async fn put_to_work(&self, groups: &Arc<Groups>, tenant: &TenantRef, anew: bool) {
         while groups.is_full() && self.lock().iter().any(|placed| !placed.visiting) {
             tokio::time::sleep(PAUSE).await;
         }
-        if let Err(error) = self.open(groups, tenant).await {
+        if let Err(error) = self.open(groups, tenant, anew).await {
             tracing::debug!("a subscription was not put to work: {error}");
             self.failed.store(true, Ordering::Release);
         }
     }
 
-    async fn open(&self, groups: &Arc<Groups>, tenant: &TenantRef) -> Result<()> {
+    async fn open(&self, groups: &Arc<Groups>, tenant: &TenantRef, anew: bool) -> Result<()> {
         let parts = groups.parts();
         let present = parts.configurations.current(tenant).await?;
         if !present.is_active(&self.product) {
@@ -320,6 +322,9 @@ impl Hall {
             subscriptions::resolve(core, &parts.configurations, tenant, product, &self.name).await;
         match found {
             Ok(settings) => {
+                if anew {
+                    groups.whereabouts().forget(&settings.id);
+                }
                 if let Place::Elsewhere(owner) = groups.open(tenant, settings).await?
                     && !core.processes.watch().borrow().contains_key(&owner)
                 {

@@ -13,7 +13,7 @@ use hub_proto::hub::event_bus::v1::{
     AckOutcome, AckResult, AcknowledgeRequest, PullRequest, SubscriptionState,
 };
 use hub_proto::wire::{LeasedEvent, PullResponse};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::acks::{self, Found};
 use crate::forward::{self, Failed, Search};
@@ -238,10 +238,11 @@ async fn acknowledge_all(
             Ok(Some(Place::Elsewhere(owner))) => drop(owners.insert(tenant, owner)),
             Ok(None) => {}
             // The others go on.
-            Err(error) => {
+            Err(error) if error.code() == Code::Unavailable => {
                 tracing::debug!("a subscription was not put to work: {error}");
                 here.insert(tenant, Found::Moving);
             }
+            Err(error) => return Err(error.into()),
         }
     }
     if caller.origin.forwarded && !owners.is_empty() {
@@ -260,6 +261,9 @@ async fn acknowledge_all(
                 };
                 match forward::acknowledge(core, &owner, caller, request).await {
                     Ok(answer) => answer.results,
+                    Err(Failed::Answered(status)) if status.code() != Code::Unavailable => {
+                        return Err(status);
+                    }
                     Err(failed) => {
                         tracing::debug!(owner = &*owner, "acks were not taken: {failed:?}");
                         acks::all(leases, AckOutcome::Retry)

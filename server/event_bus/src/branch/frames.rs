@@ -109,7 +109,7 @@ pub(crate) struct Standing {
     pub(crate) bytes: u64,
 }
 
-/// A subscription that has left.
+/// A subscription that has left; without id, one that may have.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Left {
     /// Number of its tenant.

@@ -83,6 +83,13 @@ impl StreamingService<Asked> for Service {
     }
 }
 
+/// A subscription that is at work here no more.
+struct Leaving {
+    group: Arc<Group>,
+    /// Something was left to do for it.
+    behind: bool,
+}
+
 /// A branch that is served.
 struct Serving {
     service: Service,
@@ -103,7 +110,9 @@ struct Serving {
     /// Whether everything is settled, as it was said last.
     caught_up: Option<bool>,
     /// Those that are at work here no more, and that others may not have yet.
-    leaving: Vec<Arc<Group>>,
+    leaving: Vec<Leaving>,
+    /// Who asked was told that something is on its way, and has to look once it has come.
+    was_between: bool,
     settled: watch::Receiver<()>,
     confirming: FuturesOrdered<BoxFuture<'static, Vec<AckResult>>>,
     ready: VecDeque<said::Frame>,
@@ -147,6 +156,7 @@ impl Serving {
             behind: HashSet::new(),
             caught_up: None,
             leaving: Vec::new(),
+            was_between: false,
             confirming: FuturesOrdered::new(),
             ready: VecDeque::new(),
             over: false,
@@ -166,13 +176,15 @@ impl Serving {
     }
 
     async fn step(&mut self) -> Result<(), Status> {
+        self.settled.borrow_and_update();
+        let groups = &self.service.groups;
+        // Before: what has come to work meanwhile had told of itself by then.
+        let between = groups.is_between(&self.product, &self.enter.name);
         while let Some((group, news)) = self.seat.news() {
             self.tell(&group, news);
         }
-        self.settled.borrow_and_update();
         self.let_leave();
-        let is_asked = self.turn.is_some_and(|turn| turn.events == 0);
-        self.tell_caught_up(is_asked);
+        self.tell_caught_up(between);
         if let Some(turn) = self.turn.take() {
             self.serve(turn).await?;
         }
@@ -196,7 +208,7 @@ impl Serving {
                 None => self.over = true,
             },
             () = self.seat.stirred() => {}
-            _ = self.settled.changed(), if self.caught_up != Some(true) => {}
+            _ = self.settled.changed(), if self.waits() => {}
             () = core.clock.sleep(crate::beat(core)) => self.beat().await?,
         }
         Ok(())
@@ -306,8 +318,9 @@ impl Serving {
             }
             News::Closed => {
                 self.behind.remove(&group.number);
-                self.leaving.push(group.clone());
-                self.set_caught_up(false);
+                let behind = group.behind().0 > 0;
+                let group = group.clone();
+                self.leaving.push(Leaving { group, behind });
                 None
             }
         };
@@ -319,25 +332,42 @@ impl Serving {
         }
     }
 
+    /// Whether it depends on what becomes of others what is to be said.
+    fn waits(&self) -> bool {
+        let quiet = self.behind.is_empty() && self.caught_up != Some(true);
+        !self.leaving.is_empty() || quiet
+    }
+
     /// Says which are at work here no more, once others may have them: who looks for one before
     /// finds it here.
     fn let_leave(&mut self) {
         let groups = &self.service.groups;
-        for group in self.leaving.extract_if(.., |group| groups.has_left(group)) {
+        let has_left = |leaving: &mut Leaving| groups.has_left(&leaving.group);
+        for Leaving { group, behind } in self.leaving.extract_if(.., has_left) {
             self.ready.push_back(said::Frame::Left(Left {
                 tenant: group.tenant.number(),
                 subscription_id: group.id.to_string(),
-                behind: group.behind().0 > 0,
+                behind,
             }));
         }
     }
 
-    /// Says whether everything is settled, if that has changed. Who asks for it is told so only if
-    /// no subscription at all is on its way to or from this process.
-    fn tell_caught_up(&mut self, is_asked: bool) {
-        let is_settled = self.behind.is_empty() && self.leaving.is_empty();
+    /// Says whether everything is settled, if that has changed. Who asks is told so only if no
+    /// subscription is on its way to or from this process (`between`).
+    fn tell_caught_up(&mut self, between: bool) {
+        let is_asked = self.turn.is_some_and(|turn| turn.events == 0);
         let was_told = self.caught_up == Some(true) && !is_asked;
-        let between = !was_told && self.service.groups.is_between();
+        let is_left = self.leaving.iter().any(|leaving| leaving.behind);
+        let is_settled = self.behind.is_empty() && !is_left;
+        let between = between && !was_told;
+        if self.was_between && !between {
+            // It may have come to nothing, and be free.
+            self.ready.push_back(said::Frame::Left(Left {
+                behind: true,
+                ..Left::default()
+            }));
+        }
+        self.was_between = between && (is_asked || self.was_between);
         self.set_caught_up(is_settled && !between);
     }
 

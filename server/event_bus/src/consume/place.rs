@@ -213,7 +213,10 @@ impl All {
     /// Another process let a subscription go.
     pub(super) fn was_left(&mut self, left: &Left) {
         let (tenant, id) = (left.tenant, &left.subscription_id);
-        self.groups.was_left(&self.product, &self.name, tenant, id);
+        // Else it is one that is not known.
+        if !id.is_empty() {
+            self.groups.was_left(&self.product, &self.name, tenant, id);
+        }
         if left.behind {
             self.doubts();
         }

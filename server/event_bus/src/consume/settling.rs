@@ -59,7 +59,7 @@ impl Session {
             let results = match settling.await {
                 Ok(Ok(Ok(results))) => results,
                 failed => {
-                    tracing::debug!("acks could not be settled anywhere: {failed:?}");
+                    tracing::warn!("acks could not be settled anywhere: {failed:?}");
                     acks::all(leases, AckOutcome::Retry)
                 }
             };

@@ -10,9 +10,17 @@ use super::Groups;
 use crate::group::Group;
 use crate::store::positions;
 
-/// Subscriptions that this process may own without working on them, each with the epoch: those that
-/// are being opened or left. The call that does so may go away, or the database not answer.
-pub(super) type Owed = HashMap<Arc<str>, u64>;
+/// Subscriptions that this process may own without working on them: those that are being opened or
+/// left. The call that does so may go away, or the database not answer.
+pub(super) type Owed = HashMap<Arc<str>, Owing>;
+
+/// How it may own one.
+#[derive(Debug, Clone)]
+pub(super) struct Owing {
+    epoch: u64,
+    product: Arc<str>,
+    name: Arc<str>,
+}
 
 impl Groups {
     fn owed(&self) -> MutexGuard<'_, Owed> {
@@ -20,10 +28,23 @@ impl Groups {
     }
 
     /// It is to be let go, unless it is put to work. An earlier epoch is void by itself.
-    pub(super) fn owe(&self, id: &str, epoch: u64) {
+    pub(super) fn owe(&self, id: &str, epoch: u64, product: &str, name: &str) {
         let mut owed = self.owed();
-        let owed = owed.entry(id.into()).or_default();
-        *owed = epoch.max(*owed);
+        let owing = owed.entry(id.into()).or_insert_with(|| Owing {
+            epoch,
+            product: product.into(),
+            name: name.into(),
+        });
+        owing.epoch = epoch.max(owing.epoch);
+    }
+
+    /// The same for one that was at work.
+    pub(super) fn owe_group(&self, group: &Group) {
+        self.owe(&group.id, group.epoch, &group.product, &group.name);
+    }
+
+    fn owed_epoch(&self, id: &str) -> Option<u64> {
+        self.owed().get(id).map(|owing| owing.epoch)
     }
 
     /// It is at work, or let go.
@@ -32,9 +53,14 @@ impl Groups {
         self.settled.send_replace(());
     }
 
-    /// Whether this process may own a subscription that it does not work on.
-    pub(crate) fn is_between(&self) -> bool {
-        !self.owed().is_empty()
+    /// Whether this process may own a subscription of this name that it does not work on.
+    pub(crate) fn is_between(&self, product: &str, name: &str) -> bool {
+        let core = &self.parts.core;
+        let owed = self.owed();
+        let mut owed = owed.values();
+        core.draining.is_cancelled()
+            || !core.processes.is_live()
+            || owed.any(|owing| &*owing.product == product && &*owing.name == name)
     }
 
     /// Whether others may have the subscription of a group that is over.
@@ -68,7 +94,7 @@ impl Groups {
     /// The same for who has the turn of the subscription.
     pub(super) async fn close_in_turn(&self, id: &str) -> Result<()> {
         let found = self.lock().by_id.get(id).cloned();
-        let owed = self.owed().get(id).copied();
+        let owed = self.owed_epoch(id);
         match (found, owed) {
             (Some(group), _) => {
                 group.end();
@@ -83,7 +109,7 @@ impl Groups {
     }
 
     async fn leave(&self, group: &Arc<Group>) -> Result<()> {
-        self.owe(&group.id, group.epoch);
+        self.owe_group(group);
         self.remove(group);
         self.let_go_of(&group.id, group.epoch).await
     }
@@ -107,8 +133,7 @@ impl Groups {
             let Ok(_turn) = self.turn(&id).try_lock() else {
                 continue;
             };
-            let epoch = self.owed().get(&id).copied();
-            if let Some(epoch) = epoch {
+            if let Some(epoch) = self.owed_epoch(&id) {
                 self.let_go_of(&id, epoch).await?;
             }
         }

@@ -59,7 +59,7 @@ impl Groups {
         }
         let log = core.journal.log(tenant).await?;
         core.journal.refresh(&log).await?;
-        let Some(acquired) = self.acquire(tenant, &settings.id).await? else {
+        let Some(acquired) = self.acquire(tenant, &settings).await? else {
             return match self.other_owner(&settings.id).await? {
                 Some(owner) => Ok(Place::Elsewhere(owner)),
                 // It was let go at this moment, unless it is gone.
@@ -87,14 +87,14 @@ impl Groups {
         Some(Place::Elsewhere(owner))
     }
 
-    async fn acquire(&self, tenant: &TenantRef, id: &str) -> Result<Option<Acquired>> {
-        let core = &self.parts.core;
+    async fn acquire(&self, tenant: &TenantRef, settings: &Settings) -> Result<Option<Acquired>> {
+        let (core, id) = (&self.parts.core, &*settings.id);
         let now = core.clock.now();
         let mut tx = core.db.begin().await?;
         let acquired = positions::acquire(&mut tx, tenant, id, &self.process, now).await?;
         if let Some(acquired) = &acquired {
             positions::used(&mut tx, id, now).await?;
-            self.owe(id, acquired.epoch);
+            self.owe(id, acquired.epoch, &settings.product, &settings.name);
             tx.commit().await?;
         }
         Ok(acquired)
