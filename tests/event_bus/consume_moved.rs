@@ -4,7 +4,7 @@
 use hub_proto::hub::event_bus::v1::consume_response::Frame;
 use hub_proto::hub::event_bus::v1::{AckOutcome, ConsumeOpen, LeasedEvent};
 
-use super::consume_processes::{another, at, keep, outcomes, portal_of, settle, tenants};
+use super::consume_processes::{at, keep, outcomes, portal_of, settle, tenants};
 use super::consume_shared::backend_of_all;
 use super::consumer::{Consumer, ids_of, open};
 use super::{Product, numbered, ticket};
@@ -18,6 +18,7 @@ struct Cast {
     psa: Product,
     /// Of another tenant, whose subscription is at work where the stream is.
     psa_here: Product,
+    backend: Product,
     all: Consumer,
     _keeper: Consumer,
 }
@@ -31,13 +32,15 @@ impl Cast {
         let (_, psa_here) = made.pop().unwrap();
         let (tenant, psa) = made.pop().unwrap();
         let keeper = keep(&at(owner.addr(), &portal_of(&hub, &tenant).await)).await;
-        let all = backend_of_all(&hub).await.consume(open).await;
+        let backend = backend_of_all(&hub).await;
+        let all = backend.consume(open).await;
         Cast {
             hub,
             owner,
             tenant,
             psa,
             psa_here,
+            backend,
             all,
             _keeper: keeper,
         }
@@ -61,24 +64,17 @@ async fn answers(all: &mut Consumer, count: usize) -> Vec<AckOutcome> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ack_that_is_sent_again_after_its_subscription_has_moved_is_told_that_it_was_stored() {
-    let hub = TestHub::start(Backend::Postgres).await;
-    let second = another(&hub).await;
-    let made = tenants(&hub, 1).await;
-    let (tenant, psa) = &made[0];
-    let portal = portal_of(&hub, tenant).await;
-    let _keeper = keep(&at(second.addr, &portal)).await;
-    let backend = backend_of_all(&hub).await;
-    let mut all = backend.consume(open("portal", 100)).await;
-    psa.publish_each(numbered("t", 2)).await;
-    let events = all.events(2).await;
-    assert_eq!(settle(&backend, &events).await, [AckOutcome::Ok; 2]);
+    let mut cast = Cast::new(open("portal", 100)).await;
+    let events = cast.leased(2).await;
+    assert_eq!(settle(&cast.backend, &events).await, [AckOutcome::Ok; 2]);
     // Nobody has it any more, and nothing is left to deliver that anybody would take it for.
-    second.drain().await;
-    all.ack(&events).await;
-    let mut told = answers(&mut all, 2).await;
+    cast.owner.signal("TERM");
+    cast.owner.ended().await;
+    cast.all.ack(&events).await;
+    let mut told = answers(&mut cast.all, 2).await;
     while told.contains(&AckOutcome::Retry) {
-        all.ack(&events).await;
-        told = answers(&mut all, 2).await;
+        cast.all.ack(&events).await;
+        told = answers(&mut cast.all, 2).await;
     }
     assert_eq!(told, [AckOutcome::AlreadySettled; 2]);
 }
@@ -104,29 +100,18 @@ async fn acks_that_a_process_took_with_it_are_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_process_had_that_died_comes_to_the_stream_of_all_tenants() {
-    let hub = TestHub::start(Backend::Postgres).await;
-    let same = Database::at(hub.database_url().to_owned());
-    let mut other = TestProcess::start_on(Command::Serve, same, &[]).await;
-    let tenants = tenants(&hub, 1).await;
-    let (tenant, psa) = &tenants[0];
-    let own = at(other.addr(), &portal_of(&hub, tenant).await);
-    let _owner = keep(&own).await;
-    psa.publish_each(numbered("t", 2)).await;
-    let mut all = backend_of_all(&hub)
-        .await
-        .consume(open("portal", 100))
-        .await;
-    let before = all.events(2).await;
-    other.kill().await;
+    let mut cast = Cast::new(open("portal", 100)).await;
+    let before = cast.leased(2).await;
+    cast.owner.kill().await;
     // The leases were the dead one's.
-    let after = all.events(2).await;
+    let after = cast.all.events(2).await;
     assert_eq!(
         (ids_of(&before), ids_of(&after)),
         (numbered("t", 2), numbered("t", 2))
     );
-    all.ack(&after).await;
-    psa.publish(vec![ticket("new")]).await;
-    assert_eq!(ids_of(&all.events(1).await), ["new"]);
+    cast.all.ack(&after).await;
+    cast.psa.publish(vec![ticket("new")]).await;
+    assert_eq!(ids_of(&cast.all.events(1).await), ["new"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,7 +23,7 @@ use crate::support::{Backend, Command, Database, Tenant, TestHub, TestProcess, c
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Another server on the database of the first; both have seen each other.
-pub(super) async fn another(first: &TestHub) -> Running {
+async fn another(first: &TestHub) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(first.database_url());
     let shutdown = CancellationToken::new();

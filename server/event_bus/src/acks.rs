@@ -120,6 +120,12 @@ pub(crate) fn all(leases: Vec<String>, outcome: AckOutcome) -> Vec<AckResult> {
     leases.map(|lease| result(lease, outcome)).collect()
 }
 
+/// What a client hears that asked for no confirmation.
+pub(crate) fn refused(mut results: Vec<AckResult>) -> Vec<AckResult> {
+    results.retain(|result| result.outcome() != AckOutcome::Ok);
+    results
+}
+
 /// The entries of a batch in their order. Errors: `FIELD_INVALID`.
 pub(crate) fn read(batch: AckBatch) -> Result<Vec<Asked>> {
     check(&batch)?;

@@ -30,7 +30,7 @@ use crate::whereabouts::Whereabouts;
 /// Groups that are opened or closed at the same time.
 const TURNS: usize = 64;
 /// Pauses before a subscription that another process let go is looked at again, if it could not be
-/// put to work: it is told that it goes before its process has let it go on disk.
+/// put to work: the database may not answer, or a third process be about to take it.
 const LEFT_PAUSES: [Duration; 4] = [
     Duration::from_millis(50),
     Duration::from_millis(250),

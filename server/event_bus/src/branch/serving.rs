@@ -13,7 +13,7 @@ use hub_core::clock::{Micros, micros};
 use hub_core::error::{Error, Result};
 use hub_core::module::Core;
 use hub_proto::hub::core::v1::{Gap, GapReason};
-use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, AckResult, AckResults};
+use hub_proto::hub::event_bus::v1::{AckBatch, AckResult, AckResults};
 use hub_proto::wire::consume_response::Frame as Told;
 use hub_proto::wire::{ConsumeResponse, LeasedEvents};
 use tokio::sync::watch;
@@ -284,9 +284,7 @@ impl Serving {
         if self.enter.confirm_acks {
             self.confirming.push_back(settled.saved().boxed());
         } else {
-            let mut results = settled.results;
-            results.retain(|result| result.outcome() != AckOutcome::Ok);
-            self.answer(results);
+            self.answer(acks::refused(settled.results));
         }
         Ok(())
     }

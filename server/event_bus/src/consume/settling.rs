@@ -34,7 +34,7 @@ impl Session {
         if confirm {
             self.confirming.push_back(settled.saved().boxed());
         } else {
-            self.answer(refused(settled.results));
+            self.answer(acks::refused(settled.results));
         }
         if !acks::is_empty(&sorted.nowhere) {
             self.settle_nowhere(sorted.nowhere, confirm);
@@ -65,7 +65,7 @@ impl Session {
             };
             match confirm {
                 true => results,
-                false => refused(results),
+                false => acks::refused(results),
             }
         };
         self.nowhere.push(answer.boxed());
@@ -76,10 +76,4 @@ impl Session {
             self.say(Frame::AckResults(AckResults { results }));
         }
     }
-}
-
-/// What a client hears that asked for no confirmation.
-fn refused(mut results: Vec<AckResult>) -> Vec<AckResult> {
-    results.retain(|result| result.outcome() != AckOutcome::Ok);
-    results
 }
