@@ -18,7 +18,6 @@ pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
             let leases = Leases {
                 tenant,
                 durable,
-                all: stories,
                 stories: of_one,
             };
             leases.check(&mut found);
@@ -51,8 +50,6 @@ fn gaps(tenant: &Tenant<'_>) -> Vec<String> {
 struct Leases<'a> {
     tenant: &'a Tenant<'a>,
     durable: &'a Durable,
-    /// Of all events of the subscription.
-    all: &'a [Story<'a>],
     stories: &'a [&'a Story<'a>],
 }
 
@@ -156,7 +153,7 @@ impl Leases<'_> {
             .find(|step| !matches!(step.how, How::Extend { .. }));
         let is_first = first.is_none_or(|first| step.at <= first.at);
         let in_time = is_first && told < story.leased.until && step.at <= held;
-        (refused && in_time && self.has_same_owner(story, told)).then(|| {
+        (refused && in_time && step.is_of_its_owner).then(|| {
             format!(
                 "{}: {:?} at {} was answered {outcome:?} at {}, but the lease ends at {}",
                 self.name(story),
@@ -166,13 +163,6 @@ impl Leases<'_> {
                 self.tenant.when(story.leased.until)
             )
         })
-    }
-
-    /// Whether the next lease after a time is of the same owner, so that no other was in between.
-    fn has_same_owner(&self, story: &Story<'_>, at: Micros) -> bool {
-        let next = self.all.partition_point(|other| other.began <= at);
-        let next = self.all.get(next);
-        next.is_some_and(|next| next.epoch() == story.epoch())
     }
 
     /// A retry that was confirmed waits as long as it has to, counts, and tells the error.

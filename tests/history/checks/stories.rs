@@ -37,6 +37,9 @@ pub struct Step<'a> {
     pub how: &'a How,
     /// What the hub said, and when that came.
     pub told: Option<(Micros, Outcome)>,
+    /// Whether the owner that leased the event said so, and no later one: the subscription's next
+    /// lease is of the same.
+    pub is_of_its_owner: bool,
 }
 
 /// A fault, from its beginning to its end.
@@ -59,8 +62,26 @@ pub fn stories<'a>(consumers: &[&'a Consumer]) -> Stories<'a> {
     }
     for stories in all.values_mut() {
         stories.sort_by_key(|story| story.began);
+        tell_owners(stories);
     }
     all
+}
+
+/// Finds out which answers are of the owner that leased the event.
+fn tell_owners(stories: &mut [Story<'_>]) {
+    let owners: Vec<(Micros, u64)> = stories
+        .iter()
+        .map(|story| (story.began, story.epoch()))
+        .collect();
+    for story in stories {
+        let own = story.epoch();
+        for step in &mut story.steps {
+            step.is_of_its_owner = step.told.is_some_and(|(told, _)| {
+                let next = owners.partition_point(|(began, _)| *began <= told);
+                owners.get(next).is_some_and(|(_, epoch)| *epoch == own)
+            });
+        }
+    }
 }
 
 /// The faults of a run.
@@ -122,6 +143,7 @@ fn told(consumer: &Consumer) -> Vec<Story<'_>> {
                         at: record.at,
                         how: &settling.how,
                         told: None,
+                        is_of_its_owner: false,
                     });
                 }
             }
@@ -152,7 +174,7 @@ fn told(consumer: &Consumer) -> Vec<Story<'_>> {
 }
 
 impl Step<'_> {
-    /// Whether the hub may have done it.
+    /// Whether the hub may have done it, and stored that.
     pub fn may_have_worked(&self) -> bool {
         !matches!(
             self.told,
@@ -161,6 +183,12 @@ impl Step<'_> {
                 Outcome::LeaseExpired | Outcome::Unknown | Outcome::AlreadySettled
             ))
         )
+    }
+
+    /// Whether its key may have gone on with it: an owner that is lost before it has stored what
+    /// it did leaves it to the next one to answer, which knows nothing of it and refuses.
+    pub fn may_have_been_applied(&self) -> bool {
+        self.may_have_worked() || !self.is_of_its_owner
     }
 }
 
@@ -192,7 +220,10 @@ impl Story<'_> {
     /// The earliest time at which the event can have been settled, so that its key went on.
     pub fn settled(&self, durable: &Durable) -> Option<Micros> {
         let gives_up = !durable.block_key && self.is_last(durable);
-        let steps = self.steps.iter().filter(|step| step.may_have_worked());
+        let steps = self
+            .steps
+            .iter()
+            .filter(|step| step.may_have_been_applied());
         let settling = steps.filter(|step| match step.how {
             How::Ack | How::Skip => true,
             How::Fail { .. } => !durable.block_key,

@@ -16,20 +16,22 @@ fn with(records: impl IntoIterator<Item = At<Consumption>>) -> Sample {
 
 /// The same lease of another owner.
 fn of_owner(epoch: &str, mut records: [At<Consumption>; 3]) -> [At<Consumption>; 3] {
+    records.iter_mut().for_each(|record| move_to(epoch, record));
+    records
+}
+
+fn move_to(epoch: &str, record: &mut At<Consumption>) {
     let name = |lease: &mut String| {
         let mut parts: Vec<&str> = lease.split('-').collect();
         parts[2] = epoch;
         *lease = parts.join("-");
     };
-    for record in &mut records {
-        match &mut record.record {
-            Consumption::Leased(leased) => leased.iter_mut().for_each(|one| name(&mut one.lease)),
-            Consumption::Settling(all) => all.iter_mut().for_each(|one| name(&mut one.lease)),
-            Consumption::Outcomes(all) => all.iter_mut().for_each(|one| name(&mut one.0)),
-            _ => {}
-        }
+    match &mut record.record {
+        Consumption::Leased(leased) => leased.iter_mut().for_each(|one| name(&mut one.lease)),
+        Consumption::Settling(all) => all.iter_mut().for_each(|one| name(&mut one.lease)),
+        Consumption::Outcomes(all) => all.iter_mut().for_each(|one| name(&mut one.0)),
+        _ => {}
     }
-    records
 }
 
 /// Takes what is told about the first lease of an event out, so that nobody knows.
@@ -62,6 +64,32 @@ fn an_event_after_one_that_nobody_settled_is_found() {
         "3 of key \"odd\" was leased to consumer-0 at 2.800 s, but 1 \
                                        before it was never settled",
     );
+}
+
+#[test]
+fn a_key_may_go_on_with_an_ack_that_its_owner_took_with_it() {
+    // 1 and 3 are acked, and their owner is lost before that is stored: the next one refuses both
+    // acks, and leases both again.
+    let mut sample = Sample::consumed();
+    let moved = at(3.0, ()).at;
+    let mut answers = Vec::new();
+    for sequence in [1, 3] {
+        let outcome = (super::sample::lease(sequence, 1), Outcome::LeaseExpired);
+        unanswered(&mut sample, sequence);
+        answers.push(at(3.05, Consumption::Outcomes(vec![outcome])));
+    }
+    let later = |record: &&mut At<Consumption>| record.at > moved;
+    let records = sample.consumption();
+    let later = records.iter_mut().filter(later);
+    later.for_each(|record| move_to("2", record));
+    let refused = records.partition_point(|record| record.at < moved);
+    records.splice(refused..refused, answers);
+    let again = [handled(3.1, 1, 1, How::Ack), handled(3.3, 3, 1, How::Ack)];
+    let again = again.into_iter().flat_map(|one| of_owner("2", one));
+    let again = consumer_named("consumer-1", again.collect());
+    sample.consumers.push(again);
+    let found = all(&sample.history());
+    assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
