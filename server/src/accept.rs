@@ -1,11 +1,13 @@
 //! Connections: HTTP/1.1 and HTTP/2, with TLS or with prior knowledge, on one listener, each within
 //! bounds.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use futures_util::FutureExt;
 use hub_core::clock::Clock;
 use hub_core::limits::Limits;
 use hyper::body::Incoming;
@@ -21,12 +23,14 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 use crate::admission::Peer;
 use crate::bounds::Connection;
-use crate::pace::{Paced, watched};
+use crate::corked::cork;
+use crate::listen::Stack;
+use crate::pace::{Paced, Stream};
 use crate::tls::{Tls, Verified};
+use crate::turns::{Arrivals, Turns};
 
 /// A connection without life is noticed within interval + timeout.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -47,14 +51,15 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after the listener failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection, with TLS or without.
-type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+/// With TLS or without.
+type Transport = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// Serves connections until it is told to stop.
 pub struct Acceptor {
-    router: Router,
-    builder: Builder<Paced>,
+    stack: Stack,
     paced: Paced,
+    head_bytes_max: u32,
+    streams_max: u32,
     calls_max: usize,
     slots: Arc<Semaphore>,
     tls: Option<Arc<Tls>>,
@@ -66,9 +71,9 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Serves `router` on at most `connections_max` connections at once.
+    /// Serves `stack` on at most `connections_max` connections at once.
     pub fn new(
-        router: Router,
+        stack: Stack,
         limits: &Limits,
         clock: Clock,
         connections_max: usize,
@@ -78,27 +83,11 @@ impl Acceptor {
             clock,
             limit: limits.slow_reader_timeout,
         };
-        let mut builder = Builder::new(paced.clone());
-        let head_bytes = usize::try_from(limits.header_bytes_max).unwrap_or(usize::MAX);
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(HEADERS_MAX)
-            // The buffer of a head; hyper asks for 8 KiB at least.
-            .max_buf_size(head_bytes.max(8 << 10));
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .max_frame_size(FRAME_BYTES_MAX)
-            .max_header_list_size(limits.header_bytes_max)
-            .max_concurrent_streams(limits.connection_streams_max);
         Acceptor {
-            router,
-            builder,
+            stack,
             paced,
+            head_bytes_max: limits.header_bytes_max,
+            streams_max: limits.connection_streams_max,
             calls_max: limits.connection_requests_max,
             slots: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
             tls,
@@ -151,8 +140,30 @@ impl Acceptor {
         if let Err(error) = prepare(&stream) {
             tracing::debug!(%peer, "cannot set socket options: {error}");
         }
-        let serving = watched(self.paced.clone(), self.serve(stream, peer, slot));
-        self.open.spawn(serving);
+        let serving = Stream::new(&self.paced, self.serve(stream, peer, slot));
+        self.open.spawn(serving.run());
+    }
+
+    /// The protocol of a connection whose streams go to `arrivals`.
+    fn protocol(&self, arrivals: Arrivals) -> Builder<Arrivals> {
+        let mut builder = Builder::new(arrivals);
+        let head_bytes = usize::try_from(self.head_bytes_max).unwrap_or(usize::MAX);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(HEADERS_MAX)
+            // The buffer of a head; hyper asks for 8 KiB at least.
+            .max_buf_size(head_bytes.max(8 << 10));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .max_frame_size(FRAME_BYTES_MAX)
+            .max_header_list_size(self.head_bytes_max)
+            .max_concurrent_streams(self.streams_max);
+        builder
     }
 
     fn serve(
@@ -162,7 +173,8 @@ impl Acceptor {
         slot: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (finish, close) = (self.finish.clone(), self.close.clone());
-        let (builder, router) = (self.builder.clone(), self.router.clone());
+        let arrivals = Arrivals::new(self.paced.clone());
+        let (protocol, stack) = (self.protocol(arrivals.clone()), self.stack.clone());
         // Those of this moment: they may be replaced while the hub runs.
         let tls = self.tls.as_ref().map(|tls| tls.acceptor());
         let calls = Arc::new(Semaphore::new(self.calls_max.min(Semaphore::MAX_PERMITS)));
@@ -188,15 +200,18 @@ impl Acceptor {
                 if let Some(verified) = verified {
                     request.extensions_mut().insert(verified);
                 }
-                // A router is always ready.
-                router.clone().call(request)
+                // Boxed: it is large, and HTTP moves it a few times before it begins.
+                let answer = Box::pin(stack.clone().call(request));
+                answer.map(Ok::<_, Infallible>)
             });
+            let (stream, cork) = cork(stream);
+            let turns = Turns::new(arrivals, cork);
             let mut serving =
-                std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+                std::pin::pin!(protocol.serve_connection(TokioIo::new(stream), service));
             let mut finishing = false;
             let kept = loop {
                 tokio::select! {
-                    ended = &mut serving => {
+                    ended = poll_fn(|cx| turns.poll(serving.as_mut(), cx)) => {
                         if let Err(error) = ended {
                             tracing::debug!(%peer, "a connection ended: {error}");
                         } else if finishing && let Ok(kept) = kept {
@@ -224,7 +239,7 @@ async fn greet(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     peer: SocketAddr,
-) -> Option<(Stream, Option<Verified>)> {
+) -> Option<(Transport, Option<Verified>)> {
     stream.peek(&mut [0]).await.ok()?;
     let Some(tls) = tls else {
         return Some((Either::Left(stream), None));

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::telemetry::trace::Trace;
@@ -43,14 +42,17 @@ impl Call {
 }
 
 /// Gives the request an id of ours; one that the caller sent is not believed.
-pub async fn identify(mut request: Request, next: Next) -> Response {
+pub async fn identify<F>(mut request: Request, next: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
     let call = Call::begin(request.headers());
     let value = HeaderValue::from_str(&call.id).ok();
     if let Some(value) = &value {
         request.headers_mut().insert(REQUEST_ID, value.clone());
     }
     request.extensions_mut().insert(call);
-    let mut response = next.run(request).await;
+    let mut response = next(request).await;
     if let Some(value) = value {
         response.headers_mut().insert(REQUEST_ID, value);
     }

@@ -22,6 +22,7 @@ mod call;
 pub mod cli;
 pub mod config;
 mod connect;
+mod corked;
 mod dev;
 mod explain;
 pub mod listen;
@@ -36,6 +37,7 @@ mod rpc_log;
 pub mod sealing_key;
 pub mod telemetry;
 pub mod tls;
+mod turns;
 mod unexplained;
 mod unknown;
 mod until_drained;
@@ -71,7 +73,7 @@ use accept::Acceptor;
 use admission::Gate;
 use api_limit::ApiLimit;
 use explain::Explainer;
-use listen::Parts;
+use listen::{Parts, Stack};
 use modules::Keys;
 use pages::Pages;
 use peers::Pool;
@@ -136,7 +138,7 @@ pub async fn start(
     let routers = modules::services(&core, keys);
     let health = HealthReporter::new();
     report(&health, ServingStatus::Serving).await;
-    let router = listen::stack(Parts {
+    let stack = Stack::new(Parts {
         services: routers.services,
         http: routers.http,
         health: listen::routes(Routes::new(health_service(&health))),
@@ -149,7 +151,7 @@ pub async fn start(
         limits: core.limits.clone(),
     })?;
     let (limits, clock) = (&core.limits, core.clock.clone());
-    let acceptor = Acceptor::new(router, limits, clock, config.connections_max, tls.clone());
+    let acceptor = Acceptor::new(stack, limits, clock, config.connections_max, tls.clone());
     let acceptor = Arc::new(acceptor);
     if let Some(tls) = tls {
         tokio::spawn(tls.watch(core.draining.clone()));

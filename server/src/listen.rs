@@ -1,4 +1,7 @@
 //! The stack of the one port, as a column: what a request meets, from the outside in.
+//!
+//! gRPC over HTTP/2, which is most of it, goes straight to the inner part; each layer of a router
+//! copies and boxes everything below it for every call.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,15 +9,17 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::Request;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::http::{Method, Request, Version, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
+use bytes::Bytes;
+use http_body::Body as HttpBody;
 use hub_core::limits::Limits;
 use tonic::service::Routes;
 use tonic_reflection::server::Builder as Reflection;
 use tonic_web::GrpcWebLayer;
-use tower::ServiceBuilder;
+use tower::{BoxError, Service, ServiceBuilder};
 
 use crate::admission::{self, Gate};
 use crate::connect::{self, Bridge};
@@ -50,49 +55,102 @@ pub struct Parts {
     pub limits: Arc<Limits>,
 }
 
-/// The whole server as one service.
-pub fn stack(parts: Parts) -> Result<Router, String> {
-    let http = parts
-        .http
-        .layer(from_fn_with_state(parts.gate.clone(), admission::introduce))
-        // As calls are bounded below.
-        .layer(from_fn_with_state(
-            parts.limits.request_timeout,
-            bounds::plain,
-        ));
-    let bridge = Bridge::new(parts.explainer.clone(), parts.limits.clone())?;
-    let inner = Arc::new(Inner {
-        explainer: parts.explainer,
-        longest: parts.limits.request_timeout,
-        gate: parts.gate,
-    });
-    let column = ServiceBuilder::new()
-        // JSON becomes gRPC first, so that everything below knows one protocol only. What is
-        // neither is told so here.
-        .layer(from_fn_with_state(bridge, connect::bridge))
-        // gRPC-Web is the same frames with the trailers in the body.
-        .layer(GrpcWebLayer::new())
-        .map_request(|request: Request<tonic::body::Body>| request.map(Body::new))
-        .layer(from_fn_with_state(inner, serve));
-    let rpc = parts
-        .services
-        .merge(parts.health)
-        .merge(reflection()?)
-        .fallback(unknown::answer)
-        .layer(column);
-    Ok(Router::new()
-        // For machines and browsers: no key, no gRPC.
-        .route("/livez", get(pages::live))
-        .route("/readyz", get(pages::ready))
-        .route("/metrics", get(pages::metrics))
-        .route("/errors/{reason}", get(pages::reason))
-        .route("/checks/{code}", get(pages::check))
-        .with_state(parts.pages)
-        // They decide about the caller themselves.
-        .merge(http)
-        .fallback_service(rpc)
+/// The whole server; cheap to clone.
+#[derive(Clone)]
+pub struct Stack {
+    inner: Arc<Inner>,
+    /// The services, below the inner part.
+    services: Router,
+    /// Whatever is not plain gRPC, and what makes gRPC of it.
+    other: Router,
+}
+
+impl Stack {
+    /// Of these parts. Errors: a descriptor that cannot be read.
+    pub fn new(parts: Parts) -> Result<Self, String> {
+        let http = parts
+            .http
+            .layer(from_fn_with_state(parts.gate.clone(), admission::introduce))
+            // As calls are bounded below.
+            .layer(from_fn_with_state(
+                parts.limits.request_timeout,
+                bounds::plain,
+            ));
+        let bridge = Bridge::new(parts.explainer.clone(), parts.limits.clone())?;
+        let inner = Arc::new(Inner {
+            explainer: parts.explainer,
+            longest: parts.limits.request_timeout,
+            gate: parts.gate,
+        });
+        let column = ServiceBuilder::new()
+            // JSON becomes gRPC first, so that everything below knows one protocol only. What is
+            // neither is told so here.
+            .layer(from_fn_with_state(bridge, connect::bridge))
+            // gRPC-Web is the same frames with the trailers in the body.
+            .layer(GrpcWebLayer::new())
+            .map_request(|request: Request<tonic::body::Body>| request.map(Body::new))
+            .layer(from_fn_with_state(inner.clone(), translated));
+        let services = parts
+            .services
+            .merge(parts.health)
+            .merge(reflection()?)
+            .fallback(unknown::answer);
+        let other = Router::new()
+            // For machines and browsers: no key, no gRPC.
+            .route("/livez", get(pages::live))
+            .route("/readyz", get(pages::ready))
+            .route("/metrics", get(pages::metrics))
+            .route("/errors/{reason}", get(pages::reason))
+            .route("/checks/{code}", get(pages::check))
+            .with_state(parts.pages)
+            // They decide about the caller themselves.
+            .merge(http)
+            .fallback_service(services.clone().layer(column));
+        Ok(Stack {
+            inner,
+            services,
+            other,
+        })
+    }
+
+    /// Answers a request.
+    pub async fn call<B>(self, request: Request<B>) -> Response
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let Stack {
+            inner,
+            services,
+            other,
+        } = self;
         // Outermost: every answer, of a page too, has an id.
-        .layer(from_fn(call::identify)))
+        call::identify(request.map(Body::new), |request| async move {
+            if is_grpc(&request) {
+                inner
+                    .serve(request, |request| routed(services, request))
+                    .await
+            } else {
+                routed(other, request).await
+            }
+        })
+        .await
+    }
+}
+
+/// Whether nothing has to be translated.
+fn is_grpc(request: &Request<Body>) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    let is_grpc = kind.is_some_and(|kind| kind == "application/grpc");
+    is_grpc && request.version() == Version::HTTP_2 && request.method() == Method::POST
+}
+
+/// A router is always ready, and never fails.
+async fn routed(mut router: Router, request: Request<Body>) -> Response {
+    match router.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
 }
 
 /// What the inner part of the column needs.
@@ -102,27 +160,39 @@ struct Inner {
     gate: Gate,
 }
 
-/// The inner part, where all is gRPC. One layer: each one more copies and boxes everything below
-/// it for every call.
-async fn serve(State(inner): State<Arc<Inner>>, request: Request<Body>, next: Next) -> Response {
-    let Inner {
-        explainer,
-        longest,
-        gate,
-    } = &*inner;
-    // Above everything that can fail, so that no error leaves without its details, no panic takes
-    // the connection down, and each call is logged once with its final status.
-    answers::complete(explainer, request, |request| {
-        // Before any work is done for the call.
-        bounds::concurrency(request, |request| {
-            // Covers admission too, which may wait for the database.
-            bounds::deadline(*longest, request, |request| {
-                // Last, next to the handlers: nothing reaches them that was not admitted.
-                admission::admit(gate, request, |request| next.run(request))
+impl Inner {
+    /// The inner part, where all is gRPC.
+    async fn serve<F>(
+        &self,
+        request: Request<Body>,
+        next: impl FnOnce(Request<Body>) -> F,
+    ) -> Response
+    where
+        F: Future<Output = Response>,
+    {
+        // Above everything that can fail, so that no error leaves without its details, no panic
+        // takes the connection down, and each call is logged once with its final status.
+        answers::complete(&self.explainer, request, |request| {
+            // Before any work is done for the call.
+            bounds::concurrency(request, |request| {
+                // Covers admission too, which may wait for the database.
+                bounds::deadline(self.longest, request, |request| {
+                    // Last, next to the handlers: nothing reaches them that was not admitted.
+                    admission::admit(&self.gate, request, next)
+                })
             })
         })
-    })
-    .await
+        .await
+    }
+}
+
+/// The inner part below what makes gRPC of other protocols.
+async fn translated(
+    State(inner): State<Arc<Inner>>,
+    request: Request<Body>,
+    next: Next,
+) -> Response {
+    inner.serve(request, |request| next.run(request)).await
 }
 
 /// Routes of one gRPC service without the fallback that tonic adds; there can be one only.

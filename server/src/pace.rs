@@ -2,7 +2,7 @@
 //!
 //! HTTP asks a body for more only once the client has taken what came before, so a body does not
 //! notice by itself that nobody reads it. Beside the task of each HTTP/2 stream, and of each
-//! HTTP/1 connection, runs one timer: [`watched`]. When a frame was under way for the whole limit,
+//! HTTP/1 connection, runs one timer: [`Stream`]. When a frame was under way for the whole limit,
 //! the body is asked for its last words, at which a reader of events says Closing, and is dropped.
 //! Last words behind little data wait once more as long, in case that the client reads again;
 //! otherwise the stream is reset, which frees also what HTTP/2 had queued.
@@ -18,7 +18,6 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hub_core::clock::{Clock, Micros, micros};
-use hyper::rt::Executor;
 
 /// Frames of last words: what was ready, Closing, the trailers.
 const LAST_FRAMES_MAX: usize = 4;
@@ -38,7 +37,7 @@ struct Current {
     answer: Mutex<Weak<Mutex<Held>>>,
 }
 
-/// Runs the streams of HTTP/2, each beside its timer.
+/// How long an answer may stand still.
 #[derive(Clone)]
 pub struct Paced {
     /// Measures the time.
@@ -47,26 +46,42 @@ pub struct Paced {
     pub limit: Duration,
 }
 
-impl<F> Executor<F> for Paced
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        tokio::spawn(watched(self.clone(), stream));
-    }
+/// A stream that was not given up.
+pub struct Stream {
+    current: Arc<Current>,
+    limit: Duration,
+    stream: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-/// Runs a stream; drops it if its answer stands still for too long.
-pub async fn watched(paced: Paced, stream: impl Future<Output = ()>) {
-    let current = Arc::new(Current {
-        clock: paced.clock,
-        answer: Mutex::default(),
-    });
-    let watching = current.given_up(paced.limit);
-    tokio::select! {
-        biased;
-        () = CURRENT.scope(current.clone(), stream) => {}
-        () = watching => {}
+impl Stream {
+    /// One that has had no turn yet.
+    pub fn new(paced: &Paced, stream: impl Future<Output = ()> + Send + 'static) -> Self {
+        Stream {
+            current: Arc::new(Current {
+                clock: paced.clock.clone(),
+                answer: Mutex::default(),
+            }),
+            limit: paced.limit,
+            stream: Box::pin(stream),
+        }
+    }
+
+    /// One turn without the timer: most streams need no other.
+    pub fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Stream {
+            current, stream, ..
+        } = self;
+        CURRENT.sync_scope(current.clone(), || stream.as_mut().poll(cx))
+    }
+
+    /// Runs it to its end; drops it if its answer stands still for too long.
+    pub async fn run(self) {
+        let watching = self.current.given_up(self.limit);
+        tokio::select! {
+            biased;
+            () = CURRENT.scope(self.current.clone(), self.stream) => {}
+            () = watching => {}
+        }
     }
 }
 
@@ -102,7 +117,7 @@ impl Current {
     }
 }
 
-/// Watches the body of the answer to a call, if its stream is [`watched`].
+/// Watches the body of the answer to a call of a [`Stream`].
 pub fn watch(body: Body, call: Arc<str>) -> Body {
     let Ok(current) = CURRENT.try_with(Arc::clone) else {
         return body;

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use hub_core::worker::Workers;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -36,32 +38,33 @@ const SECONDS: [f64; 12] = [
 
 /// Refuses what is not a filter.
 pub fn check_filter(filter: &str) -> Result<String, String> {
-    EnvFilter::try_new(filter)
+    let parsed = filter.parse::<Targets>();
+    parsed
         .map(|_| filter.to_owned())
         .map_err(|error| format!("not a filter: {error}"))
 }
 
 /// Sends log lines to standard error; standard output is for what a command answers.
 pub fn log(format: LogFormat, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter)
+    // By target and level only: a filter that knows spans would look at each span of each call.
+    let filter: Targets = filter
+        .parse()
         .map_err(|error| format!("--log-filter is not a filter: {error}"))?;
     let terminal = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let pretty = match format {
         LogFormat::Json => false,
         LogFormat::Pretty => true,
         LogFormat::Auto => terminal,
     };
     let set = match pretty {
-        true => lines.with_ansi(terminal).try_init(),
+        true => log.with(lines.with_ansi(terminal)).try_init(),
         // A span is within no other: the list of spans would say the same again.
-        false => lines
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .try_init(),
+        false => {
+            let lines = lines.json().flatten_event(true).with_span_list(false);
+            log.with(lines).try_init()
+        }
     };
     set.map_err(|error| format!("cannot log: {error}"))
 }

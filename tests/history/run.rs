@@ -31,6 +31,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const RETENTION_FROM: Duration = Duration::from_secs(150);
 const RETENTION: Micros = 40_000_000;
 const LONG_RETENTION: Micros = 86_400_000_000;
+/// Meanwhile each process has looked at it, and knows what others removed.
+const RETENTION_LOOK: Duration = Duration::from_secs(65);
 /// Deadline of calls that are not part of the load.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -103,9 +105,7 @@ pub async fn run(plan: &Plan) -> History {
     }
     faults(plan, &mut hubs, &mut journal).await;
     if plan.load >= RETENTION_FROM {
-        // What is there at the end stays while it is read.
-        hubs.keep(&parties[TENANTS - 1].tenant_id, LONG_RETENTION)
-            .await;
+        settle_retention(&hubs, &parties[TENANTS - 1]).await;
     }
     site.phase.send_replace(Phase::Calm);
     journal.note(Happening::Calm);
@@ -134,6 +134,12 @@ pub async fn run(plan: &Plan) -> History {
     };
     history.sort();
     history
+}
+
+/// What is there now stays while it is read, and no key is held by what is gone.
+async fn settle_retention(hubs: &Hubs, party: &Party) {
+    hubs.keep(&party.tenant_id, LONG_RETENTION).await;
+    tokio::time::sleep(RETENTION_LOOK).await;
 }
 
 #[derive(Default)]

@@ -7,6 +7,8 @@
 //! others do not: a path is covered if it is in both readings. Where no path is told, the host
 //! alone counts.
 
+use std::borrow::Cow;
+
 /// Whether `base_url`, e.g. `https://api.example.com/psa`, covers this host and path.
 pub(crate) fn covers(base_url: &str, host: &str, path: &str) -> bool {
     let (scheme, rest) = base_url.split_once("://").unwrap_or(("https", base_url));
@@ -22,13 +24,20 @@ pub(crate) fn covers(base_url: &str, host: &str, path: &str) -> bool {
     let (Some(asked), Some(base)) = (authority(host, usual), authority(base_host, usual)) else {
         return false;
     };
-    let base_path = segments(base_path);
-    let is_below = |path: &str| segments(path).starts_with(&base_path);
-    asked == base && (path.is_empty() || (is_below(path) && is_below(&decoded(path))))
+    let is_same = asked.0.eq_ignore_ascii_case(base.0) && asked.1 == base.1;
+    is_same && (path.is_empty() || is_below(base_path, path))
+}
+
+fn is_below(base_path: &str, path: &str) -> bool {
+    let base = segments(base_path);
+    let is_below = |path: &str| segments(path).starts_with(&base);
+    // Most paths read the same to everyone.
+    let is_plain = !path.contains(['%', ';']);
+    is_below(path) && (is_plain || is_below(&decoded(path)))
 }
 
 /// Host and port; `None` if it is no plain host.
-fn authority(text: &str, usual_port: &str) -> Option<(String, String)> {
+fn authority<'a>(text: &'a str, usual_port: &'a str) -> Option<(&'a str, &'a str)> {
     let (host, port) = match text.rfind(':') {
         // The colons of `[::1]` are not those of a port.
         Some(at) if !text[at..].contains(']') => (&text[..at], &text[at + 1..]),
@@ -39,7 +48,7 @@ fn authority(text: &str, usual_port: &str) -> Option<(String, String)> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._[]:".contains(&b);
     let is_plain = !host.is_empty() && host.bytes().all(plain);
     let is_port = port.bytes().all(|b| b.is_ascii_digit());
-    (is_plain && is_port).then(|| (host.to_ascii_lowercase(), port.to_owned()))
+    (is_plain && is_port).then_some((host, port))
 }
 
 /// A path without its query as those servers read it that decode separators and drop parameters.
@@ -56,12 +65,15 @@ fn decoded(path: &str) -> String {
 }
 
 /// The segments of a path without its query, with `.` and `..` followed.
-fn segments(path: &str) -> Vec<String> {
+fn segments(path: &str) -> Vec<Cow<'_, str>> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
-    let mut segments: Vec<String> = Vec::new();
+    let mut segments = Vec::new();
     for segment in path.split(['/', '\\']) {
-        let dots = segment.replace("%2e", ".").replace("%2E", ".");
-        match dots.as_str() {
+        let dots = match segment.contains('%') {
+            true => Cow::from(segment.replace("%2e", ".").replace("%2E", ".")),
+            false => Cow::from(segment),
+        };
+        match &*dots {
             "" | "." => {}
             ".." => drop(segments.pop()),
             _ => segments.push(dots),

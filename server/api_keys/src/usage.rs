@@ -17,7 +17,7 @@ use crate::key::Record;
 use crate::store::usage as store;
 
 /// Pause between two batches. With the time that one takes, less than the 10 s of the contract.
-pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(4);
+pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Minutes of keys that wait to be written; while the database is away, more are not counted.
 const PENDING_MAX: usize = 100_000;
 /// Counts that one transaction writes, as a row of each of the three spans. On SQLite a transaction
@@ -145,7 +145,7 @@ impl Usage {
             self.send(db, batches.last, chunk, now).await?;
             batches.unsure = None;
         }
-        let Pending { counts, uses } = std::mem::take(&mut *self.pending());
+        let Pending { counts, uses } = self.take();
         let counts = counts.into_iter();
         let mut counts: Vec<Count> = counts
             .flat_map(|(of, counts)| {
@@ -203,6 +203,16 @@ impl Usage {
             let last = pending.uses.entry(key_id).or_insert(time);
             *last = time.max(*last);
         }
+    }
+
+    /// What waits. As much will probably wait soon, so that room is made for it at once.
+    fn take(&self) -> Pending {
+        let mut pending = self.pending();
+        let next = Pending {
+            counts: HashMap::with_capacity(pending.counts.len()),
+            uses: HashMap::with_capacity(pending.uses.len()),
+        };
+        std::mem::replace(&mut *pending, next)
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {

@@ -1,7 +1,9 @@
-//! A bare server with the messages of VerifyApiKey: what a call costs that decides nothing.
+//! A bare server with the messages and headers of VerifyApiKey: what a call costs that decides
+//! nothing.
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hub_client::proto::hub::api_keys::v1::{
     RateLimitState, VerifyApiKeyRequest, VerifyApiKeyResponse,
@@ -9,6 +11,7 @@ use hub_client::proto::hub::api_keys::v1::{
 use hub_client::proto::server::api_keys_server::{ApiKeys, ApiKeysServer};
 use prost_types::{Duration, Timestamp};
 use tokio::net::TcpListener;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Server as Transport;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
@@ -22,7 +25,7 @@ const READY: &str = "ready";
 /// A process of this program that serves the echo; killed when it is dropped.
 #[derive(Debug)]
 pub struct Echo {
-    _server: Server,
+    server: Server,
     url: String,
 }
 
@@ -39,10 +42,12 @@ impl Echo {
         let url = server
             .until(async || std::fs::read_to_string(&file).ok())
             .await?;
-        Ok(Echo {
-            _server: server,
-            url,
-        })
+        Ok(Echo { server, url })
+    }
+
+    /// Its process.
+    pub fn server(&self) -> &Server {
+        &self.server
     }
 
     /// Where it is reached.
@@ -52,7 +57,31 @@ impl Echo {
 }
 
 /// Answers as the hub does to a key that may.
-struct Answers;
+#[derive(Default)]
+struct Answers {
+    /// So that headers that are new in each answer of the hub are new in each of these.
+    answered: AtomicU32,
+}
+
+impl Answers {
+    /// The headers of every answer of the hub, of the same size.
+    fn headers(&self) -> MetadataMap {
+        let number = self.answered.fetch_add(1, Ordering::Relaxed);
+        let headers = [
+            ("x-request-id", format!("req_01m8erhyybe6bt1d{number:014}")),
+            ("x-ratelimit-limit", "100000000".to_owned()),
+            ("x-ratelimit-remaining", (99_999_999 - number).to_string()),
+            ("x-ratelimit-reset", "1795788475".to_owned()),
+        ];
+        let mut map = MetadataMap::new();
+        for (name, value) in headers {
+            if let Ok(value) = value.parse() {
+                map.insert(name, value);
+            }
+        }
+        map
+    }
+}
 
 #[tonic::async_trait]
 impl ApiKeys for Answers {
@@ -90,7 +119,9 @@ impl ApiKeys for Answers {
             epoch: 200_000,
             ..VerifyApiKeyResponse::default()
         };
-        Ok(Response::new(told))
+        let mut answer = Response::new(told);
+        *answer.metadata_mut() = self.headers();
+        Ok(answer)
     }
 }
 
@@ -105,6 +136,6 @@ pub async fn serve() -> Result<()> {
     std::fs::rename("starting", READY)?;
     // Without delay of small packets, as the hub.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = Transport::builder().add_service(ApiKeysServer::new(Answers));
+    let server = Transport::builder().add_service(ApiKeysServer::new(Answers::default()));
     Ok(server.serve_with_incoming(incoming).await?)
 }

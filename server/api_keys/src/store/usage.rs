@@ -21,38 +21,26 @@ const BEGIN: Sql = Sql::same(
 );
 const SWEEP_BATCHES: Sql = Sql::same("delete from key_usage_batches where update_time < $1");
 
-/// Many rows of JSON in one statement, `[[tenant_no, family, …], …]`: one each costs several times
-/// as much. In the order of the rows, in which all processes lock them, so that none waits for
-/// another that waits for it.
-macro_rules! add {
-    ($row:literal, $rows:literal) => {
-        concat!(
-            "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
-             select tenant_no, family, span, start_time, outcome, sum(requests)
-             from (select ",
-            $row,
-            " from ",
-            $rows,
-            ") r where true
-             group by tenant_no, family, span, start_time, outcome
-             order by tenant_no, family, span, start_time, outcome
-             on conflict (tenant_no, family, span, start_time, outcome) do update
-             set requests = key_usage.requests + excluded.requests"
-        )
-    };
-}
+// Many rows of JSON in one statement, `[[tenant_no, family, …], …]`: one each costs several times
+// as much. SQLite, which has one writer, takes them as they come, which is in the order of the
+// rows. PostgreSQL wants each row once, and in the order in which all processes lock them, so that
+// none waits for another that waits for it.
 const ADD: Sql = Sql::each(
-    add!(
-        "value ->> 0 as tenant_no, value ->> 1 as family, value ->> 2 as span,
-         value ->> 3 as start_time, value ->> 4 as outcome, value ->> 5 as requests",
-        "json_each($1)"
-    ),
-    add!(
-        "cast(v ->> 0 as bigint) as tenant_no, v ->> 1 as family, cast(v ->> 2 as bigint) as span,
-         cast(v ->> 3 as bigint) as start_time, v ->> 4 as outcome,
-         cast(v ->> 5 as bigint) as requests",
-        "jsonb_array_elements(cast($1 as jsonb)) v"
-    ),
+    "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
+     select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
+     from json_each($1) where true
+     on conflict (tenant_no, family, span, start_time, outcome) do update
+     set requests = key_usage.requests + excluded.requests",
+    "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
+     select tenant_no, family, span, start_time, outcome, sum(requests)
+     from (select cast(v ->> 0 as bigint) as tenant_no, v ->> 1 as family,
+                  cast(v ->> 2 as bigint) as span, cast(v ->> 3 as bigint) as start_time,
+                  v ->> 4 as outcome, cast(v ->> 5 as bigint) as requests
+           from jsonb_array_elements(cast($1 as jsonb)) v) r
+     group by tenant_no, family, span, start_time, outcome
+     order by tenant_no, family, span, start_time, outcome
+     on conflict (tenant_no, family, span, start_time, outcome) do update
+     set requests = key_usage.requests + excluded.requests",
 );
 // JSON too, `[[key_id, time], …]`. A join locks rows in any order, hence the lock before.
 const SET_LAST_USE: Sql = Sql::each(

@@ -14,7 +14,8 @@ use hub_benches::echo::Echo;
 use hub_benches::options::Setting;
 use hub_benches::process::{self, Process, make_key, of_product};
 use hub_benches::report::{self, Table};
-use hub_benches::stats::Series;
+use hub_benches::server::{Server, own_cpu};
+use hub_benches::stats::{Series, number};
 use hub_benches::{Result, echo, until_interrupted};
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::{ApiKey, SetRateLimitRequest, VerifyApiKeyRequest};
@@ -23,9 +24,8 @@ use tokio::task::JoinSet;
 use tonic::body::Body;
 use tower::{Layer, Service, ServiceExt};
 
-/// At 64 in flight, beside the echo.
-const GOAL: f64 = 0.85;
-const IN_FLIGHT: [usize; 3] = [1, 16, 64];
+/// The calls at once for which something is expected beside the echo, and what.
+const GOAL: (usize, f64) = (64, 0.85);
 /// Calls at once while keys are made.
 const AT_ONCE: usize = 32;
 /// A key like another one of its tenant. Through the API a million would take an hour.
@@ -49,6 +49,9 @@ struct Arguments {
     /// Keys, each with a limit of its own, of tenants with 1,000 keys and a limit.
     #[arg(long, default_value_t = 100_000)]
     keys: usize,
+    /// Calls at once.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
+    windows: Vec<usize>,
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
@@ -107,16 +110,20 @@ async fn run(arguments: &Arguments) -> Result<()> {
         keys,
         next: Arc::default(),
     };
-    let mut rates: [[Series; 2]; 3] = Default::default();
+    let windows = arguments.windows.iter();
+    let mut rows: Vec<Row> = windows
+        .map(|window| (*window, Default::default()))
+        .collect();
+    let servers = [process.server(), echo.server()];
     for round in 0..arguments.rounds.max(1) {
-        for (window, rates) in IN_FLIGHT.into_iter().zip(&mut rates) {
+        for (window, turned) in &mut rows {
             let mut turns = [(0, &hub), (1, &bare)];
             if round % 2 == 1 {
                 turns.reverse();
             }
             for (who, caller) in turns {
-                let rate = caller.rate(window, arguments.seconds).await?;
-                rates[who].push(rate);
+                let turn = caller.turn(servers[who], *window, arguments.seconds);
+                turned[who].push(turn.await?);
             }
         }
     }
@@ -129,7 +136,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         arguments.keys,
         arguments.rounds,
         arguments.seconds,
-        table(&rates).text(),
+        table(&rows).text(),
         mib(before),
         mib(after),
         layer / 1e3,
@@ -137,27 +144,57 @@ async fn run(arguments: &Arguments) -> Result<()> {
     arguments.setting.publish("verify", &text)
 }
 
-fn table(rates: &[[Series; 2]; 3]) -> Table {
+/// Calls for a while.
+struct Turn {
+    per_second: f64,
+    /// Microseconds of both processors per call: of the server, and of this process.
+    server_cpu: f64,
+    client_cpu: f64,
+}
+
+/// Calls at once, and what turns the hub and the echo had.
+type Row = (usize, [Vec<Turn>; 2]);
+
+fn series(turns: &[Turn], value: impl Fn(&Turn) -> f64) -> Series {
+    let mut series = Series::default();
+    turns.iter().for_each(|turn| series.push(value(turn)));
+    series
+}
+
+fn table(rows: &[Row]) -> Table {
     let headings = [
         "calls at once",
         "Hub, calls/s",
         "bare echo, calls/s",
         "ratio",
+        "Hub, CPU us/call",
+        "echo, CPU us/call",
+        "client, CPU us/call",
     ];
     let mut table = Table::new(&headings);
-    for (window, [hub, bare]) in IN_FLIGHT.iter().zip(rates) {
-        let show = |series: &Series| series.show(|rate| format!("{:.2}k", rate / 1e3));
-        let ratio = hub.ratio(bare).unwrap_or_default();
-        let verdict = match (*window == 64, ratio >= GOAL) {
-            (false, _) => String::new(),
-            (_, true) => format!(" (goal {GOAL}: held)"),
-            (_, false) => format!(" (goal {GOAL}: MISSED)"),
+    let (expected, goal) = GOAL;
+    for (window, [hub, bare]) in rows {
+        let rates = |turns| series(turns, |turn| turn.per_second);
+        let cpu = |turns, value: fn(&Turn) -> f64| {
+            let median = series(turns, value).median();
+            median.map_or("-".to_owned(), number)
         };
+        let show = |series: &Series| series.show(|rate| format!("{:.2}k", rate / 1e3));
+        let ratio = rates(hub).ratio(&rates(bare)).unwrap_or_default();
+        let verdict = match (*window == expected, ratio >= goal) {
+            (false, _) => String::new(),
+            (_, true) => format!(" (goal {goal}: held)"),
+            (_, false) => format!(" (goal {goal}: MISSED)"),
+        };
+        let client = |turns| cpu(turns, |turn| turn.client_cpu);
         table.row(&[
             window.to_string(),
-            show(hub),
-            show(bare),
+            show(&rates(hub)),
+            show(&rates(bare)),
             format!("{ratio:.2}{verdict}"),
+            cpu(hub, |turn| turn.server_cpu),
+            cpu(bare, |turn| turn.server_cpu),
+            format!("{} of Hub, {} of the echo", client(hub), client(bare)),
         ]);
     }
     table
@@ -256,8 +293,9 @@ impl Caller {
         Ok(())
     }
 
-    /// Calls a second, so many at once.
-    async fn rate(&self, window: usize, seconds: f64) -> Result<f64> {
+    /// Calls for a while, so many at once.
+    async fn turn(&self, server: &Server, window: usize, seconds: f64) -> Result<Turn> {
+        let before = (server.cpu(), own_cpu());
         let began = Instant::now();
         let until = began + Duration::from_secs_f64(seconds);
         let mut tasks = JoinSet::new();
@@ -276,7 +314,13 @@ impl Caller {
         while let Some(done) = tasks.join_next().await {
             calls += done??;
         }
-        Ok(f64::from(calls) / began.elapsed().as_secs_f64())
+        let calls = f64::from(calls);
+        let cpu = |now: Duration, before| now.saturating_sub(before).as_secs_f64() * 1e6 / calls;
+        Ok(Turn {
+            per_second: calls / began.elapsed().as_secs_f64(),
+            server_cpu: cpu(server.cpu(), before.0),
+            client_cpu: cpu(own_cpu(), before.1),
+        })
     }
 }
 

@@ -1,0 +1,229 @@
+//! The first turn of each new stream of HTTP/2 is taken in the task of its connection.
+//!
+//! Most calls are answered in one turn, from memory. A task for each would cost more than the
+//! answer: to make it, to wake another thread for it, to wake the connection for its answer, and a
+//! write for each. So the streams that came in one read have a turn here one after the other, and
+//! their answers leave in one write. What has to wait goes on in a task of its own.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::rt::Executor;
+use tokio::io::AsyncWrite;
+
+use crate::corked::Cork;
+use crate::pace::{Paced, Stream};
+
+/// How long turns may take before what they wrote leaves, so that the client has something to do
+/// meanwhile.
+const SLICE: Duration = Duration::from_micros(100);
+/// Slices in a row. The streams that are left then have their first turn in tasks of their own, on
+/// other threads, and other tasks have theirs on this one.
+const SLICES_MAX: usize = 10;
+
+/// Streams that have had no turn yet; what HTTP calls an executor.
+#[derive(Clone)]
+pub struct Arrivals {
+    paced: Paced,
+    new: Arc<Mutex<Vec<Stream>>>,
+}
+
+impl Arrivals {
+    /// None yet.
+    pub fn new(paced: Paced) -> Self {
+        Arrivals {
+            paced,
+            new: Arc::default(),
+        }
+    }
+
+    fn take(&self) -> Vec<Stream> {
+        std::mem::take(&mut self.new.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<F> Executor<F> for Arrivals
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let stream = Stream::new(&self.paced, stream);
+        let mut new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
+        new.push(stream);
+    }
+}
+
+/// The turns of a connection and of its streams.
+pub struct Turns<S> {
+    arrivals: Arrivals,
+    cork: Cork<S>,
+}
+
+impl<S: AsyncWrite + Unpin> Turns<S> {
+    /// Those of a connection that gives its streams to `arrivals` and writes behind `cork`.
+    pub fn new(arrivals: Arrivals, cork: Cork<S>) -> Self {
+        Turns { arrivals, cork }
+    }
+
+    /// Polls the connection, gives its new streams their turn, and lets go what they wrote. Ends
+    /// as the connection does, which shuts its stream down before, and so has written all.
+    pub fn poll<E>(
+        &self,
+        mut connection: Pin<&mut impl Future<Output = E>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<E> {
+        let mut waiting = VecDeque::new();
+        for _ in 0..SLICES_MAX {
+            let polled = connection.as_mut().poll(cx);
+            // The connection learns of an error when it reads or writes next.
+            let _ = self.cork.pull(cx);
+            waiting.extend(self.arrivals.take());
+            if polled.is_ready() || waiting.is_empty() {
+                waiting.into_iter().for_each(spawn);
+                return polled;
+            }
+            slice(&mut waiting, cx);
+        }
+        waiting.into_iter().for_each(spawn);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// First turns, for a while.
+fn slice(waiting: &mut VecDeque<Stream>, cx: &mut Context<'_>) {
+    let began = Instant::now();
+    while began.elapsed() < SLICE
+        && let Some(mut stream) = waiting.pop_front()
+    {
+        // A panic ends this stream only, as it does in a task.
+        let turn = catch_unwind(AssertUnwindSafe(|| stream.turn(cx)));
+        if let Ok(Poll::Pending) = turn {
+            spawn(stream);
+        }
+    }
+}
+
+fn spawn(stream: Stream) {
+    tokio::spawn(stream.run());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, poll_fn, ready};
+
+    use hub_core::clock::Clock;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::sync::{mpsc, oneshot};
+
+    use super::*;
+    use crate::corked::{Corked, cork};
+
+    struct Subject {
+        arrivals: Arrivals,
+        turns: Turns<DuplexStream>,
+        corked: Corked<DuplexStream>,
+        other: DuplexStream,
+    }
+
+    fn subject() -> Subject {
+        let limit = Duration::from_secs(60);
+        let clock = Clock::system();
+        let arrivals = Arrivals::new(Paced { clock, limit });
+        let (stream, other) = duplex(100);
+        let (corked, cork) = cork(stream);
+        Subject {
+            turns: Turns::new(arrivals.clone(), cork),
+            arrivals,
+            corked,
+            other,
+        }
+    }
+
+    /// One look at a connection that has nothing else to do.
+    async fn look(subject: &Subject) {
+        let mut connection = pending::<()>();
+        poll_fn(|cx| {
+            let polled = subject.turns.poll(Pin::new(&mut connection), cx);
+            assert!(polled.is_pending());
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_need_not_wait_has_ended_after_the_turn_of_its_connection() {
+        let subject = subject();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        for number in 0..3 {
+            let tell = tell.clone();
+            subject.arrivals.execute(async move {
+                tell.send(number).unwrap();
+            });
+        }
+        look(&subject).await;
+        let told: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
+        assert_eq!(told, [0, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_has_to_wait_goes_on_without_its_connection() {
+        let subject = subject();
+        let (go, wait) = oneshot::channel::<()>();
+        let (tell, told) = oneshot::channel();
+        subject.arrivals.execute(async move {
+            wait.await.unwrap();
+            tell.send("done").unwrap();
+        });
+        look(&subject).await;
+        go.send(()).unwrap();
+        assert_eq!(told.await.unwrap(), "done");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_panics_ends_alone() {
+        let subject = subject();
+        let (tell, told) = oneshot::channel();
+        subject
+            .arrivals
+            .execute(async { panic!("a stream panics") });
+        subject.arrivals.execute(async move {
+            tell.send("done").unwrap();
+        });
+        look(&subject).await;
+        assert_eq!(told.await.unwrap(), "done");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_never_stops_taking_streams_lets_others_have_a_turn() {
+        let subject = subject();
+        let arrivals = subject.arrivals.clone();
+        let mut polls = 0;
+        let mut connection = poll_fn(|_| {
+            polls += 1;
+            arrivals.execute(ready(()));
+            Poll::<()>::Pending
+        });
+        poll_fn(|cx| {
+            let polled = subject.turns.poll(Pin::new(&mut connection), cx);
+            assert!(polled.is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(polls, SLICES_MAX);
+    }
+
+    #[tokio::test]
+    async fn what_was_written_in_a_turn_has_left_after_it() {
+        let mut subject = subject();
+        subject.corked.write_all(b"an answer").await.unwrap();
+        look(&subject).await;
+        let mut read = [0; 9];
+        subject.other.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"an answer");
+    }
+}
