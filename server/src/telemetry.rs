@@ -1,5 +1,6 @@
 //! Logs and metrics of the process, and the traces that its calls belong to.
 
+mod json_lines;
 pub mod metrics;
 pub mod trace;
 
@@ -9,6 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use hub_core::worker::Workers;
+use json_lines::{JsonLines, JsonMembers};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -60,9 +62,8 @@ pub fn log(format: LogFormat, filter: &str) -> Result<(), String> {
     };
     let set = match pretty {
         true => log.with(lines.with_ansi(terminal)).try_init(),
-        // A span is within no other: the list of spans would say the same again.
         false => {
-            let lines = lines.json().flatten_event(true).with_span_list(false);
+            let lines = lines.fmt_fields(JsonMembers).event_format(JsonLines);
             log.with(lines).try_init()
         }
     };

@@ -11,13 +11,13 @@
 //!   one, and what was old is forgotten.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
 use std::hash;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use ahash::HashSet;
 use hub_core::clock::{Micros, micros};
 use hub_core::error::Result;
 use subtle::ConstantTimeEq;

@@ -7,10 +7,11 @@
 //! - On SQLite this process counts alone. On PostgreSQL several may, so each lets through what it
 //!   has a portion for (`portions.rs`), and asks the others when that is used up.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ahash::HashMap;
 use hub_core::clock::Micros;
 use hub_core::window;
 use tokio::sync::watch;

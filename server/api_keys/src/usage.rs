@@ -4,10 +4,11 @@
 //! if it is killed, and never if it is stopped. A batch that cannot be written waits for the next;
 //! one that may be written is sent again as it is, by its number, and counts once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ahash::{HashMap, HashMapExt};
 use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::id;
@@ -17,7 +18,7 @@ use crate::key::Record;
 use crate::store::usage as store;
 
 /// Pause between two batches. With the time that one takes, less than the 10 s of the contract.
-pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(6);
 /// Minutes of keys that wait to be written; while the database is away, more are not counted.
 const PENDING_MAX: usize = 100_000;
 /// Counts that one transaction writes, as a row of each of the three spans. On SQLite a transaction

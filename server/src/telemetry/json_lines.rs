@@ -1,0 +1,245 @@
+//! Log lines as JSON objects, written as they are made: each call has one, and to build it of
+//! values first would cost as much as what many calls do.
+
+use std::fmt::{self, Debug, Write};
+
+use tracing::field::{Field, Visit};
+use tracing::span::Record;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormattedFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// `{"timestamp":…,"level":…,` the fields of the event, `"target":…,"span":{…}}`.
+pub struct JsonLines;
+
+/// The fields of a span as members of an object, without its braces.
+pub struct JsonMembers;
+
+impl<S> FormatEvent<S, JsonMembers> for JsonLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, JsonMembers>,
+        mut line: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let metadata = event.metadata();
+        line.write_str("{\"timestamp\":\"")?;
+        SystemTime.format_time(&mut line)?;
+        line.write_str("\",\"level\":\"")?;
+        line.write_str(metadata.level().as_str())?;
+        line.write_str("\"")?;
+        write_members(line.by_ref(), false, |members| event.record(members))?;
+        line.write_str(",\"target\":")?;
+        quote(&mut line, metadata.target())?;
+        // A span is within no other.
+        if let Some(span) = context.lookup_current() {
+            line.write_str(",\"span\":{")?;
+            let extensions = span.extensions();
+            let fields = extensions.get::<FormattedFields<JsonMembers>>();
+            if let Some(fields) = fields.filter(|fields| !fields.is_empty()) {
+                line.write_str(fields)?;
+                line.write_str(",")?;
+            }
+            line.write_str("\"name\":")?;
+            quote(&mut line, span.name())?;
+            line.write_str("}")?;
+        }
+        line.write_str("}\n")
+    }
+}
+
+impl<'writer> FormatFields<'writer> for JsonMembers {
+    fn format_fields<R: RecordFields>(&self, into: Writer<'writer>, fields: R) -> fmt::Result {
+        write_members(into, true, |members| fields.record(members))
+    }
+
+    fn add_fields(
+        &self,
+        current: &'writer mut FormattedFields<Self>,
+        fields: &Record<'_>,
+    ) -> fmt::Result {
+        let is_first = current.is_empty();
+        write_members(current.as_writer(), is_first, |members| {
+            fields.record(members)
+        })
+    }
+}
+
+fn write_members(
+    into: Writer<'_>,
+    is_first: bool,
+    record: impl FnOnce(&mut Members<'_>),
+) -> fmt::Result {
+    let mut members = Members {
+        into,
+        is_first,
+        text: String::new(),
+        written: Ok(()),
+    };
+    record(&mut members);
+    members.written
+}
+
+/// Writes fields as they are visited.
+struct Members<'a> {
+    into: Writer<'a>,
+    is_first: bool,
+    /// What is not text yet.
+    text: String,
+    written: fmt::Result,
+}
+
+impl Members<'_> {
+    fn member(&mut self, field: &Field, value: impl FnOnce(&mut Self) -> fmt::Result) {
+        if self.written.is_ok() {
+            self.written = self.name(field).and_then(|()| value(self));
+        }
+    }
+
+    fn name(&mut self, field: &Field) -> fmt::Result {
+        if !std::mem::take(&mut self.is_first) {
+            self.into.write_char(',')?;
+        }
+        let name = field.name();
+        // `r#type` in code is `type`.
+        quote(&mut self.into, name.strip_prefix("r#").unwrap_or(name))?;
+        self.into.write_char(':')
+    }
+}
+
+impl Visit for Members<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.member(field, |members| quote(&mut members.into, value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.member(field, |members| write!(members.into, "{value}"));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.member(field, |members| write!(members.into, "{value}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.member(field, |members| write!(members.into, "{value}"));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        // JSON has no number for the others.
+        self.member(field, |members| match value.is_finite() {
+            true => write!(members.into, "{value:?}"),
+            false => members.into.write_str("null"),
+        });
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.member(field, |members| {
+            members.text.clear();
+            write!(members.text, "{value:?}")?;
+            quote(&mut members.into, &members.text)
+        });
+    }
+}
+
+/// Writes a JSON string (RFC 8259, section 7).
+fn quote(into: &mut Writer<'_>, text: &str) -> fmt::Result {
+    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+    if text.bytes().all(is_plain) {
+        into.write_char('"')?;
+        into.write_str(text)?;
+        return into.write_char('"');
+    }
+    let quoted = serde_json::to_string(text).map_err(|_| fmt::Error)?;
+    into.write_str(&quoted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The one line that is logged, without its time.
+    fn line(log: impl FnOnce()) -> Value {
+        let lines = Lines::default();
+        let written = lines.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .fmt_fields(JsonMembers)
+            .event_format(JsonLines)
+            .with_writer(move || lines.clone());
+        let subscriber = tracing_subscriber::registry().with(layer);
+        tracing::subscriber::with_default(subscriber, log);
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let mut line: Value = serde_json::from_str(&text).unwrap();
+        let time = line.as_object_mut().unwrap().remove("timestamp").unwrap();
+        let time = time.as_str().unwrap();
+        assert!(time.starts_with("20") && time.ends_with('Z'), "{time}");
+        line
+    }
+
+    #[test]
+    fn a_line_has_the_fields_of_the_event_each_in_its_type() {
+        let shown = line(|| {
+            let (count, nothing) = (-3i64, f64::NAN);
+            tracing::warn!(
+                target: "rpc", text = "a", count, size = 7u64, ms = 0.25, whole = 2.0, nothing,
+                good = true, shown = %"b", r#type = ?Some(1), "took {count}"
+            );
+        });
+        let expected = json!({
+            "level": "WARN", "target": "rpc", "message": "took -3", "text": "a", "count": -3,
+            "size": 7, "ms": 0.25, "whole": 2.0, "nothing": null, "good": true, "shown": "b",
+            "type": "Some(1)",
+        });
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn what_was_logged_in_a_span_has_its_fields_also_those_of_later() {
+        let shown = line(|| {
+            let span = tracing::info_span!("rpc", call = "req_1", parent = tracing::field::Empty);
+            span.record("parent", "2");
+            span.in_scope(|| tracing::info!("within"));
+        });
+        assert_eq!(
+            shown["span"],
+            json!({"name": "rpc", "call": "req_1", "parent": "2"})
+        );
+        let shown = line(|| tracing::info_span!("bare").in_scope(|| tracing::info!("within")));
+        assert_eq!(shown["span"], json!({"name": "bare"}));
+    }
+
+    #[test]
+    fn text_cannot_leave_its_quotes_or_its_line() {
+        let text = "\"},\n{\\\u{1b}[31m\u{7f}é\u{2028}";
+        let shown = line(|| tracing::info!(text, "{text}"));
+        assert_eq!(
+            (&shown["text"], &shown["message"]),
+            (&json!(text), &json!(text))
+        );
+    }
+}
