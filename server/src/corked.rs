@@ -46,16 +46,17 @@ impl<S: AsyncWrite + Unpin> Cork<S> {
     /// Writes what is held; the task is woken when it can go on.
     pub fn pull(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let mut held = lock(&self.held);
-        if held.bytes.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
         ready!(held.poll_empty(cx))?;
+        // Also if nothing was held: TLS holds something itself.
         Pin::new(&mut held.stream).poll_flush(cx)
     }
 }
 
 impl<S: AsyncWrite + Unpin> Held<S> {
     fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if self.bytes.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         while self.sent < self.bytes.len() {
             let rest = &self.bytes[self.sent..];
             let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
@@ -190,6 +191,52 @@ mod tests {
         let mut read = String::new();
         other.read_to_string(&mut read).await.unwrap();
         assert_eq!(read, "the end");
+    }
+
+    /// A stream that keeps what is written until it is flushed, as TLS may, and flushes at the
+    /// second attempt.
+    #[derive(Default)]
+    struct Keeping {
+        kept: Vec<u8>,
+        flushes: u32,
+        sent: Vec<u8>,
+    }
+
+    impl AsyncWrite for Keeping {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<Result<usize>> {
+            self.kept.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+            self.flushes += 1;
+            if self.flushes % 2 == 1 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let kept = std::mem::take(&mut self.kept);
+            self.sent.extend(kept);
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+            self.poll_flush(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_stream_keeps_itself_is_flushed_however_long_that_takes() {
+        let (mut corked, cork) = cork(Keeping::default());
+        for size in [5, HELD_BYTES_MAX + 1] {
+            corked.write_all(&vec![0; size]).await.unwrap();
+            poll_fn(|cx| cork.pull(cx)).await.unwrap();
+            assert_eq!(lock(&cork.held).stream.kept.len(), 0);
+        }
+        assert_eq!(lock(&cork.held).stream.sent.len(), HELD_BYTES_MAX + 6);
     }
 
     #[tokio::test]
