@@ -1,4 +1,4 @@
-//! A connection whose small writes leave together.
+//! An HTTP/2 connection whose small writes leave together.
 //!
 //! HTTP/2 writes after each answer; a call of the kernel for each would cost more than most
 //! answers do. So what is written stays here until the task of the connection has nothing else to
@@ -30,19 +30,27 @@ struct Held<S> {
     bytes: Vec<u8>,
     /// How much of it has left.
     sent: usize,
+    /// HTTP/1 never is: it takes what it has flushed for sent, and counts its time from then.
+    is_corked: bool,
 }
 
-/// Corks a stream.
+/// A stream that can be corked.
 pub fn cork<S>(stream: S) -> (Corked<S>, Cork<S>) {
     let held = Arc::new(Mutex::new(Held {
         stream,
         bytes: Vec::new(),
         sent: 0,
+        is_corked: false,
     }));
     (Corked { held: held.clone() }, Cork { held })
 }
 
 impl<S: AsyncWrite + Unpin> Cork<S> {
+    /// What is written from now on is held.
+    pub fn put_in(&self) {
+        lock(&self.held).is_corked = true;
+    }
+
     /// Writes what is held; the task is woken when it can go on.
     pub fn pull(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let mut held = lock(&self.held);
@@ -91,6 +99,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         parts: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         let mut held = lock(&self.held);
+        if !held.is_corked {
+            return Pin::new(&mut held.stream).poll_write_vectored(cx, parts);
+        }
         let size = parts.iter().map(|part| part.len()).sum();
         if held.bytes.len() + size > HELD_BYTES_MAX {
             ready!(held.poll_empty(cx))?;
@@ -111,9 +122,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         true
     }
 
-    /// Waits for the cork.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let mut held = lock(&self.held);
+        match held.is_corked {
+            // The cork sees to it.
+            true => Poll::Ready(Ok(())),
+            false => Pin::new(&mut held.stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
@@ -139,6 +154,7 @@ mod tests {
     fn corked(room: usize) -> (Corked<DuplexStream>, Cork<DuplexStream>, DuplexStream) {
         let (stream, other) = duplex(room);
         let (corked, cork) = cork(stream);
+        cork.put_in();
         (corked, cork, other)
     }
 
@@ -153,6 +169,16 @@ mod tests {
         poll_fn(|cx| cork.pull(cx)).await.unwrap();
         let size = other.read(&mut read).await.unwrap();
         assert_eq!(&read[..size], b"one two");
+    }
+
+    #[tokio::test]
+    async fn without_the_cork_what_is_written_leaves_at_once() {
+        let (stream, mut other) = duplex(100);
+        let (mut corked, _cork) = cork(stream);
+        corked.write_all(b"now").await.unwrap();
+        let mut read = [0; 3];
+        other.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"now");
     }
 
     #[tokio::test]
@@ -231,6 +257,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_stream_keeps_itself_is_flushed_however_long_that_takes() {
         let (mut corked, cork) = cork(Keeping::default());
+        cork.put_in();
         for size in [5, HELD_BYTES_MAX + 1] {
             corked.write_all(&vec![0; size]).await.unwrap();
             poll_fn(|cx| cork.pull(cx)).await.unwrap();

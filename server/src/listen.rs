@@ -138,11 +138,17 @@ impl Stack {
     }
 }
 
-/// Whether nothing has to be translated.
+/// Whether nothing has to be translated. Pages have no dot in the first part of their path, and
+/// services have one: a page is never answered as gRPC, whose refusals are 200 to a proxy.
 fn is_grpc(request: &Request<Body>) -> bool {
+    let service = request.uri().path().split('/').nth(1);
+    let is_service = service.is_some_and(|service| service.contains('.'));
     let kind = request.headers().get(header::CONTENT_TYPE);
     let is_grpc = kind.is_some_and(|kind| kind == "application/grpc");
-    is_grpc && request.version() == Version::HTTP_2 && request.method() == Method::POST
+    is_service
+        && is_grpc
+        && request.version() == Version::HTTP_2
+        && request.method() == Method::POST
 }
 
 /// A router is always ready, and never fails.
@@ -212,4 +218,33 @@ fn reflection() -> Result<Router, String> {
     let v1 = builder().build_v1().map_err(failed)?;
     let v1alpha = builder().build_v1alpha().map_err(failed)?;
     Ok(routes(Routes::new(v1).add_service(v1alpha)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_never_asked_as_grpc() {
+        let asked = |path: &str, kind: &str| {
+            let request = Request::post(path).version(Version::HTTP_2);
+            let request = request.header(header::CONTENT_TYPE, kind);
+            is_grpc(&request.body(Body::empty()).unwrap())
+        };
+        let grpc = "application/grpc";
+        assert!(asked("/hub.api_keys.v1.ApiKeys/WhoAmI", grpc));
+        assert!(asked("/grpc.health.v1.Health/Check", grpc));
+        assert!(!asked(
+            "/hub.api_keys.v1.ApiKeys/WhoAmI",
+            "application/json"
+        ));
+        for page in [
+            "/authz?product=psa&action=a.b",
+            "/livez",
+            "/errors/A.B",
+            "/",
+        ] {
+            assert!(!asked(page, grpc), "{page}");
+        }
+    }
 }

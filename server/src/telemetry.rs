@@ -40,18 +40,32 @@ const SECONDS: [f64; 12] = [
 
 /// Refuses what is not a filter.
 pub fn check_filter(filter: &str) -> Result<String, String> {
-    let parsed = filter.parse::<Targets>();
-    parsed
-        .map(|_| filter.to_owned())
+    targets(filter).map(|_| filter.to_owned())
+}
+
+/// Levels, and levels of targets, with commas between. More than the library, which takes what is
+/// empty for a level of errors only.
+fn targets(filter: &str) -> Result<Targets, String> {
+    let pieces = filter.split(',').map(str::trim);
+    let pieces: Vec<&str> = pieces.filter(|piece| !piece.is_empty()).collect();
+    for piece in &pieces {
+        let is_half = piece.starts_with('=') || piece.ends_with('=');
+        if is_half || piece.contains(|c: char| c == '[' || c.is_whitespace()) {
+            return Err(format!(
+                "not a filter: {piece:?} is neither a level nor target=level"
+            ));
+        }
+    }
+    let filter = pieces.join(",");
+    filter
+        .parse()
         .map_err(|error| format!("not a filter: {error}"))
 }
 
 /// Sends log lines to standard error; standard output is for what a command answers.
 pub fn log(format: LogFormat, filter: &str) -> Result<(), String> {
     // By target and level only: a filter that knows spans would look at each span of each call.
-    let filter: Targets = filter
-        .parse()
-        .map_err(|error| format!("--log-filter is not a filter: {error}"))?;
+    let filter = targets(filter).map_err(|error| format!("--log-filter is {error}"))?;
     let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);

@@ -6,14 +6,16 @@
 //! their answers leave in one write. What has to wait goes on in a task of its own.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::rt::Executor;
 use tokio::io::AsyncWrite;
+use tokio::task::coop::unconstrained;
 
 use crate::corked::Cork;
 use crate::pace::{Paced, Stream};
@@ -79,9 +81,13 @@ impl<S: AsyncWrite + Unpin> Turns<S> {
         let mut waiting = VecDeque::new();
         for _ in 0..SLICES_MAX {
             let polled = connection.as_mut().poll(cx);
-            // The connection learns of an error when it reads or writes next.
-            let _ = self.cork.pull(cx);
-            waiting.extend(self.arrivals.take());
+            self.pull(cx);
+            let new = self.arrivals.take();
+            if !new.is_empty() {
+                // Only HTTP/2 has streams.
+                self.cork.put_in();
+            }
+            waiting.extend(new);
             if polled.is_ready() || waiting.is_empty() {
                 waiting.into_iter().for_each(spawn);
                 return polled;
@@ -91,6 +97,13 @@ impl<S: AsyncWrite + Unpin> Turns<S> {
         waiting.into_iter().for_each(spawn);
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Answers that are ready leave also if the turns have used up the budget of the task. The
+    /// connection learns of an error when it reads or writes next.
+    fn pull(&self, cx: &mut Context<'_>) {
+        let pull = poll_fn(|cx| self.cork.pull(cx));
+        let _ = pin!(unconstrained(pull)).poll(cx);
     }
 }
 
@@ -114,7 +127,7 @@ fn spawn(stream: Stream) {
 
 #[cfg(test)]
 mod tests {
-    use std::future::{pending, poll_fn, ready};
+    use std::future::{pending, ready};
 
     use hub_core::clock::Clock;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};

@@ -31,7 +31,7 @@ use crate::secret::Plaintext;
 use crate::settlement;
 use crate::store::{self, Filter};
 use crate::tenant_limits::TenantLimits;
-use crate::usage::{BATCH_INTERVAL, Usage};
+use crate::usage::{BATCH_INTERVAL, BATCH_RETRY, Usage};
 
 /// Where the events about keys come from.
 pub(crate) const SOURCE: &str = "/hub/api-keys";
@@ -142,8 +142,14 @@ impl Keys {
     async fn write_usage(self: Arc<Self>, turn: Turn) -> Result<()> {
         let mut swept_at = self.core.clock.now();
         loop {
-            let more = turn.pause(BATCH_INTERVAL).await;
-            self.write_counts().await?;
+            let mut more = turn.pause(BATCH_INTERVAL).await;
+            let mut written = self.write_counts().await;
+            if written.is_err() && more {
+                // Soon again, so that one failure does not make it late.
+                more = turn.pause(BATCH_RETRY).await;
+                written = self.write_counts().await;
+            }
+            written?;
             if !more {
                 return Ok(());
             }

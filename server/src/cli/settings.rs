@@ -285,7 +285,16 @@ mod tests {
         assert!(refused("tail_bytes_max", "64MB").contains("64MiB"));
         assert!(refused("log_format", "xml").contains("auto, pretty, json"));
         assert!(refused("connections_max", "-1").contains("invalid digit"));
-        assert!(refused("log_filter", "info,rpc=loud").contains("filter"));
+        for filter in ["info,=", "rpc=", "info,rpc=loud", "[rpc]=debug", "a b=info"] {
+            assert!(
+                refused("log_filter", filter).contains("not a filter"),
+                "{filter}"
+            );
+        }
+        let filter = all.iter().find(|setting| setting.key == "log_filter");
+        for good in ["info", "info, sqlx=warn,", "rpc=off", "trace"] {
+            assert_eq!(filter.unwrap().check(good.as_ref()), Ok(()), "{good}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ where
         line.write_str(",\"target\":")?;
         quote(&mut line, metadata.target())?;
         // A span is within no other.
-        if let Some(span) = context.lookup_current() {
+        if let Some(span) = context.parent_span() {
             line.write_str(",\"span\":{")?;
             let extensions = span.extensions();
             let fields = extensions.get::<FormattedFields<JsonMembers>>();
@@ -139,11 +139,12 @@ impl Visit for Members<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.member(field, |members| {
-            members.text.clear();
-            write!(members.text, "{value:?}")?;
-            quote(&mut members.into, &members.text)
-        });
+        // Before its name, so that one that cannot be shown leaves no half of a member.
+        self.text.clear();
+        match write!(self.text, "{value:?}") {
+            Ok(()) => self.member(field, |members| quote(&mut members.into, &members.text)),
+            Err(error) => self.written = self.written.and(Err(error)),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the consumers know of each lease: when it began, what they did with it, and what the hub
 //! said of that.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::history::records::{
     Consumption, Durable, Fault, Happening, How, Leased, Micros, Outcome,
@@ -40,6 +40,9 @@ pub struct Step<'a> {
     /// Whether the owner that leased the event said so, and no later one: the subscription's next
     /// lease is of the same.
     pub is_of_its_owner: bool,
+    /// Whether the owner that leased the event may have done it and was lost with it: it was sent
+    /// before a later owner leased anything, and was answered by none that is known to be it.
+    pub may_be_lost: bool,
 }
 
 /// A fault, from its beginning to its end.
@@ -73,13 +76,20 @@ fn tell_owners(stories: &mut [Story<'_>]) {
         .iter()
         .map(|story| (story.began, story.epoch()))
         .collect();
+    let mut began: BTreeMap<u64, Micros> = BTreeMap::new();
+    for (at, epoch) in &owners {
+        began.entry(*epoch).or_insert(*at);
+    }
     for story in stories {
         let own = story.epoch();
+        let later = began.range(own + 1..).map(|(_, began)| *began).min();
         for step in &mut story.steps {
             step.is_of_its_owner = step.told.is_some_and(|(told, _)| {
                 let next = owners.partition_point(|(began, _)| *began <= told);
                 owners.get(next).is_some_and(|(_, epoch)| *epoch == own)
             });
+            let was_there = later.is_some_and(|later| step.at < later);
+            step.may_be_lost = was_there && !step.is_of_its_owner;
         }
     }
 }
@@ -144,6 +154,7 @@ fn told(consumer: &Consumer) -> Vec<Story<'_>> {
                         how: &settling.how,
                         told: None,
                         is_of_its_owner: false,
+                        may_be_lost: false,
                     });
                 }
             }
@@ -188,7 +199,7 @@ impl Step<'_> {
     /// Whether its key may have gone on with it: an owner that is lost before it has stored what
     /// it did leaves it to the next one to answer, which knows nothing of it and refuses.
     pub fn may_have_been_applied(&self) -> bool {
-        self.may_have_worked() || !self.is_of_its_owner
+        self.may_have_worked() || self.may_be_lost
     }
 }
 

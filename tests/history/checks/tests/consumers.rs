@@ -93,6 +93,33 @@ fn a_key_may_go_on_with_an_ack_that_its_owner_took_with_it() {
 }
 
 #[test]
+fn a_key_does_not_go_on_with_an_ack_that_was_sent_when_its_owner_was_gone() {
+    // All but the first lease is of a later owner, which refuses the ack of 1 at the end.
+    let mut sample = Sample::consumed();
+    unanswered(&mut sample, 1);
+    let lease = super::sample::lease(1, 1);
+    let records = sample.consumption();
+    let is_ack = |record: &At<Consumption>| match &record.record {
+        Consumption::Settling(all) => all[0].lease == lease,
+        _ => false,
+    };
+    let ack = records.iter().position(is_ack).unwrap();
+    let mut ack = records.remove(ack);
+    let later = records
+        .iter_mut()
+        .filter(|record| record.at > at(2.0, ()).at);
+    later.for_each(|record| move_to("2", record));
+    ack.at = at(5.0, ()).at;
+    let outcome = (lease.clone(), Outcome::LeaseExpired);
+    records.extend([ack, at(5.1, Consumption::Outcomes(vec![outcome]))]);
+    expect(
+        &sample.history(),
+        "keys",
+        "3 of key \"odd\" was leased to consumer-0 at 2.800 s, but 1 before it was never settled",
+    );
+}
+
+#[test]
 fn without_order_nothing_has_to_wait_and_in_total_order_everything() {
     let mut sample = Sample::consumed();
     sample.leased(4, 1).until -= 1_200_000;
