@@ -101,7 +101,7 @@ where
     let decided = gate
         .decide(policy, request.headers(), peer, forwarded)
         .await;
-    note(&decided.caller);
+    count(&decided.caller);
     let mut caller = match decided.caller {
         Ok(caller) => caller,
         Err(error) => {
@@ -127,7 +127,7 @@ where
 }
 
 /// Counts a decision about a caller.
-fn note(decided: &Result<Caller>) {
+fn count(decided: &Result<Caller>) {
     // To find a counter by its name and label takes longer than to admit a call.
     static ADMITTED: LazyLock<Counter> = LazyLock::new(|| verifications("OK"));
     match decided {

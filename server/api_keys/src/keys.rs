@@ -31,7 +31,7 @@ use crate::secret::Plaintext;
 use crate::settlement;
 use crate::store::{self, Filter};
 use crate::tenant_limits::TenantLimits;
-use crate::usage::{BATCH_INTERVAL, BATCH_RETRY, Usage};
+use crate::usage::{BATCH_INTERVAL, Usage};
 
 /// Where the events about keys come from.
 pub(crate) const SOURCE: &str = "/hub/api-keys";
@@ -142,17 +142,8 @@ impl Keys {
     async fn write_usage(self: Arc<Self>, turn: Turn) -> Result<()> {
         let mut swept_at = self.core.clock.now();
         loop {
-            let mut more = turn.pause(BATCH_INTERVAL).await;
-            let mut written = self.write_counts().await;
-            if written.is_err() && more {
-                // Soon again, so that one failure does not make it late.
-                more = turn.pause(BATCH_RETRY).await;
-                written = self.write_counts().await;
-            }
-            written?;
-            if !more {
-                return Ok(());
-            }
+            // First of all, so that what failed is tried again as soon as the worker is restarted.
+            self.write_counts().await?;
             let now = self.core.clock.now();
             self.limiter.sweep(now);
             if !(0..micros(SWEEP_INTERVAL)).contains(&(now - swept_at)) {
@@ -161,6 +152,9 @@ impl Keys {
                 swept_at = now;
             }
             turn.passed_for(BATCH_INTERVAL);
+            if !turn.pause(BATCH_INTERVAL).await {
+                return self.write_counts().await;
+            }
         }
     }
 

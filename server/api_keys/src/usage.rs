@@ -19,8 +19,6 @@ use crate::store::usage as store;
 
 /// Pause between two batches. With the time that one takes, less than the 10 s of the contract.
 pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(6);
-/// Pause after a batch that could not be written.
-pub(crate) const BATCH_RETRY: Duration = Duration::from_secs(1);
 /// Minutes of keys that wait to be written; while the database is away, more are not counted.
 const PENDING_MAX: usize = 100_000;
 /// Counts that one transaction writes, as a row of each of the three spans. On SQLite a transaction

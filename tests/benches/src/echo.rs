@@ -70,7 +70,10 @@ impl Answers {
         let headers = [
             ("x-request-id", format!("req_01m8erhyybe6bt1d{number:014}")),
             ("x-ratelimit-limit", "100000000".to_owned()),
-            ("x-ratelimit-remaining", (99_999_999 - number).to_string()),
+            (
+                "x-ratelimit-remaining",
+                99_999_999u32.saturating_sub(number).to_string(),
+            ),
             ("x-ratelimit-reset", "1795788475".to_owned()),
         ];
         let mut map = MetadataMap::new();

@@ -22,9 +22,9 @@ const BEGIN: Sql = Sql::same(
 const SWEEP_BATCHES: Sql = Sql::same("delete from key_usage_batches where update_time < $1");
 
 // Many rows of JSON in one statement, `[[tenant_no, family, …], …]`: one each costs several times
-// as much. SQLite, which has one writer, takes them as they come, which is in the order of the
-// rows. PostgreSQL wants each row once, and in the order in which all processes lock them, so that
-// none waits for another that waits for it.
+// as much. SQLite, which has one writer, takes them as they come. PostgreSQL wants each row
+// once, and in the order in which all processes lock them, so that none waits for another that
+// waits for it.
 const ADD: Sql = Sql::each(
     "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
      select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
