@@ -88,19 +88,20 @@ impl Stream {
 impl Current {
     /// Ends when the answer is to be dropped.
     async fn given_up(&self, limit: Duration) {
-        let mut wait = limit;
+        let limit = micros(limit);
+        let mut moment = self.clock.now() + limit;
         loop {
-            self.clock.sleep(wait).await;
-            wait = limit;
+            self.clock.sleep_until(moment).await;
+            let now = self.clock.now();
+            moment = now + limit;
             let Some(held) = lock(&self.answer).upgrade() else {
                 continue;
             };
             let Some(since) = lock(&held).under_way else {
                 continue;
             };
-            let left = micros(limit) - (self.clock.now() - since);
-            if left > 0 {
-                wait = Duration::from_micros(left.unsigned_abs());
+            if now - since < limit {
+                moment = since + limit;
                 continue;
             }
             let spoken = poll_fn(|cx| Poll::Ready(lock(&held).last_words(cx))).await;

@@ -200,13 +200,13 @@ impl Watcher {
     async fn wait(&mut self) -> Result<()> {
         let core = self.keys.core.clone();
         let (now, after) = (core.clock.now(), self.at.seq);
-        let silent = Duration::from_micros((now - self.spoke_at).max(0).unsigned_abs());
+        let beat_at = self.spoke_at.min(now) + micros(BEAT);
         let is_time_to_speak = tokio::select! {
             moved = async { self.head.wait_for(|head| head.seq > after).await.is_ok() } => {
                 self.over = !moved;
                 false
             }
-            () = core.clock.sleep(BEAT.saturating_sub(silent)) => true,
+            () = core.clock.sleep_until(beat_at) => true,
             () = core.draining.cancelled() => false,
         };
         if is_time_to_speak {

@@ -57,13 +57,22 @@ impl Clock {
 
     /// Sleeps for `wait` of this clock.
     pub async fn sleep(&self, wait: Duration) {
+        self.sleep_until(self.now().saturating_add(micros(wait)))
+            .await;
+    }
+
+    /// Sleeps until a moment of this clock. Who has looked at the time to know how long to wait
+    /// names the moment: a clock that moves in between is not missed.
+    pub async fn sleep_until(&self, moment: Micros) {
         match &self.source {
-            Source::System => tokio::time::sleep(wait).await,
+            Source::System => {
+                let left = moment.saturating_sub(self.now()).max(0);
+                tokio::time::sleep(Duration::from_micros(left.unsigned_abs())).await;
+            }
             Source::Manual(now) => {
-                let mut seen = now.subscribe();
-                let until = now.borrow().saturating_add(micros(wait));
                 // The sender lives in `self`, so the wait cannot fail.
-                let _ = seen.wait_for(|now| *now >= until).await.map(|_| ());
+                let mut seen = now.subscribe();
+                let _ = seen.wait_for(|now| *now >= moment).await.map(|_| ());
             }
         }
     }
@@ -87,4 +96,32 @@ pub fn from_timestamp(at: &prost_types::Timestamp) -> Micros {
     at.seconds
         .saturating_mul(1_000_000)
         .saturating_add(i64::from(at.nanos) / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_clock_that_moves_before_the_sleep_begins_is_not_missed() {
+        let clock = Clock::manual(0);
+        let moment = clock.now() + 10;
+        clock.advance(Duration::from_micros(10));
+        clock.sleep_until(moment).await;
+        assert_eq!(clock.now(), moment);
+    }
+
+    #[tokio::test]
+    async fn who_sleeps_wakes_at_the_moment_and_not_before() {
+        let clock = Clock::manual(0);
+        let mut sleep = std::pin::pin!(clock.sleep_until(10));
+        for moved in [9, 1] {
+            let polled = std::future::poll_fn(|cx| {
+                std::task::Poll::Ready(sleep.as_mut().poll(cx).is_ready())
+            });
+            assert!(!polled.await);
+            clock.advance(Duration::from_micros(moved));
+        }
+        sleep.await;
+    }
 }

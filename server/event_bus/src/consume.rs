@@ -136,9 +136,8 @@ impl Session {
         if !self.ready.is_empty() || self.over {
             return Ok(());
         }
-        let silent = Duration::from_micros((now - self.spoke_at).max(0).unsigned_abs());
-        let beat = crate::beat(&self.core).saturating_sub(silent);
-        let age = Duration::from_micros((self.ends_at - now).max(0).unsigned_abs());
+        let beat_at = crate::beat_at(&self.core, self.spoke_at, now);
+        let ends_at = self.ends_at;
         let clock = self.core.clock.clone();
         let seat = self.place.as_ref().map(|place| place.seat.clone());
         let called = async {
@@ -180,8 +179,8 @@ impl Session {
                 }
             }
             () = called => self.deliver().await?,
-            () = clock.sleep(beat) => self.beat(),
-            () = clock.sleep(age) => {}
+            () = clock.sleep_until(beat_at) => self.beat(),
+            () = clock.sleep_until(ends_at) => {}
         }
         Ok(())
     }

@@ -60,6 +60,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hub_core::auth::Authenticator;
+use hub_core::clock::{Micros, micros};
 use hub_core::module::{Core, Module};
 use hub_proto::server::event_bus_server::EventBusServer;
 
@@ -174,6 +175,11 @@ fn begin_workers(core: &Core) {
 /// A stream speaks a little before the promised time, so that a slow network does not break it.
 fn beat(core: &Core) -> Duration {
     core.limits.heartbeat_interval * 8 / 10
+}
+
+/// When a stream speaks that last spoke at `spoke_at`, whatever becomes of the machine's clock.
+fn beat_at(core: &Core, spoke_at: Micros, now: Micros) -> Micros {
+    spoke_at.min(now) + micros(beat(core))
 }
 
 /// How long a stream lives: the limit, and up to as much again, so that streams which began

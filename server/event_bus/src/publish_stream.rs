@@ -180,9 +180,7 @@ impl PublishSession {
     async fn step(&mut self) -> Result<()> {
         let now = self.core.clock.now();
         self.check_key(now).await?;
-        let silent = Duration::from_micros((now - self.spoke_at).max(0) as u64);
-        let beat = crate::beat(&self.core).saturating_sub(silent);
-        let age = Duration::from_micros((self.ends_at - now).max(0) as u64);
+        let beat_at = crate::beat_at(&self.core, self.spoke_at, now);
         let open = matches!(self.input, Input::Open);
         let takes = open
             && self.unacked.len() < WINDOW_FRAMES as usize
@@ -198,11 +196,11 @@ impl PublishSession {
                 Ok(None) => self.end(End::Quiet),
                 Err(status) => self.end(End::Failed(status)),
             },
-            () = self.core.clock.sleep(beat) => {
+            () = self.core.clock.sleep_until(beat_at) => {
                 self.check_key(self.core.clock.now()).await?;
                 self.beat();
             }
-            () = self.core.clock.sleep(age), if open => {
+            () = self.core.clock.sleep_until(self.ends_at), if open => {
                 self.close(ClosingReason::MaxAge, Duration::ZERO);
             }
         }

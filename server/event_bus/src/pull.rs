@@ -351,14 +351,11 @@ impl Visit {
     ) -> Result<Vec<Taken>> {
         // Even without a wait the log is looked at once; in time of its own, for a clock that
         // stands still must not hold the call.
+        let until = core.clock.now() + wait;
         let patience = async {
             match wait {
                 0 => tokio::time::sleep(FIRST_LOOK).await,
-                wait => {
-                    core.clock
-                        .sleep(Duration::from_micros(wait.unsigned_abs()))
-                        .await
-                }
+                _ => core.clock.sleep_until(until).await,
             }
         };
         tokio::pin!(patience);

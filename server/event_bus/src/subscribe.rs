@@ -253,9 +253,7 @@ impl Reader {
             return Ok(());
         }
         let now = self.core.clock.now();
-        let silent = Duration::from_micros((now - self.spoke_at).max(0) as u64);
-        let beat = crate::beat(&self.core).saturating_sub(silent);
-        let age = Duration::from_micros((self.ends_at - now).max(0) as u64);
+        let beat_at = crate::beat_at(&self.core, self.spoke_at, now);
         let after = self.at.seq;
         tokio::select! {
             // The log lives as long as its readers, so this cannot fail.
@@ -264,8 +262,8 @@ impl Reader {
                     self.over = true;
                 }
             }
-            () = self.core.clock.sleep(beat) => self.beat().await?,
-            () = self.core.clock.sleep(age) => {}
+            () = self.core.clock.sleep_until(beat_at) => self.beat().await?,
+            () = self.core.clock.sleep_until(self.ends_at) => {}
             () = self.core.draining.cancelled() => {}
         }
         Ok(())

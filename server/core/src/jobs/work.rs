@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::run::{Chunk, Ended, FAILURES_MAX, Next, Progress, Run, given_up};
 use super::{Jobs, Kind, store};
-use crate::clock::micros;
+use crate::clock::{Micros, micros};
 use crate::error::{Error, Result};
 use crate::worker::Turn;
 
@@ -30,8 +30,8 @@ const CANDIDATES_MAX: i64 = 8;
 enum Found {
     /// A chunk of a job, which is now this process's.
     Work(Box<Run>, Arc<dyn Kind>),
-    /// Nothing for so long.
-    Nothing(Duration),
+    /// Nothing until then.
+    Nothing(Micros),
 }
 
 /// Works until it is told to stop; chunks that began come to their end.
@@ -44,24 +44,25 @@ pub(super) async fn work(jobs: Jobs, turn: Turn) -> Result<()> {
 
 async fn fill(jobs: &Jobs, turn: &Turn, chunks: &mut JoinSet<()>) -> Result<()> {
     while !turn.stopped().is_cancelled() {
-        let mut pause = POLL;
+        let clock = &jobs.inner.clock;
+        let mut look_at = clock.now() + micros(POLL);
         while chunks.len() < CHUNKS_MAX {
             match jobs.find_work().await? {
                 Found::Work(run, kind) => {
                     let jobs = jobs.clone();
                     chunks.spawn(async move { jobs.do_chunk(&run, &*kind).await });
                 }
-                Found::Nothing(length) => {
-                    pause = length;
+                Found::Nothing(until) => {
+                    look_at = until;
                     break;
                 }
             }
         }
-        turn.passed_for(pause);
+        turn.passed_for(POLL);
         tokio::select! {
             () = jobs.inner.woken.notified() => {}
             Some(_) = chunks.join_next() => {}
-            () = jobs.inner.clock.sleep(pause) => {}
+            () = clock.sleep_until(look_at) => {}
             () = turn.stopped().cancelled() => {}
         }
     }
@@ -83,9 +84,11 @@ impl Jobs {
 
     async fn find_work(&self) -> Result<Found> {
         let inner = &self.inner;
+        let now = inner.clock.now();
+        let look_at = now + micros(POLL);
         let kinds = self.kinds();
         if kinds.is_empty() {
-            return Ok(Found::Nothing(POLL));
+            return Ok(Found::Nothing(look_at));
         }
         let names: Vec<&str> = kinds.keys().copied().collect();
         let names = serde_json::to_string(&names).map_err(Error::internal)?;
@@ -94,13 +97,11 @@ impl Jobs {
             owner: &inner.owner,
             alone: !inner.db.is_postgres(),
         };
-        let now = inner.clock.now();
         // A read: on SQLite who looks in vain does not hold the writer.
         let candidates = store::next(&inner.db, &asker, now, CANDIDATES_MAX).await?;
         for (job_id, due) in candidates {
             if due > now {
-                let wait = u64::try_from(due - now).unwrap_or(0);
-                return Ok(Found::Nothing(POLL.min(Duration::from_micros(wait))));
+                return Ok(Found::Nothing(due.min(look_at)));
             }
             let mut tx = inner.db.begin().await?;
             let lease_end = now + micros(LEASE);
@@ -112,7 +113,7 @@ impl Jobs {
                 return Ok(Found::Work(Box::new(Run { claimed, clock }), kind.clone()));
             }
         }
-        Ok(Found::Nothing(POLL))
+        Ok(Found::Nothing(look_at))
     }
 
     /// Does a chunk to its end, unless the job is lost meanwhile.
@@ -164,9 +165,7 @@ impl Jobs {
         let mut began = clock.now();
         loop {
             // From sign to sign, however long the database takes for one.
-            let passed = u64::try_from(clock.now() - began).unwrap_or(0);
-            let wait = RENEWAL.saturating_sub(Duration::from_micros(passed));
-            clock.sleep(wait).await;
+            clock.sleep_until(began + micros(RENEWAL)).await;
             began = clock.now();
             match self.renew(run).await {
                 Ok(true) => {}

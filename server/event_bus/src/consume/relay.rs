@@ -30,8 +30,6 @@ impl Session {
         let Some(relay) = &mut self.relay else {
             return Ok(());
         };
-        let clock = &self.core.clock;
-        let age = (self.ends_at - clock.now()).max(0).unsigned_abs();
         tokio::select! {
             frame = relay.next(&mut self.inbound) => match frame? {
                 Some(frame) => {
@@ -43,7 +41,7 @@ impl Session {
             () = self.core.draining.cancelled() => {
                 self.close(ClosingReason::Draining, DRAINED_PAUSE);
             }
-            () = clock.sleep(Duration::from_micros(age)) => {
+            () = self.core.clock.sleep_until(self.ends_at) => {
                 self.close(ClosingReason::MaxAge, Duration::ZERO);
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use hub_core::clock::Micros;
+use hub_core::clock::{Micros, micros};
 use hub_core::error::Result;
 use hub_core::journal::Position;
 use tokio::sync::watch;
@@ -33,8 +33,8 @@ const LOOK: Duration = Duration::from_secs(10);
 struct Next {
     /// Events that may be read ahead.
     room: usize,
-    /// When leasing changes by itself.
-    due: Option<Micros>,
+    /// When leasing changes by itself, or the state is looked at anyway.
+    due: Micros,
     cursor: u64,
     idle: bool,
     over: bool,
@@ -94,7 +94,7 @@ impl Group {
         if state.over {
             return Next {
                 room: 0,
-                due: None,
+                due: now,
                 cursor: 0,
                 idle: false,
                 over: true,
@@ -130,9 +130,10 @@ impl Group {
         let idle_at = state.idle_at(now, cursor >= head);
         let paused_until = state.settings.paused(now).and_then(|pause| pause.until);
         let due = [state.leasing.next_due(), idle_at, paused_until];
+        let look_at = now + micros(LOOK);
         Next {
             room,
-            due: due.into_iter().flatten().min(),
+            due: due.into_iter().flatten().fold(look_at, Micros::min),
             cursor,
             idle: idle_at.is_some_and(|at| at <= now),
             over: false,
@@ -182,15 +183,12 @@ impl Group {
         floor: &mut watch::Receiver<u64>,
     ) {
         let clock = &self.parts.core.clock;
-        let due = next.due.map(|due| (due - clock.now()).max(0));
-        let due = due.map_or(LOOK, |due| Duration::from_micros(due.unsigned_abs()));
-        let due = due.min(LOOK);
         let (room, cursor) = (next.room, next.cursor);
         tokio::select! {
             () = self.wake.notified() => {}
             _ = head.wait_for(|head| head.seq > cursor), if room > 0 => {}
             _ = floor.changed() => {}
-            () = clock.sleep(due) => {}
+            () = clock.sleep_until(next.due) => {}
         }
     }
 
