@@ -23,9 +23,10 @@ use crate::pace::{Paced, Stream};
 /// How long turns may take before what they wrote leaves, so that the client has something to do
 /// meanwhile.
 const SLICE: Duration = Duration::from_micros(100);
-/// Slices in a row. The streams that are left then have their first turn in tasks of their own, on
-/// other threads, and other tasks have theirs on this one.
-const SLICES_MAX: usize = 10;
+/// How long slices go on in a row. The streams that are left then have their first turn in tasks of
+/// their own, on other threads, and other tasks have theirs on this one; so a turn that computes
+/// for long holds up nobody but itself.
+const SLICES: Duration = Duration::from_millis(1);
 
 /// Streams that have had no turn yet; what HTTP calls an executor.
 #[derive(Clone)]
@@ -78,8 +79,9 @@ impl<S: AsyncWrite + Unpin> Turns<S> {
         mut connection: Pin<&mut impl Future<Output = E>>,
         cx: &mut Context<'_>,
     ) -> Poll<E> {
+        let began = Instant::now();
         let mut waiting = VecDeque::new();
-        for _ in 0..SLICES_MAX {
+        loop {
             let polled = connection.as_mut().poll(cx);
             self.pull(cx);
             let new = self.arrivals.take();
@@ -93,10 +95,12 @@ impl<S: AsyncWrite + Unpin> Turns<S> {
                 return polled;
             }
             slice(&mut waiting, cx);
+            if began.elapsed() >= SLICES {
+                waiting.into_iter().for_each(spawn);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
-        waiting.into_iter().for_each(spawn);
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
     /// Answers that are ready leave also if the turns have used up the budget of the task. The
@@ -215,9 +219,7 @@ mod tests {
     async fn a_connection_that_never_stops_taking_streams_lets_others_have_a_turn() {
         let subject = subject();
         let arrivals = subject.arrivals.clone();
-        let mut polls = 0;
         let mut connection = poll_fn(|_| {
-            polls += 1;
             arrivals.execute(ready(()));
             Poll::<()>::Pending
         });
@@ -227,7 +229,24 @@ mod tests {
             Poll::Ready(())
         })
         .await;
-        assert_eq!(polls, SLICES_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_computes_for_long_holds_up_no_other() {
+        let subject = subject();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        for length in [SLICES, Duration::ZERO] {
+            let tell = tell.clone();
+            subject.arrivals.execute(async move {
+                let began = Instant::now();
+                while began.elapsed() < length {}
+                tell.send(length).unwrap();
+            });
+        }
+        look(&subject).await;
+        assert_eq!(told.try_recv().ok(), Some(SLICES));
+        assert!(told.try_recv().is_err(), "it went on in the connection");
+        assert_eq!(told.recv().await, Some(Duration::ZERO));
     }
 
     #[tokio::test]

@@ -18,3 +18,4 @@ mod secrecy;
 mod status_table;
 mod telemetry;
 pub mod tls;
+mod tls_slow;

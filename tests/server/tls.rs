@@ -74,7 +74,7 @@ impl Authority {
         CertificateDer::from_pem_slice(identity.chain.as_bytes()).unwrap()
     }
 
-    async fn serve(&self, flags: &[&str]) -> TestProcess {
+    pub async fn serve(&self, flags: &[&str]) -> TestProcess {
         let (cert, key) = (self.file("cert.pem"), self.file("key.pem"));
         let given = [
             "--tls-cert-file",
@@ -87,6 +87,12 @@ impl Authority {
 
     /// A connection that offers these protocols, and shows no certificate.
     async fn connect(&self, addr: SocketAddr, protocols: &[&str]) -> TlsStream<TcpStream> {
+        self.secure(TcpStream::connect(addr).await.unwrap(), protocols)
+            .await
+    }
+
+    /// TLS over a connection, with these protocols and without a certificate.
+    pub async fn secure(&self, stream: TcpStream, protocols: &[&str]) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         let authority = CertificateDer::from_pem_slice(self.pem().as_bytes()).unwrap();
         roots.add(authority).unwrap();
@@ -98,7 +104,6 @@ impl Authority {
             .with_no_client_auth();
         let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());
         config.alpn_protocols = protocols.collect();
-        let stream = TcpStream::connect(addr).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let connector = TlsConnector::from(Arc::new(config));
         connector.connect(name, stream).await.unwrap()
