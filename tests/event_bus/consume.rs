@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hub_proto::hub::core::v1::ClosingReason;
 use hub_proto::hub::event_bus::v1::consume_response::Frame;
-use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, ConsumeOpen, NackAction};
+use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, ConsumeOpen, LeasedEvent, NackAction};
 
 use super::consumer::{ids_of, junk, nack, of_key, open};
 use super::{Product, event, numbered, ticket};
@@ -35,6 +35,15 @@ async fn pair(hub: &TestHub) -> (Product, Product) {
 fn caught_up(frame: &Frame) -> Option<u64> {
     match frame {
         Frame::CaughtUp(caught_up) => Some(caught_up.sequence),
+        _ => None,
+    }
+}
+
+/// Events, or nothing if all is caught up.
+fn events_or_caught_up(frame: &Frame) -> Option<Option<Vec<LeasedEvent>>> {
+    match frame {
+        Frame::Events(leased) => Some(Some(leased.events.clone())),
+        Frame::CaughtUp(_) => Some(None),
         _ => None,
     }
 }
@@ -230,8 +239,25 @@ both_databases! {
         drop(consumer);
         psa.publish_each(numbered("t", 2)).await;
         let mut consumer = portal.consume(open("portal", 100)).await;
-        let events = consumer.events(2).await;
-        consumer.ack(&events).await;
+        let first = consumer.frame(events_or_caught_up).await;
+        assert_eq!(first.as_deref().map(ids_of), Some(vec!["t-0".to_owned(), "t-1".to_owned()]));
+        consumer.ack(&first.unwrap()).await;
+        assert_eq!(consumer.frame(events_or_caught_up).await, None);
+    }
+
+    async fn caught_up_is_told_again_after_more_came_than_could_be_taken(hub: TestHub) {
+        let (psa, portal) = pair(&hub).await;
+        let mut consumer = portal.consume(open("portal", 1)).await;
+        consumer.frame(caught_up).await;
+        for round in 0..2 {
+            psa.publish(numbered(&format!("t{round}"), 2).iter().map(|id| ticket(id)).collect())
+                .await;
+            for _ in 0..2 {
+                let event = consumer.frame(events_or_caught_up).await.expect("an event");
+                consumer.ack(&event).await;
+            }
+            assert_eq!(consumer.frame(events_or_caught_up).await, None);
+        }
     }
 
     async fn a_draining_hub_closes_the_stream(hub: TestHub) {

@@ -172,14 +172,13 @@ both_databases! {
 
     async fn what_was_not_routed_is_delivered_once_the_integration_is_on(hub: TestHub) {
         let suite = Suite::new(hub).await;
+        suite.publish(ticket("before")).await;
+        suite.work("portal").await;
         switch(&suite.hub, "psa", "portal", false).await;
         let asked = suite.publish(ticket("off")).await;
         let blocked = suite.explain(&asked).await;
         assert_eq!(blocked.cause(), "EVT_INTEGRATION_ENABLED");
         suite.mend(&blocked).await;
-        // A subscription is given what it has passed.
-        suite.publish(ticket("on")).await;
-        suite.work("portal").await;
         let fixed = suite.explain(&asked).await;
         assert_eq!(fixed.verdict(), "FIXED_SINCE");
         suite.mend(&fixed).await;

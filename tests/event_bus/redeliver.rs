@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use hub_client::proto::hub::platform::v1::{GetJobRequest, SetIntegrationRequest};
+use hub_client::proto::hub::platform::v1::{ControlJobRequest, GetJobRequest, JobAction};
 use hub_client::{Error, Hub};
+use hub_core::limits::Limits;
 use hub_proto::hub::core::v1::{Job, JobState};
 use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{
@@ -12,9 +13,12 @@ use hub_proto::hub::event_bus::v1::{
 };
 
 use super::consumer::{ids_of, nack};
+use super::log::switch;
+use super::retention::removed;
 use super::{Product, numbered, ticket};
-use crate::support::TestHub;
+use crate::support::{Backend, TestHub};
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn admin(hub: &TestHub) -> Hub {
@@ -40,6 +44,8 @@ async fn ended(hub: &TestHub, job: Option<Job>) -> Job {
             if job.complete_time.is_some() {
                 return job;
             }
+            // Where the clock stands still, a job with a speed waits for it.
+            hub.clock.advance(Duration::from_secs(1));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -87,6 +93,14 @@ async fn pair(hub: &TestHub) -> (Product, Product) {
         Product::with(hub, "psa", &scopes).await,
         Product::new(hub, "portal").await,
     )
+}
+
+async fn control(hub: &TestHub, job_id: &str, action: JobAction) {
+    let request = ControlJobRequest {
+        job_id: job_id.to_owned(),
+        action: action.into(),
+    };
+    admin(hub).platform().control_job(request).await.unwrap();
 }
 
 both_databases! {
@@ -143,14 +157,7 @@ both_databases! {
 
     async fn an_event_that_was_not_routed_goes_by_todays_switches(hub: TestHub) {
         let (psa, portal) = pair(&hub).await;
-        let switch = |enabled| SetIntegrationRequest {
-            source: "psa".to_owned(),
-            destination: "portal".to_owned(),
-            enabled,
-            ..SetIntegrationRequest::default()
-        };
-        let platform = admin(&hub).platform();
-        platform.clone().set_integration(switch(false)).await.unwrap();
+        switch(&hub, "psa", "portal", false).await;
         let lost = psa.publish(vec![ticket("lost")]).await.results[0].clone();
         assert_eq!(state(&psa, lost.sequence).await, EventDeliveryState::NotRouted);
         let request = RedeliverRequest {
@@ -160,18 +167,73 @@ both_databases! {
         let dry = RedeliverRequest { dry_run: true, ..request.clone() };
         let off = redeliver(&hub, dry).await.unwrap();
         assert_eq!(off.matched, 0);
-        platform.clone().set_integration(switch(true)).await.unwrap();
+        switch(&hub, "psa", "portal", true).await;
         assert_eq!(state(&psa, lost.sequence).await, EventDeliveryState::NotRouted);
-        // The subscription has to have passed it: what it has not reached is delivered anyway.
+        // Nobody has consumed yet, so that the subscription has not come to it.
         psa.publish(vec![ticket("next")]).await;
-        portal.acknowledge("portal", acked(&pull(&portal).await)).await;
         let started = redeliver(&hub, request).await.unwrap();
         assert_eq!(started.matched, 1);
-        ended(&hub, started.job).await;
+        let job = ended(&hub, started.job).await;
+        assert_eq!((job.counters["queued"], job.failed), (1, 0));
+        assert_eq!(state(&psa, lost.sequence).await, EventDeliveryState::Queued);
         let again = pull(&portal).await;
-        assert_eq!(ids_of(&again), ["lost"]);
+        assert_eq!(ids_of(&again), ["lost", "next"]);
         portal.acknowledge("portal", acked(&again)).await;
         assert_eq!(state(&psa, lost.sequence).await, EventDeliveryState::Delivered);
+    }
+
+    async fn an_event_behind_more_than_a_subscription_holds_is_told_and_the_job_goes_on(
+        backend: Backend,
+    ) {
+        let window = |limits: &mut Limits| limits.subscription_window_max = 2;
+        let hub = TestHub::options(backend).limits(window).start().await;
+        let (psa, portal) = pair(&hub).await;
+        psa.publish(vec![ticket("done")]).await;
+        portal.acknowledge("portal", acked(&pull(&portal).await)).await;
+        psa.publish_each(numbered("t", 2)).await;
+        switch(&hub, "psa", "portal", false).await;
+        let lost = psa.publish(vec![ticket("lost")]).await.results[0].clone();
+        switch(&hub, "psa", "portal", true).await;
+        let done = psa.get(Asked::Sequence(1)).await.unwrap().record.unwrap().event_id;
+        let request = RedeliverRequest {
+            event_ids: vec![lost.event_id.clone(), done],
+            ..RedeliverRequest::default()
+        };
+        let job = ended(&hub, redeliver(&hub, request).await.unwrap().job).await;
+        assert_eq!((job.state(), job.done, job.failed), (JobState::Succeeded, 2, 1));
+        assert_eq!((&*job.errors[0].resource, &*job.errors[0].reason), (
+            &*lost.event_id,
+            "QUOTA_EXCEEDED"
+        ));
+        assert_eq!(job.counters["queued"], 1);
+    }
+
+    async fn what_retention_takes_meanwhile_does_not_end_a_job(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let (psa, portal) = pair(&hub).await;
+        psa.publish(vec![ticket("old")]).await;
+        hub.clock.advance(DAY * 29);
+        psa.publish(vec![ticket("new")]).await;
+        portal.acknowledge("portal", acked(&pull(&portal).await)).await;
+        let mut event_ids = Vec::new();
+        for seq in [2, 1] {
+            event_ids.push(psa.get(Asked::Sequence(seq)).await.unwrap().record.unwrap().event_id);
+        }
+        let old = event_ids[1].clone();
+        // One in a second of a clock that stands still.
+        let request = RedeliverRequest { event_ids, max_per_second: 1, ..Default::default() };
+        let job = redeliver(&hub, request).await.unwrap().job;
+        let job_id = job.clone().unwrap().job_id;
+        control(&hub, &job_id, JobAction::Pause).await;
+        hub.clock.advance(DAY * 2);
+        removed(&hub, 1).await;
+        control(&hub, &job_id, JobAction::Resume).await;
+        let job = ended(&hub, job).await;
+        assert_eq!((job.state(), job.done, job.failed), (JobState::Succeeded, 2, 1));
+        assert_eq!((&*job.errors[0].resource, &*job.errors[0].reason), (
+            &*old,
+            "EVENT_NOT_FOUND"
+        ));
     }
 
     async fn a_call_that_names_nothing_is_refused(hub: TestHub) {

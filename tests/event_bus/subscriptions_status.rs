@@ -6,10 +6,13 @@ use std::time::Duration;
 use hub_client::start_at::At;
 use hub_core::clock::timestamp;
 use hub_event_bus::leasing::{Key, Saved};
-use hub_proto::hub::event_bus::v1::{EventFilter, PauseSubscriptionRequest, SubscriptionState};
+use hub_proto::hub::event_bus::v1::{
+    EventFilter, NackAction, PauseSubscriptionRequest, SubscriptionState, SubscriptionStatus,
+};
 use hub_proto::hub::platform::v1::SetProductSubscriptionRequest;
 
 use super::consume_shared::pull_of;
+use super::consumer::open;
 use super::owner::{Owner, named, paused, starting, state, status};
 use super::subscriptions_seek::{fail, place, reach, waiting};
 use super::{Product, earliest, event, numbered, of_types, text, ticket, with_attributes};
@@ -25,6 +28,22 @@ async fn publish_deals(hub: &TestHub, count: usize) -> Product {
             .await;
     }
     psa
+}
+
+/// The status of Portal's default subscription once it is in this state.
+async fn consumer_state(admin: &Owner, wanted: SubscriptionState) -> SubscriptionStatus {
+    let found = async {
+        loop {
+            let all = admin.list(Default::default()).await.unwrap().0;
+            let portal = all.iter().find(|one| one.product == "portal").unwrap();
+            if state(portal) == wanted {
+                return status(portal).clone();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(20), found).await;
+    found.unwrap_or_else(|_| panic!("it never was {wanted:?}"))
 }
 
 both_databases! {
@@ -181,6 +200,25 @@ both_databases! {
         assert_eq!(state(&found), SubscriptionState::RetentionRisk);
         reach(&hub, &id, 1).await;
         assert_eq!(state(&crm.get(&id).await.unwrap()), SubscriptionState::Live);
+    }
+
+    async fn a_consumer_that_answers_nothing_fails_and_one_that_skips_does_not(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let psa = Product::new(&hub, "psa").await;
+        let portal = Product::new(&hub, "portal").await;
+        psa.publish(vec![ticket("hangs")]).await;
+        let mut consumer = portal.consume(open("portal", 1)).await;
+        consumer.events(1).await;
+        hub.clock.advance(Duration::from_secs(30));
+        let admin = Owner::admin(&hub);
+        let told = consumer_state(&admin, SubscriptionState::Failing).await;
+        assert_eq!(told.last_error, "the lease expired");
+        // The first retry, with its jitter.
+        hub.clock.advance(Duration::from_secs(90));
+        for leased in consumer.events(1).await {
+            consumer.nack(&leased, NackAction::Skip, "not ours").await;
+        }
+        consumer_state(&admin, SubscriptionState::Live).await;
     }
 
     async fn after_a_restart_all_is_as_it_was(hub: TestHub) {

@@ -66,6 +66,8 @@ pub(crate) struct Group {
     /// Wakes the driver.
     wake: Notify,
     saved: watch::Sender<Saved>,
+    /// Everything up to there was looked at, for who waits for that.
+    looked: watch::Sender<u64>,
 }
 
 /// What a group works with.
@@ -90,6 +92,8 @@ struct State {
     /// Who pulled, and when.
     pulled: BTreeMap<String, Micros>,
     held: Held,
+    /// Up to there the log is looked at, whether or not somebody consumes.
+    reach: u64,
     /// The tenant has the product.
     entitled: bool,
     /// What the consumers were told last.
@@ -144,6 +148,7 @@ impl Group {
                 seats: Vec::new(),
                 pulled: BTreeMap::new(),
                 held: Held::default(),
+                reach: 0,
                 entitled: true,
                 told_caught_up: false,
                 told_paused: false,
@@ -154,6 +159,7 @@ impl Group {
             }),
             wake: Notify::new(),
             saved: watch::Sender::new(Saved::default()),
+            looked: watch::Sender::default(),
         })
     }
 
@@ -194,7 +200,15 @@ impl Group {
         if state.is_paused(self.now()) {
             seat.tell(self, News::State);
         }
-        seat.tell(self, News::CaughtUp(state.told_caught_up));
+        // Who is told that he is caught up has nothing more to come: what another consumer left, or
+        // what was published since, is not yet looked at.
+        let unsettled = state.leasing.counts().unsettled;
+        let behind = unsettled > 0 || state.leasing.position().cursor < self.log.head().seq;
+        if behind && state.told_caught_up {
+            self.tell_caught_up(&mut state, false);
+        } else {
+            seat.tell(self, News::CaughtUp(state.told_caught_up));
+        }
         seat.ring(self);
         drop(state);
         self.wake.notify_one();
@@ -272,6 +286,9 @@ impl Group {
                 seat.give_back(events, bytes);
             }
         }
+        if let Some((from, to)) = state.leasing.take_lost() {
+            self.tell_gap(state, from, to);
+        }
         if state.leasing.deliverable(self.now()) {
             state.seats.iter().for_each(|seat| seat.ring(self));
         }
@@ -332,6 +349,11 @@ impl State {
             Outcome::AlreadySettled => AckOutcome::AlreadySettled,
             Outcome::Unknown => AckOutcome::Unknown,
         }
+    }
+
+    /// Nobody may be given anything now.
+    fn is_out_of_credit(&self) -> bool {
+        self.seats.iter().all(|seat| seat.credit_left().is_none())
     }
 
     fn is_paused(&self, now: Micros) -> bool {

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use hub_core::clock::Micros;
 
 pub use changes::{Changes, Exception, Settled};
+pub(crate) use leases::LEASE_EXPIRED;
 pub use saved::{Damaged, Saved, pack, unpack};
 pub use status::{Blocked, Counts, Phase, UnsettledState};
 
@@ -218,6 +219,8 @@ pub struct Leasing {
     /// The speed limit is reached until then, as of the last lease or tick.
     limited_until: Option<Micros>,
     pending: Pending,
+    /// The first and the last event that expired while they were leased, since it was asked.
+    lost: Option<(u64, u64)>,
     dirty: bool,
 }
 
@@ -320,6 +323,7 @@ impl Leasing {
             rate: Rate::default(),
             limited_until: None,
             pending: Pending::default(),
+            lost: None,
             dirty: false,
         };
         for (key, seq) in held {

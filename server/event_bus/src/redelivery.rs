@@ -5,15 +5,15 @@
 
 mod parameters;
 mod passing;
+mod round;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hub_core::audit::{self, Changes};
 use hub_core::auth::Caller;
 use hub_core::error::{Error, Result};
-use hub_core::jobs::{Chunk, Ended, Kind, NewJob, Next, Run, Working};
+use hub_core::jobs::{Kind, NewJob, Run, Working};
 use hub_core::journal::TenantRef;
 use hub_core::replay::{Begun, Call};
 use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
@@ -23,7 +23,6 @@ use hub_proto::hub::event_bus::v1::{
 };
 use prost::Message;
 
-use crate::group::{Group, key_of, ordering_key};
 use crate::groups::Groups;
 use crate::log_entry::{self, HUB};
 use crate::log_list::{self, Asking};
@@ -31,9 +30,9 @@ use crate::routing::{self, Configuration, Event, Outcome};
 use crate::standing::Standings;
 use crate::visibility::Viewer;
 use crate::{default_subscriptions, error, log, subscriptions};
-use parameters::{Parameters, Progress};
+use parameters::Parameters;
 pub(crate) use passing::Service;
-use passing::{Again, Queueing};
+use round::Chosen;
 
 /// Name of the kind of job.
 pub(crate) const KIND: &str = "event_bus.redeliver";
@@ -163,8 +162,9 @@ impl Redelivery {
         let (mut matched, mut examined, mut before) = (0, 0, None);
         loop {
             let page = self.page(caller, request, before).await?;
-            for entry in &page.entries {
-                matched += self.targets(caller, request, entry).await?.len() as u64;
+            for named in page.entries {
+                let entry = named.entry?;
+                matched += self.targets(caller, request, &entry).await?.len() as u64;
             }
             let Some(next) = page.next else {
                 return Ok(matched);
@@ -192,7 +192,10 @@ impl Redelivery {
             for id in ids(request, before) {
                 let asked = Some(Asked::EventId(id.clone()));
                 let at_work = &*self.groups;
-                entries.push(log::get(core, configurations, at_work, caller, asked).await?);
+                entries.push(Chosen {
+                    event_id: id.clone(),
+                    entry: log::get(core, configurations, at_work, caller, asked).await,
+                });
             }
             let next = before.unwrap_or(0) + entries.len() as u64;
             let more = next < request.event_ids.len() as u64;
@@ -208,8 +211,15 @@ impl Redelivery {
             examined_max: usize::MAX,
         };
         let found = log_list::find(core, configurations, &*self.groups, caller, asking).await?;
+        let named = |entry: EventLogEntry| Chosen {
+            event_id: entry
+                .record
+                .as_ref()
+                .map_or_else(String::new, |record| record.event_id.clone()),
+            entry: Ok(entry),
+        };
         Ok(Page {
-            entries: found.entries,
+            entries: found.entries.into_iter().map(named).collect(),
             next: found.more.then_some(found.before),
         })
     }
@@ -276,84 +286,6 @@ impl Redelivery {
         let derived = derived.filter(|named| standings.derives_delivered(named, seq));
         Ok(derived.map(|named| named.subscription_id).collect())
     }
-
-    /// Delivers again what a page names; at most `left` deliveries.
-    async fn work(&self, run: &Run) -> Result<Ended> {
-        let parameters = Parameters::decode(run.parameters())?;
-        let caller = parameters.caller(run.job(), run.tenant());
-        let request = &parameters.request;
-        let progress = Progress::decode(run.progress())?;
-        let page = self.page(&caller, request, progress.before).await?;
-        let mut chunk = Chunk::default();
-        let mut waits: BTreeMap<u64, (Arc<Group>, u64)> = BTreeMap::new();
-        let mut at = progress.skip;
-        let entries = page.entries.iter().skip(progress.skip);
-        for entry in entries {
-            if chunk.done >= i64::try_from(run.items_max()).unwrap_or(i64::MAX) {
-                break;
-            }
-            for target in self.targets(&caller, request, entry).await? {
-                let outcome = self.again(&caller, entry, &target, &mut waits).await?;
-                *chunk.counters.entry(outcome.to_owned()).or_default() += 1;
-                chunk.done += 1;
-            }
-            at += 1;
-        }
-        // The progress says that they are unsettled, so that has to be on disk before.
-        for (group, generation) in waits.values() {
-            group.saved(*generation).await?;
-        }
-        let next = match (at < page.entries.len(), page.next) {
-            (true, _) => Progress {
-                skip: at,
-                ..progress
-            },
-            (false, Some(before)) => Progress {
-                before: Some(before),
-                skip: 0,
-            },
-            (false, None) => {
-                chunk.next = Next::Finished;
-                progress
-            }
-        };
-        chunk.progress = Some(next.encode());
-        Ok(Ended::Unsaved(chunk))
-    }
-
-    /// Queues one event for one subscription.
-    async fn again(
-        &self,
-        caller: &Caller,
-        entry: &EventLogEntry,
-        target: &Target,
-        waits: &mut BTreeMap<u64, (Arc<Group>, u64)>,
-    ) -> Result<&'static str> {
-        let (product, id) = (Some(target.product.as_str()), &target.subscription_id);
-        let (groups, tenant) = (&self.groups, caller.tenant()?);
-        let settings = groups.resolve(tenant, product, id).await?;
-        let record = entry.record.as_ref();
-        let (seq, bytes) = record.map_or((0, 0), |record| (record.sequence, record.encoded_len()));
-        let event = record.and_then(|record| record.event.as_ref());
-        let event = event.map_or_else(Bytes::new, |event| event.encode_to_vec().into());
-        let key = ordering_key(event).map(|key| key_of(&key));
-        let again = Again {
-            subscription_id: id.clone(),
-            seq,
-            key: key.map(|key| key.0),
-            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-            derived_delivered: target.derived_delivered,
-        };
-        let queued = match again.here(groups, tenant, &settings, false).await? {
-            Queueing::Queued(group, generation) => {
-                waits.insert(group.number, (group, generation));
-                true
-            }
-            Queueing::Unchanged => false,
-            Queueing::Elsewhere(owner) => passing::pass_on(groups, &owner, caller, again).await?,
-        };
-        Ok(if queued { "queued" } else { "unchanged" })
-    }
 }
 
 impl Kind for Redelivery {
@@ -364,7 +296,7 @@ impl Kind for Redelivery {
 
 /// A page of the log, and where the next one begins.
 struct Page {
-    entries: Vec<EventLogEntry>,
+    entries: Vec<Chosen>,
     next: Option<u64>,
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::reading::Read;
 use super::{Group, PULLED, PULLING, State};
 use crate::groups::Groups;
+use crate::leasing::LEASE_EXPIRED;
 use crate::seat::News;
 
 /// Events that are read ahead of what consumers take.
@@ -109,7 +110,9 @@ impl Group {
                 .iter()
                 .for_each(|seat| seat.tell(self, News::State));
         }
-        state.leasing.tick(now, jitter);
+        if state.leasing.tick(now, jitter) > 0 {
+            state.outcomes.failed(LEASE_EXPIRED, now);
+        }
         self.expire_removed(&mut state, floor, now);
         state.forget_pulled(now, PULLED);
         self.follow_up(&mut state);
@@ -124,7 +127,9 @@ impl Group {
         };
         let head = self.log.head().seq;
         let cursor = state.leasing.position().cursor;
-        if room == 0 && cursor < head && state.told_caught_up {
+        let room = if cursor < state.reach { window } else { room };
+        let left = room == 0 && cursor < head || ready > 0 && (paused || state.is_out_of_credit());
+        if left && state.told_caught_up {
             self.tell_caught_up(&mut state, false);
         }
         let idle_at = state.idle_at(now, cursor >= head);
@@ -166,7 +171,7 @@ impl Group {
         }
     }
 
-    fn tell_caught_up(self: &Arc<Self>, state: &mut State, caught_up: bool) {
+    pub(super) fn tell_caught_up(self: &Arc<Self>, state: &mut State, caught_up: bool) {
         state.told_caught_up = caught_up;
         let news = News::CaughtUp(caught_up);
         state

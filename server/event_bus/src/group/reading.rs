@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hub_core::error::{Error, Result};
 use hub_core::journal::{Page, Run, Segment};
+use hub_core::peers::moving;
 use hub_proto::wire::{CloudEventView, attribute_value::Attr};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -17,6 +19,9 @@ use crate::routing::{self, Configuration, Event, Outcome};
 
 /// Bytes of segments that are kept for events read ahead; others are read again when leased.
 const HELD_BYTES_MAX: usize = 8 << 20;
+
+/// A call that waits for events to be looked at is sent again after this time.
+const REACHED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Events that are looked at to count a backlog.
 const BACKLOG_EVENTS_MAX: u64 = 1000;
@@ -168,7 +173,37 @@ impl Group {
                 .for_each(|segment| state.held.keep(segment));
         }
         self.follow_up(&mut state);
+        self.looked.send_replace(through);
         Ok(())
+    }
+
+    /// Looks at the log up to an event, also while nobody consumes. False if so many events before
+    /// it are unsettled that it cannot. Errors: `STORE_BUSY`.
+    pub(crate) async fn reach(self: &Arc<Self>, seq: u64) -> Result<bool> {
+        let mut looked = self.looked.subscribe();
+        let reaching = async {
+            loop {
+                looked.borrow_and_update();
+                {
+                    let mut state = self.lock();
+                    if state.over {
+                        return Err(moving("moved"));
+                    }
+                    if state.leasing.position().cursor >= seq {
+                        return Ok(true);
+                    }
+                    if state.leasing.window_left() == 0 {
+                        return Ok(false);
+                    }
+                    state.reach = state.reach.max(seq);
+                }
+                self.wake.notify_one();
+                // The sender lives in `self`, so that the wait cannot fail.
+                let _ = looked.changed().await;
+            }
+        };
+        let reached = tokio::time::timeout(REACHED_WITHIN, reaching).await;
+        reached.unwrap_or_else(|_| Err(moving("owner_busy")))
     }
 
     async fn configuration(&self, epoch: u64) -> Result<Arc<Configuration>> {
@@ -279,6 +314,7 @@ impl Group {
         state.leasing.expire_through(to, now);
         self.tell_gap(&state, from, to);
         self.follow_up(&mut state);
+        self.looked.send_replace(to);
     }
 }
 

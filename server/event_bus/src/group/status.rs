@@ -13,32 +13,36 @@ use crate::owners::Live;
 /// Failures alone for so long mean that it fails, in microseconds.
 const FAILING: Micros = 60_000_000;
 
-/// What its consumers said lately.
+/// What came of its attempts lately.
 #[derive(Debug, Default)]
 pub(super) struct Outcomes {
     last_error: String,
     acked_at: Option<Micros>,
     failed_at: Option<Micros>,
-    /// The first failure since the last ack.
-    failing_since: Option<Micros>,
 }
 
 impl Outcomes {
     pub(super) fn note(&mut self, how: &Settling, now: Micros) {
         match how {
-            Settling::Ack => {
-                self.acked_at = Some(now);
-                self.failing_since = None;
-            }
+            // What is skipped was decided about, as what is acked.
+            Settling::Ack
+            | Settling::Nack {
+                action: NackAction::Skip,
+                ..
+            } => self.acked_at = Some(now),
             Settling::Nack { action, error, .. } if *action != NackAction::Release => {
-                if !error.is_empty() {
-                    self.last_error.clone_from(error);
-                }
-                self.failed_at = Some(now);
-                self.failing_since.get_or_insert(now);
+                self.failed(error, now);
             }
             _ => {}
         }
+    }
+
+    /// An attempt failed; nobody has to have said so.
+    pub(super) fn failed(&mut self, error: &str, now: Micros) {
+        if !error.is_empty() {
+            error.clone_into(&mut self.last_error);
+        }
+        self.failed_at = Some(now);
     }
 
     /// Every attempt of the last minute failed, and there was one.

@@ -17,7 +17,8 @@ const RELEASED_LOOKED_AT_MAX: usize = 100;
 /// The part of a delay by which jitter lengthens it at most.
 const JITTER: f64 = 0.1;
 
-const LEASE_EXPIRED: &str = "the lease expired";
+/// The error of an attempt that was not answered in time.
+pub(crate) const LEASE_EXPIRED: &str = "the lease expired";
 const CONNECTION_LOST: &str = "the connection was lost again while the event was leased";
 
 impl Leasing {
@@ -197,7 +198,7 @@ impl Leasing {
     /// The leased event is not in the log any more, so that it could not be handed over.
     pub fn gone(&mut self, id: LeaseId, now: Micros) {
         if self.refused(id, now).is_none() && self.end_lease(id.seq).is_some() {
-            self.settle(id.seq, Settled::Expired, None, now);
+            self.lose(id.seq, now);
         }
     }
 
@@ -209,8 +210,10 @@ impl Leasing {
         }
     }
 
-    /// Time passed: expired leases end as after a nack, and due retries may be leased.
-    pub fn tick(&mut self, now: Micros, jitter: f64) {
+    /// Time passed: expired leases end as after a nack, and due retries may be leased. Returns how
+    /// many leases expired.
+    pub fn tick(&mut self, now: Micros, jitter: f64) -> usize {
+        let mut expired = 0;
         while let Some((until, seq)) = self.leases.pop_first() {
             if until > now {
                 self.leases.insert((until, seq));
@@ -218,9 +221,11 @@ impl Leasing {
             }
             self.end_lease(seq);
             self.fail_attempt(seq, Some(Arc::from(LEASE_EXPIRED)), None, now, jitter);
+            expired += 1;
         }
         self.wake(now);
         self.look_at_rate(now);
+        expired
     }
 
     /// When [`Leasing::tick`] next changes something, or the speed limit lets more through; in the
@@ -361,7 +366,7 @@ impl Leasing {
     /// it is expired.
     fn queue_again(&mut self, seq: u64, now: Micros) {
         if seq <= self.expired_through {
-            return self.settle(seq, Settled::Expired, None, now);
+            return self.lose(seq, now);
         }
         let key = self.events.get(&seq).and_then(|event| event.key);
         self.line_up(seq, key);
@@ -400,7 +405,7 @@ impl Leasing {
         };
         event.error = error;
         if seq <= self.expired_through {
-            return self.settle(seq, Settled::Expired, None, now);
+            return self.lose(seq, now);
         }
         let delay = after.unwrap_or_else(|| lengthened(*delay, jitter));
         // 0 means that there is none.

@@ -51,6 +51,19 @@ impl Leasing {
         Some((*passed.first()?, *passed.last()?))
     }
 
+    /// An event that was leased when retention passed it: nobody gets it any more.
+    pub(super) fn lose(&mut self, seq: u64, now: Micros) {
+        self.settle(seq, Settled::Expired, None, now);
+        let (first, last) = self.lost.unwrap_or((seq, seq));
+        self.lost = Some((first.min(seq), last.max(seq)));
+    }
+
+    /// The first and the last of the events that were leased when retention passed them, and whose
+    /// leases have ended since the last call. All between them are passed too.
+    pub fn take_lost(&mut self) -> Option<(u64, u64)> {
+        self.lost.take()
+    }
+
     /// How far retention came, as far as is known.
     pub fn expired_through(&self) -> u64 {
         self.expired_through

@@ -46,6 +46,8 @@ pub(super) enum Queueing {
     Queued(Arc<Group>, u64),
     /// It is to be delivered anyway.
     Unchanged,
+    /// So much is unsettled before it that the subscription does not come to it now.
+    OutOfReach,
     /// Another process has the subscription.
     Elsewhere(Arc<str>),
 }
@@ -56,6 +58,49 @@ pub(crate) struct Queued {
     /// False if it is to be delivered anyway. True is on disk.
     #[prost(bool, tag = "1")]
     queued: bool,
+    /// So much is unsettled before it that the subscription does not come to it now.
+    #[prost(bool, tag = "2")]
+    out_of_reach: bool,
+}
+
+impl Queued {
+    pub(super) fn queued() -> Queued {
+        Queued {
+            queued: true,
+            out_of_reach: false,
+        }
+    }
+
+    pub(super) fn out_of_reach() -> Queued {
+        Queued {
+            queued: false,
+            out_of_reach: true,
+        }
+    }
+
+    /// Name of the outcome among the counters of the job; `None` if it is out of reach.
+    pub(super) fn counter(&self) -> Option<&'static str> {
+        match (self.out_of_reach, self.queued) {
+            (true, _) => None,
+            (false, true) => Some("queued"),
+            (false, false) => Some("unchanged"),
+        }
+    }
+}
+
+impl Queueing {
+    /// As it is told, once it is on disk; `None` if another process has it. Errors: `STORE_BUSY`.
+    async fn stored(self) -> Result<Option<Queued>> {
+        Ok(Some(match self {
+            Queueing::Queued(group, generation) => {
+                group.saved(generation).await?;
+                Queued::queued()
+            }
+            Queueing::Unchanged => Queued::default(),
+            Queueing::OutOfReach => Queued::out_of_reach(),
+            Queueing::Elsewhere(_) => return Ok(None),
+        }))
+    }
 }
 
 impl Again {
@@ -68,17 +113,20 @@ impl Again {
         settings: &Settings,
         forwarded: bool,
     ) -> Result<Queueing> {
-        let mut queued = None;
-        let queues = |group: &Arc<Group>| {
-            queued = self.at(group);
-            queued.is_some()
+        let works = |group: &Arc<Group>| !group.is_over();
+        let group = match groups.reach(tenant, settings, forwarded, works).await? {
+            Place::Here(group) => group,
+            Place::Elsewhere(owner) => return Ok(Queueing::Elsewhere(owner)),
         };
-        let place = groups.reach(tenant, settings, forwarded, queues).await?;
-        Ok(match (place, queued) {
-            (Place::Here(group), Some((true, generation))) => Queueing::Queued(group, generation),
-            (Place::Here(_), _) => Queueing::Unchanged,
-            (Place::Elsewhere(owner), _) => Queueing::Elsewhere(owner),
-        })
+        // What it has not come to yet would be dropped when it does, if it was not routed then.
+        if !group.reach(self.seq).await? {
+            return Ok(Queueing::OutOfReach);
+        }
+        match self.at(&group) {
+            Some((true, generation)) => Ok(Queueing::Queued(group, generation)),
+            Some((false, _)) => Ok(Queueing::Unchanged),
+            None => Err(moving("moved")),
+        }
     }
 
     /// False if it is not settled; `None` if the group is over.
@@ -98,11 +146,11 @@ pub(super) async fn pass_on(
     owner: &Arc<str>,
     caller: &Caller,
     again: Again,
-) -> Result<bool> {
+) -> Result<Queued> {
     let (core, id) = (&groups.parts().core, again.subscription_id.clone());
     let answered = forward::unary::<_, Queued>(core, owner, caller, PATH, again).await;
     match answered {
-        Ok(answer) => Ok(answer.queued),
+        Ok(answer) => Ok(answer),
         Err(failed) => {
             groups.whereabouts().forget(&id);
             let cause = match failed {
@@ -138,17 +186,11 @@ impl Service {
         Router::new().route(PATH, post(serve))
     }
 
-    async fn queue(&self, caller: &Caller, again: &Again) -> Result<bool> {
+    async fn queue(&self, caller: &Caller, again: &Again) -> Result<Queued> {
         let (groups, tenant) = (&self.groups, caller.tenant()?);
         let settings = groups.resolve(tenant, None, &again.subscription_id).await?;
-        match again.here(groups, tenant, &settings, true).await? {
-            Queueing::Queued(group, generation) => {
-                group.saved(generation).await?;
-                Ok(true)
-            }
-            Queueing::Unchanged => Ok(false),
-            Queueing::Elsewhere(_) => Err(moving("moved")),
-        }
+        let queueing = again.here(groups, tenant, &settings, true).await?;
+        queueing.stored().await?.ok_or_else(|| moving("moved"))
     }
 }
 
@@ -161,7 +203,7 @@ impl UnaryService<Again> for Service {
         async move {
             let caller = auth::caller(&request)?;
             let queued = service.queue(&caller, request.get_ref()).await?;
-            Ok(Response::new(Queued { queued }))
+            Ok(Response::new(queued))
         }
         .boxed()
     }

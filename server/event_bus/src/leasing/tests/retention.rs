@@ -83,3 +83,16 @@ fn what_retention_passed_is_not_redelivered_and_holds_no_key() {
     assert_eq!(subject.changes().put[0].held_key, None);
     assert_eq!(subject.leased(), [4]);
 }
+
+#[test]
+fn what_expires_while_it_is_leased_is_told_once_its_lease_has_ended() {
+    let mut subject = Subject::with(rules(), &[(1, 1), (2, 2), (3, 3)]);
+    let leases = subject.lease(3);
+    subject.machine.expire_through(2, subject.now);
+    assert_eq!(subject.machine.take_lost(), None);
+    subject.nack(&leases[0], Nack::Release, "");
+    subject.nack(&leases[1], RETRY, "no");
+    subject.nack(&leases[2], Nack::Release, "");
+    assert_eq!(subject.machine.take_lost(), Some((1, 2)));
+    assert_eq!(subject.machine.take_lost(), None);
+}

@@ -1,0 +1,173 @@
+//! A chunk of a job of redelivery: what a page of the log names is queued. What cannot be is an
+//! error of the job, which goes on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hub_core::auth::Caller;
+use hub_core::error::{Error, Result};
+use hub_core::jobs::{Chunk, Ended, ItemError, Next, Run};
+use hub_proto::hub::event_bus::v1::{EventLogEntry, RedeliverRequest};
+use prost::Message;
+use tonic::Code;
+
+use super::parameters::{Parameters, Progress};
+use super::passing::{self, Again, Queued, Queueing};
+use super::{Redelivery, Target};
+use crate::group::{Group, key_of, ordering_key};
+
+/// An entry of the log that is asked for, or why there is none.
+pub(super) struct Chosen {
+    pub(super) event_id: String,
+    pub(super) entry: Result<EventLogEntry>,
+}
+
+/// What a chunk has done so far.
+struct Round<'a> {
+    redelivery: &'a Redelivery,
+    caller: &'a Caller,
+    request: &'a RedeliverRequest,
+    chunk: Chunk,
+    /// Generations of groups that have to be on disk before the progress is.
+    waits: BTreeMap<u64, (Arc<Group>, u64)>,
+}
+
+impl Redelivery {
+    /// Delivers again what a page names; at most `left` deliveries.
+    pub(super) async fn work(&self, run: &Run) -> Result<Ended> {
+        let parameters = Parameters::decode(run.parameters())?;
+        let caller = parameters.caller(run.job(), run.tenant());
+        let request = &parameters.request;
+        let progress = Progress::decode(run.progress())?;
+        let page = self.page(&caller, request, progress.before).await?;
+        let (size, mut at) = (page.entries.len(), progress.skip);
+        let mut round = Round {
+            redelivery: self,
+            caller: &caller,
+            request,
+            chunk: Chunk::default(),
+            waits: BTreeMap::new(),
+        };
+        for named in page.entries.into_iter().skip(progress.skip) {
+            if round.chunk.done >= i64::try_from(run.items_max()).unwrap_or(i64::MAX) {
+                break;
+            }
+            round.entry(named).await?;
+            at += 1;
+        }
+        let mut chunk = round.stored().await?;
+        let next = match (at < size, page.next) {
+            (true, _) => Progress {
+                skip: at,
+                ..progress
+            },
+            (false, Some(before)) => Progress {
+                before: Some(before),
+                skip: 0,
+            },
+            (false, None) => {
+                chunk.next = Next::Finished;
+                progress
+            }
+        };
+        chunk.progress = Some(next.encode());
+        Ok(Ended::Unsaved(chunk))
+    }
+}
+
+impl Round<'_> {
+    /// Queues an event wherever it goes today.
+    async fn entry(&mut self, Chosen { event_id, entry }: Chosen) -> Result<()> {
+        let entry = match entry {
+            Ok(entry) => entry,
+            // Retention came first.
+            Err(error) => return self.failed(event_id, error),
+        };
+        let (redelivery, caller, request) = (self.redelivery, self.caller, self.request);
+        for target in redelivery.targets(caller, request, &entry).await? {
+            match self.again(&entry, &target).await {
+                Ok(queued) => match queued.counter() {
+                    Some(counter) => {
+                        *self.chunk.counters.entry(counter.to_owned()).or_default() += 1;
+                        self.chunk.done += 1;
+                    }
+                    None => self.note(out_of_reach(event_id.clone(), &target)),
+                },
+                Err(error) => self.failed(event_id.clone(), error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The event or the subscription is there no more; any other error ends the chunk.
+    fn failed(&mut self, event_id: String, error: Error) -> Result<()> {
+        if error.code() != Code::NotFound {
+            return Err(error);
+        }
+        self.note(ItemError {
+            resource: event_id,
+            reason: error.reason().to_owned(),
+            message: error.message().to_owned(),
+        });
+        Ok(())
+    }
+
+    fn note(&mut self, error: ItemError) {
+        self.chunk.done += 1;
+        self.chunk.failed += 1;
+        self.chunk.errors.push(error);
+    }
+
+    /// Queues one event for one subscription.
+    async fn again(&mut self, entry: &EventLogEntry, target: &Target) -> Result<Queued> {
+        let (product, id) = (Some(target.product.as_str()), &target.subscription_id);
+        let (groups, tenant) = (&self.redelivery.groups, self.caller.tenant()?);
+        let settings = groups.resolve(tenant, product, id).await?;
+        let record = entry.record.as_ref();
+        let (seq, bytes) = record.map_or((0, 0), |record| (record.sequence, record.encoded_len()));
+        let event = record.and_then(|record| record.event.as_ref());
+        let event = event.map_or_else(Bytes::new, |event| event.encode_to_vec().into());
+        let key = ordering_key(event).map(|key| key_of(&key));
+        let again = Again {
+            subscription_id: id.clone(),
+            seq,
+            key: key.map(|key| key.0),
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            derived_delivered: target.derived_delivered,
+        };
+        Ok(match again.here(groups, tenant, &settings, false).await? {
+            Queueing::Queued(group, generation) => {
+                self.waits.insert(group.number, (group, generation));
+                Queued::queued()
+            }
+            Queueing::Unchanged => Queued::default(),
+            Queueing::OutOfReach => Queued::out_of_reach(),
+            Queueing::Elsewhere(owner) => {
+                passing::pass_on(groups, &owner, self.caller, again).await?
+            }
+        })
+    }
+
+    /// The progress says that they are unsettled, so that has to be on disk before.
+    async fn stored(self) -> Result<Chunk> {
+        for (group, generation) in self.waits.values() {
+            group.saved(*generation).await?;
+        }
+        Ok(self.chunk)
+    }
+}
+
+/// The event was not routed to the subscription, which will come to it only after others.
+fn out_of_reach(event_id: String, target: &Target) -> ItemError {
+    let message = format!(
+        "So many events before this one are unsettled that the subscription {} does not come to it \
+         now. Redeliver it once they are settled.",
+        target.subscription_id
+    );
+    ItemError {
+        resource: event_id,
+        reason: "QUOTA_EXCEEDED".to_owned(),
+        message,
+    }
+}
