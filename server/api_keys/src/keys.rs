@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hub_core::auth::{self, Caller};
-use hub_core::clock::{Micros, micros};
+use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::hub_event::HubEvent;
 use hub_core::journal::{Append, Log, NewEvent, Outcome, TenantRef, lock_head};
@@ -20,7 +19,7 @@ use tokio::sync::watch;
 use crate::addresses::Cidr;
 use crate::cache::Cache;
 use crate::change;
-use crate::denials::{Denials, KEPT};
+use crate::denials::Denials;
 use crate::error;
 use crate::follow;
 use crate::key::Key;
@@ -30,14 +29,12 @@ use crate::scopes::{self, Rights};
 use crate::secret::Plaintext;
 use crate::settlement;
 use crate::store::{self, Filter};
+use crate::sweep;
 use crate::tenant_limits::TenantLimits;
 use crate::usage::{BATCH_INTERVAL, Usage};
 
 /// Where the events about keys come from.
 pub(crate) const SOURCE: &str = "/hub/api-keys";
-
-/// Pause between two sweeps of old counts.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The last moment that a protobuf timestamp can say: the end of the year 9999.
 const TIME_MAX: Micros = 253_402_300_799_999_999;
@@ -130,6 +127,8 @@ impl Keys {
         workers.spawn("keys-follow", move |turn| follow::run(keys.clone(), turn));
         let keys = self.clone();
         workers.spawn("keys-usage", move |turn| keys.clone().write_usage(turn));
+        let keys = self.clone();
+        workers.spawn("keys-sweep", move |turn| sweep::run(keys.clone(), turn));
         if self.core.db.is_postgres() {
             let keys = self.clone();
             workers.spawn("keys-limits", move |turn| {
@@ -140,17 +139,10 @@ impl Keys {
 
     /// Writes what was counted, until it is stopped; then once more.
     async fn write_usage(self: Arc<Self>, turn: Turn) -> Result<()> {
-        let mut swept_at = self.core.clock.now();
         loop {
             // First of all, so that what failed is tried again as soon as the worker is restarted.
             self.write_counts().await?;
-            let now = self.core.clock.now();
-            self.limiter.sweep(now);
-            if !(0..micros(SWEEP_INTERVAL)).contains(&(now - swept_at)) {
-                Usage::sweep(&self.core.db, now).await?;
-                store::denials::sweep(&self.core.db, now - KEPT).await?;
-                swept_at = now;
-            }
+            self.limiter.sweep(self.core.clock.now());
             turn.passed_for(BATCH_INTERVAL);
             if !turn.pause(BATCH_INTERVAL).await {
                 return self.write_counts().await;

@@ -44,6 +44,7 @@ mod settlement;
 mod share;
 mod shown;
 mod store;
+mod sweep;
 mod tenant_limits;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::worker::Turn;
 use tokio::time::timeout;
@@ -28,10 +27,6 @@ const TRANSACTIONS_MAX: u32 = 8;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Pause between two looks for portions that have ended.
 const ROUND: Duration = Duration::from_millis(500);
-/// Subjects without requests for so long are removed: longer than a minute and a portion.
-const KEPT: Micros = 120_000_000;
-/// Rounds between two removals.
-const ROUNDS_OF_SWEEP: u32 = 120;
 
 impl Keys {
     /// Counts `cost` requests against all limits, or denies them; with `dry_run` it only tells.
@@ -163,7 +158,6 @@ impl Drop for Landing<'_> {
 
 /// Gives back portions that have ended, until it is stopped; then all.
 pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
-    let mut rounds = 0;
     loop {
         let more = turn.pause(ROUND).await;
         keys.limiter.give_back(!more, keys.core.clock.now());
@@ -173,10 +167,6 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
         }
         if !more {
             return Ok(());
-        }
-        rounds += 1;
-        if rounds % ROUNDS_OF_SWEEP == 0 {
-            standings::sweep(&keys.core.db, keys.core.clock.now() - KEPT).await?;
         }
         turn.passed_for(ROUND);
     }

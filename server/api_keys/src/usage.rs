@@ -34,7 +34,8 @@ pub(crate) const MINUTE: Micros = 60_000_000;
 pub(crate) const HOUR: Micros = 60 * MINUTE;
 pub(crate) const DAY: Micros = 24 * HOUR;
 /// Each span, and how long its counts are kept.
-const SPANS: [(Micros, Micros); 3] = [(MINUTE, 7 * DAY), (HOUR, 90 * DAY), (DAY, 1100 * DAY)];
+pub(crate) const SPANS: [(Micros, Micros); 3] =
+    [(MINUTE, 7 * DAY), (HOUR, 90 * DAY), (DAY, 1100 * DAY)];
 
 /// A key family in a minute: number of the tenant, family, begin of the minute.
 type Of = (i64, Arc<str>, Micros);
@@ -184,15 +185,6 @@ impl Usage {
             number,
         };
         store::add(db, batch, &rows(chunk), now).await
-    }
-
-    /// Removes what is older than its span is kept, and what is known of writers that are gone.
-    pub async fn sweep(db: &Db, now: Micros) -> Result<()> {
-        store::sweep_batches(db, now - DAY).await?;
-        for (span, kept) in SPANS {
-            store::sweep(db, span, now - kept).await?;
-        }
-        Ok(())
     }
 
     fn put_back(&self, counts: Vec<Count>, uses: HashMap<Arc<str>, Micros>) {

@@ -10,7 +10,7 @@ use crate::denials::Denial;
 
 /// The newest that are kept of each tenant.
 const OF_TENANT_MAX: i64 = 10_000;
-/// Rows that one sweep removes.
+/// Rows that one transaction of a sweep removes.
 const SWEPT_MAX: i64 = 1000;
 
 const INSERT: Sql = Sql::same(
@@ -29,9 +29,13 @@ const CROP: Sql = Sql::same(
          select time from key_denials where tenant_no = $1
          order by time desc limit 1 offset $2)",
 );
-const SWEEP: Sql = Sql::same(
+// Processes that sweep at once do not wait for each other.
+const SWEEP: Sql = Sql::each(
     "delete from key_denials where call_id in (
-         select call_id from key_denials where time < $1 limit $2)",
+         select call_id from key_denials where time < $1 order by time limit $2)",
+    "delete from key_denials where call_id in (
+         select call_id from key_denials where time < $1 order by time limit $2
+         for update skip locked)",
 );
 
 /// Every statement of this file, for the test that prepares them.
@@ -97,11 +101,11 @@ pub(crate) async fn find(db: &Db, call_id: &str) -> Result<Option<Denial>> {
     }))
 }
 
-/// Removes denials from before a time; the oldest go with later sweeps.
-pub(crate) async fn sweep(db: &Db, before: Micros) -> Result<()> {
+/// Removes denials from before a time, the oldest first; true if there may be more.
+pub(crate) async fn sweep(db: &Db, before: Micros) -> Result<bool> {
     let mut tx = db.begin().await?;
     let query = tx.query(SWEEP).bind(before).bind(SWEPT_MAX);
-    query.execute().await?;
+    let swept = query.execute().await?;
     tx.commit().await?;
-    Ok(())
+    Ok(swept >= SWEPT_MAX.unsigned_abs())
 }

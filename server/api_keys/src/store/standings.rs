@@ -6,7 +6,7 @@ use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::storage::{Db, Sql, Tx};
 
-/// Rows that one sweep removes.
+/// Rows that one transaction of a sweep removes.
 const SWEPT_MAX: i64 = 1000;
 
 const LOCK: Sql = Sql::each(
@@ -22,11 +22,14 @@ const INSERT: Sql = Sql::same(
 );
 const UPDATE: Sql =
     Sql::same("update rate_standings set standings = $2, update_time = $3 where subject = $1");
-// What is refreshed meanwhile stays: PostgreSQL looks at the row again, and not into the list.
-const SWEEP: Sql = Sql::same(
+// What is refreshed meanwhile stays: PostgreSQL looks at a row again when it locks it. Processes
+// that sweep at once do not wait for each other.
+const SWEEP: Sql = Sql::each(
     "delete from rate_standings where subject in (
-         select subject from rate_standings where update_time < $1 limit $2)
-     and update_time < $1",
+         select subject from rate_standings where update_time < $1 order by update_time limit $2)",
+    "delete from rate_standings where subject in (
+         select subject from rate_standings where update_time < $1 order by update_time limit $2
+         for update skip locked)",
 );
 
 /// Every statement of this file, for the test that prepares them.
@@ -59,11 +62,11 @@ pub(crate) async fn put(
     Ok(true)
 }
 
-/// Removes subjects that nobody counted since a time; the rest goes with later sweeps.
-pub(crate) async fn sweep(db: &Db, before: Micros) -> Result<()> {
+/// Removes subjects that nobody counted since a time; true if there may be more.
+pub(crate) async fn sweep(db: &Db, before: Micros) -> Result<bool> {
     let mut tx = db.begin().await?;
     let query = tx.query(SWEEP).bind(before).bind(SWEPT_MAX);
-    query.execute().await?;
+    let swept = query.execute().await?;
     tx.commit().await?;
-    Ok(())
+    Ok(swept >= SWEPT_MAX.unsigned_abs())
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::usage::Counted;
 
-/// Rows that one sweep removes.
+/// Rows that one transaction of a sweep removes.
 const SWEPT_MAX: i64 = 1000;
 
 const BEGIN: Sql = Sql::same(
@@ -19,7 +19,13 @@ const BEGIN: Sql = Sql::same(
      set batch = excluded.batch, update_time = excluded.update_time
      where key_usage_batches.batch < excluded.batch returning batch",
 );
-const SWEEP_BATCHES: Sql = Sql::same("delete from key_usage_batches where update_time < $1");
+// Here and below processes that sweep at once do not wait for each other, nor for who writes: one
+// leaves to the other what that has begun with.
+const SWEEP_BATCHES: Sql = Sql::each(
+    "delete from key_usage_batches where update_time < $1",
+    "delete from key_usage_batches where writer_id in (
+         select writer_id from key_usage_batches where update_time < $1 for update skip locked)",
+);
 
 // Many rows of JSON in one statement, `[[tenant_no, family, …], …]`: one each costs several times
 // as much. SQLite, which has one writer, takes them as they come. PostgreSQL wants each row
@@ -65,10 +71,14 @@ const OF_TENANT: Sql = Sql::same(
      where tenant_no = $1 and span = $2 and start_time >= $3 and start_time < $4
      group by start_time, outcome order by start_time, outcome",
 );
-const SWEEP: Sql = Sql::same(
+const SWEEP: Sql = Sql::each(
     "delete from key_usage where (tenant_no, family, span, start_time, outcome) in (
          select tenant_no, family, span, start_time, outcome from key_usage
-         where span = $1 and start_time < $2 limit $3)",
+         where span = $1 and start_time < $2 order by start_time limit $3)",
+    "delete from key_usage where (tenant_no, family, span, start_time, outcome) in (
+         select tenant_no, family, span, start_time, outcome from key_usage
+         where span = $1 and start_time < $2 order by start_time limit $3
+         for update skip locked)",
 );
 
 /// Every statement of this file, for the test that prepares them.
@@ -166,11 +176,11 @@ pub(crate) async fn read(
     })
 }
 
-/// Removes counts of a span that began before a time; the oldest go with later sweeps.
-pub(crate) async fn sweep(db: &Db, span: Micros, before: Micros) -> Result<()> {
+/// Removes counts of a span that began before a time, the oldest first; true if there may be more.
+pub(crate) async fn sweep(db: &Db, span: Micros, before: Micros) -> Result<bool> {
     let mut tx = db.begin().await?;
     let query = tx.query(SWEEP).bind(span).bind(before).bind(SWEPT_MAX);
-    query.execute().await?;
+    let swept = query.execute().await?;
     tx.commit().await?;
-    Ok(())
+    Ok(swept >= SWEPT_MAX.unsigned_abs())
 }

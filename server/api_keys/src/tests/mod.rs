@@ -5,6 +5,7 @@ mod processes;
 mod race;
 mod retry;
 mod rights;
+mod sweep;
 mod usage;
 mod verify;
 

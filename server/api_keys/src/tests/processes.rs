@@ -8,7 +8,7 @@ use hub_core::tenancy::{Subscription, bump, put_subscription};
 use super::verify::tickets;
 use super::*;
 use crate::follow;
-use crate::store::{followers, standings};
+use crate::store::followers;
 
 const CUT_OFF: &str = "prc_cut_off";
 /// Of the database's clock, so many microseconds ago.
@@ -96,39 +96,6 @@ async fn end_psa(hub: &TestKeys) -> u64 {
     };
     core.journal.commit(tx, vec![append]).await.unwrap();
     system.head().seq
-}
-
-#[tokio::test]
-async fn a_standing_that_is_refreshed_while_a_sweep_waits_for_it_stays() {
-    let hub = TestKeys::open(true).await;
-    let db = &hub.core.db;
-    let put = async |was_there, now| {
-        let mut tx = db.begin().await.unwrap();
-        let mut changed = [("tenant 1".to_owned(), was_there, "{}".to_owned())];
-        assert!(standings::put(&mut tx, &mut changed, now).await.unwrap());
-        tx
-    };
-    put(false, 1).await.commit().await.unwrap();
-    let refreshing = put(true, 100).await;
-    let sweeping = tokio::spawn({
-        let db = db.clone();
-        async move { standings::sweep(&db, 50).await }
-    });
-    let waits = Sql::same(
-        "select count(*) from pg_stat_activity
-         where wait_event_type = 'Lock' and datname = current_database()",
-    );
-    loop {
-        let (count,): (i64,) = db.query(waits).one().await.unwrap();
-        if count > 0 {
-            break;
-        }
-    }
-    refreshing.commit().await.unwrap();
-    sweeping.await.unwrap().unwrap();
-    let mut tx = db.begin().await.unwrap();
-    let left = standings::lock(&mut tx, &["tenant 1".to_owned()]).await;
-    assert_eq!(left.unwrap().len(), 1);
 }
 
 both_databases! {
