@@ -113,7 +113,10 @@ where
     };
     // What was passed on keeps the id and the address that it came with.
     if !caller.origin.forwarded {
-        caller.origin = Arc::new(origin(&request));
+        caller.origin = Arc::new(Origin {
+            scope: policy.scope,
+            ..origin(&request)
+        });
     }
     // Strangers do not learn what is built.
     let mut response = if modules::is_built(policy.method) {
@@ -165,6 +168,7 @@ fn origin(request: &Request) -> Origin {
         client_ip: peer.map(|peer| peer.0.ip()),
         forwarded: false,
         span: Some(call.trace.into()),
+        scope: "",
     }
 }
 

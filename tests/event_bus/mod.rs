@@ -38,7 +38,9 @@ mod wire;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hub_client::proto::hub::api_keys::v1::{RevokeApiKeyRequest, WhoAmIRequest};
+use hub_client::proto::hub::api_keys::v1::{
+    ApiKey, RevokeApiKeyRequest, UpdateApiKeyRequest, WhoAmIRequest,
+};
 use hub_client::proto::hub::event_bus::v1::event_bus_client::EventBusClient;
 use hub_client::{Attr, CloudEvent, CloudEventAttributeValue, Data, Error, EventRecord, Transport};
 use hub_proto::hub::core::v1::Closing;
@@ -286,15 +288,32 @@ fn numbered(prefix: &str, count: usize) -> Vec<String> {
         .collect()
 }
 
+/// What the hub tells of a key, by its plaintext.
+async fn shown(hub: &TestHub, key: &str) -> ApiKey {
+    let mut keys = hub.client(key).api_keys();
+    let whoami = keys.who_am_i(WhoAmIRequest {}).await.unwrap();
+    whoami.into_inner().api_key.unwrap()
+}
+
+/// Gives a key of the first tenant these scopes instead of its own.
+async fn rescope(hub: &TestHub, key: &str, scopes: &[&str]) {
+    let api_key = ApiKey {
+        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+        ..shown(hub, key).await
+    };
+    let request = UpdateApiKeyRequest {
+        api_key: Some(api_key),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["scopes".to_owned()],
+        }),
+    };
+    let admin = hub.client(&hub.first_tenant().admin_key);
+    admin.api_keys().update_api_key(request).await.unwrap();
+}
+
 /// Revokes a key of the first tenant, by its plaintext.
 async fn revoke(hub: &TestHub, key: &str) {
-    let whoami = hub
-        .client(key)
-        .api_keys()
-        .who_am_i(WhoAmIRequest {})
-        .await
-        .unwrap();
-    let key_id = whoami.into_inner().api_key.unwrap().key_id;
+    let key_id = shown(hub, key).await.key_id;
     let request = RevokeApiKeyRequest {
         key_id,
         ..RevokeApiKeyRequest::default()

@@ -7,7 +7,7 @@ use hub_proto::hub::event_bus::v1::{PublishRequest, SubscribeRequest};
 use tonic::Code;
 
 use super::{
-    HEARTBEAT, Product, batch, earliest, from, ids, large_ticket, numbered, revoke, ticket,
+    HEARTBEAT, Product, batch, earliest, from, ids, large_ticket, numbered, rescope, revoke, ticket,
 };
 use crate::support::{Backend, TestHub};
 
@@ -124,6 +124,38 @@ both_databases! {
         hub.clock.advance(HEARTBEAT);
         let error = reader.try_next().await.unwrap_err();
         assert_eq!(error.reason(), Some("KEY_REVOKED"));
+    }
+
+    async fn a_key_that_loses_the_scope_of_a_stream_ends_it_at_the_next_heartbeat(
+        backend: Backend,
+    ) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let portal = Product::new(&hub, "portal").await;
+        let mut reader = portal.subscribe(SubscribeRequest::default()).await;
+        reader.caught_up().await;
+        // What the stream does not need it may lose.
+        rescope(&hub, &portal.key, &["hub:events.read"]).await;
+        hub.clock.advance(HEARTBEAT);
+        assert!(matches!(reader.next().await, Frame::Progress(_)));
+        rescope(&hub, &portal.key, &["hub:events.publish"]).await;
+        hub.clock.advance(HEARTBEAT);
+        let error = reader.try_next().await.unwrap_err();
+        assert_eq!(error.reason(), Some("SCOPE_MISSING"));
+        assert_eq!(error.metadata()["missingScope"], "hub:events.read");
+    }
+
+    async fn a_reader_of_all_products_ends_when_its_key_may_not_read_all_any_more(
+        backend: Backend,
+    ) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let auditor = Product::auditor(&hub).await;
+        let all = SubscribeRequest { all_products: true, ..SubscribeRequest::default() };
+        let mut reader = auditor.subscribe(all).await;
+        reader.caught_up().await;
+        rescope(&hub, &auditor.key, &["hub:events.read"]).await;
+        hub.clock.advance(HEARTBEAT);
+        let error = reader.try_next().await.unwrap_err();
+        assert_eq!(error.metadata()["missingScope"], "hub:events.read_all");
     }
 
     async fn a_revoked_key_ends_a_stream_that_is_never_quiet(backend: Backend) {

@@ -30,12 +30,21 @@ impl Authenticator for Keys {
         })
     }
 
-    fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()> {
+    fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, Caller> {
         Box::pin(async move {
             let record = self.record_by_id(&caller.key_id).await?;
             let record = record.ok_or_else(error::not_recognized)?;
             record.check_works(self.core.clock.now())?;
-            auth::check_subscription(caller, &self.core.tenancy).await
+            record.check_address(caller.origin.client_ip)?;
+            auth::check_subscription(caller, &self.core.tenancy).await?;
+            let now = Caller {
+                scopes: record.caller.scopes.clone(),
+                ..caller.clone()
+            };
+            if !now.origin.scope.is_empty() {
+                now.require(now.origin.scope)?;
+            }
+            Ok(now)
         })
     }
 

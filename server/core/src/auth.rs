@@ -101,7 +101,7 @@ pub struct Caller {
     pub origin: Arc<Origin>,
 }
 
-/// Where a call comes from, for the audit log.
+/// Where a call comes from, for the audit log, and what it needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origin {
     /// Id of the call, `req_…`; empty outside of one.
@@ -112,6 +112,8 @@ pub struct Origin {
     pub forwarded: bool,
     /// Its place in a trace; none outside of a call, and in one that was passed on.
     pub span: Option<Span>,
+    /// Scope that the RPC needs, by its policy; empty if it needs none, and outside of an RPC.
+    pub scope: &'static str,
 }
 
 /// A call as part of a trace. It is shown as the `traceparent` of what the call causes elsewhere
@@ -192,8 +194,9 @@ pub trait Authenticator: Send + Sync {
     /// The caller, or why not (reasons of `hub.api_keys`).
     fn authenticate<'a>(&'a self, credential: Credential<'a>) -> Answer<'a, Caller>;
 
-    /// Whether the key still works: long streams ask again while they run.
-    fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()>;
+    /// The caller as its call would be admitted now, or why not: long streams ask again while they
+    /// run. What a stream needs beside the scope of its RPC it looks for itself in the answer.
+    fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, Caller>;
 
     /// A call was refused: the domain of keys may keep that, to explain it later. Returns whose key
     /// it is, if that is known and its holder may know what is left of the limits.

@@ -151,8 +151,11 @@ impl Authenticator for Keys {
         Box::pin(self.caller(credential.headers))
     }
 
-    fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, ()> {
-        Box::pin(auth::check_subscription(caller, &self.core.tenancy))
+    fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, Caller> {
+        Box::pin(async move {
+            auth::check_subscription(caller, &self.core.tenancy).await?;
+            Ok(caller.clone())
+        })
     }
 }
 

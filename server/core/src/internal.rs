@@ -16,6 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderValue};
+use hub_proto::policy::method_policy;
 use prost::Message;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
@@ -194,6 +195,7 @@ impl Internal {
 impl Claims {
     fn into_caller(self) -> Caller {
         let tenant = self.tenant.map(|t| TenantRef::new(t.number, &t.id));
+        let policy = method_policy(&self.path);
         Caller {
             key_id: self.key_id.into(),
             tenant,
@@ -205,6 +207,7 @@ impl Claims {
                 client_ip: self.client_ip.and_then(|address| address.parse().ok()),
                 forwarded: true,
                 span: None,
+                scope: policy.map_or("", |policy| policy.scope),
             }),
         }
     }
@@ -241,6 +244,11 @@ mod tests {
         Internal::new([7; 32], process_id)
     }
 
+    /// Scope that the target needs.
+    fn needed() -> &'static str {
+        method_policy(TARGET.path).unwrap().scope
+    }
+
     fn caller(scopes: Vec<String>) -> Caller {
         Caller {
             key_id: "key_1".into(),
@@ -253,6 +261,7 @@ mod tests {
                 client_ip: Some([10, 0, 0, 1].into()),
                 forwarded: false,
                 span: None,
+                scope: needed(),
             }),
         }
     }
@@ -281,7 +290,10 @@ mod tests {
             Caller {
                 tenant: None,
                 product: None,
-                origin: Origin::of_nothing(),
+                origin: Arc::new(Origin {
+                    scope: needed(),
+                    ..Origin::default()
+                }),
                 ..caller(Vec::new())
             },
         ] {

@@ -386,7 +386,8 @@ impl Session {
         self.say(Frame::Progress(progress));
     }
 
-    /// A key that was revoked meanwhile ends the stream, as does the end of the product.
+    /// A key that was revoked or narrowed meanwhile ends the stream, as does the end of the
+    /// product.
     async fn check_key(&mut self, now: Micros) -> Result<()> {
         if now - self.checked_at >= micros(crate::beat(&self.core)) {
             self.authenticator.recheck(&self.caller).await?;

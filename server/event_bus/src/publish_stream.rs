@@ -380,7 +380,7 @@ impl PublishSession {
         }
     }
 
-    /// A key that was revoked meanwhile ends the stream, whether it is busy or quiet.
+    /// A key that was revoked or narrowed meanwhile ends the stream, whether it is busy or quiet.
     async fn check_key(&mut self, now: Micros) -> Result<()> {
         let due = now - self.checked_at >= micros(crate::beat(&self.core));
         // What was taken before is answered all the same.

@@ -28,6 +28,8 @@ use crate::filter::{Filter, Scope};
 use crate::routing::{Configuration, Configurations};
 use crate::{error, start};
 
+/// What a reader of all products needs beside the scope of the RPC.
+const READ_ALL: &str = "hub:events.read_all";
 /// A reader that takes a frame within this time gets larger ones.
 const QUICK: Duration = Duration::from_millis(200);
 
@@ -78,7 +80,7 @@ impl Reader {
         let wanted = request.filter.unwrap_or_default();
         let filter = Filter::new(&wanted)?;
         if request.all_products {
-            caller.require("hub:events.read_all")?;
+            caller.require(READ_ALL)?;
         }
         let product = caller.product()?.to_string();
         let scope = Scope {
@@ -269,10 +271,13 @@ impl Reader {
         Ok(())
     }
 
-    /// A key that was revoked meanwhile ends the stream, whether it is busy or quiet.
+    /// A key that was revoked or narrowed meanwhile ends the stream, whether it is busy or quiet.
     async fn check_key(&mut self, now: Micros) -> Result<()> {
         if now - self.checked_at >= micros(crate::beat(&self.core)) {
-            self.authenticator.recheck(&self.caller).await?;
+            let caller = self.authenticator.recheck(&self.caller).await?;
+            if !self.routed {
+                caller.require(READ_ALL)?;
+            }
             self.checked_at = now;
         }
         Ok(())

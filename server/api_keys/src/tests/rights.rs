@@ -1,5 +1,9 @@
 //! Which keys a key may make out of others.
 
+use std::sync::Arc;
+
+use hub_core::auth::Origin;
+
 use super::*;
 use crate::rotate::{GRACE, Rotation};
 use crate::update::NewValues;
@@ -25,7 +29,56 @@ async fn rotate(hub: &TestKeys, by: &Caller, key_id: &str) -> Result<()> {
     hub.keys.rotate(by, rotation).await.map(drop)
 }
 
+/// A caller as admission leaves it with an RPC that needs a scope.
+fn admitted(caller: Caller, scope: &'static str) -> Caller {
+    let origin = Origin {
+        client_ip: Some([10, 0, 0, 1].into()),
+        scope,
+        ..Origin::default()
+    };
+    Caller {
+        origin: Arc::new(origin),
+        ..caller
+    }
+}
+
 both_databases! {
+    async fn a_stream_that_asks_again_goes_on_while_its_key_has_the_scope_that_it_needs(
+        hub: TestKeys
+    ) {
+        let created = hub.create(&["hub:*"]).await;
+        let caller = admitted(hub.authenticate(&created).await.unwrap(), "hub:events.read");
+        let change = async |scopes: &[&str]| {
+            let new = NewValues { scopes: Some(texts(scopes)), ..NewValues::default() };
+            hub.keys.update(&hub.administrator(), &caller.key_id, new).await.unwrap();
+        };
+        change(&["hub:events.*"]).await;
+        let now = hub.keys.recheck(&caller).await.unwrap();
+        assert_eq!(now.scopes.list(), ["hub:events.*"]);
+        assert_eq!((&now.tenant, &now.origin), (&caller.tenant, &caller.origin));
+        change(&["hub:events.publish"]).await;
+        let refused = hub.keys.recheck(&caller).await.unwrap_err();
+        assert_eq!(refused.reason(), "SCOPE_MISSING");
+        assert!(refused.metadata().contains(&("missingScope", "hub:events.read".to_owned())));
+        assert!(refused.metadata().contains(&("heldScopes", "hub:events.publish".to_owned())));
+        hub.keys.recheck(&admitted(caller.clone(), "")).await.unwrap();
+        change(&["hub:events.read"]).await;
+        hub.keys.recheck(&caller).await.unwrap();
+    }
+
+    async fn a_stream_that_asks_again_ends_if_its_key_may_not_be_used_from_there_any_more(
+        hub: TestKeys
+    ) {
+        let created = hub.create(&["hub:*"]).await;
+        let caller = admitted(hub.authenticate(&created).await.unwrap(), "hub:events.read");
+        for (block, expected) in [("10.0.0.0/8", None), ("192.0.2.0/24", Some("IP_NOT_ALLOWED"))] {
+            let new = NewValues { cidrs: Some(texts(&[block])), ..NewValues::default() };
+            hub.keys.update(&hub.administrator(), &caller.key_id, new).await.unwrap();
+            let refused = hub.keys.recheck(&caller).await.err().map(|error| error.reason());
+            assert_eq!(refused, expected, "{block}");
+        }
+    }
+
     async fn a_backend_of_all_tenants_rotates_and_changes_those_of_its_own_product_only(
         hub: TestKeys
     ) {

@@ -376,7 +376,8 @@ impl Serving {
         }
     }
 
-    /// A key that was revoked meanwhile ends the branch. The other process hears that it lives.
+    /// A key that was revoked or narrowed meanwhile ends the branch. The other process hears that
+    /// it lives.
     async fn beat(&mut self) -> Result<()> {
         let now = self.service.core.clock.now();
         if now - self.checked_at >= micros(crate::beat(&self.service.core)) {
