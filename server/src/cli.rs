@@ -27,7 +27,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use layers::Layers;
 
-pub use length::Length;
+pub use length::{KeyAge, Length};
 pub use size::Size;
 
 /// The integration platform of a software suite: events between products, durably and in order.

@@ -87,7 +87,11 @@ async fn check_tells_all_problems_with_file_and_line() {
     let file = "drain_timout = \"1s\"\n\nlisten = \"0.0.0.0:7070\"\nheartbeat_interval = \"soon\"\n\
                 tls_cert_file = \"cert.pem\"\ndatabase = \"mysql://hub\"\n";
     let folder = folder(file);
-    let variables = [("HUB_JSON_BYTES_MAX", "8 MB"), ("HUB_DRAIN_TIMOUT", "1s")];
+    let variables = [
+        ("HUB_JSON_BYTES_MAX", "8 MB"),
+        ("HUB_DRAIN_TIMOUT", "1s"),
+        ("HUB_KEY_CACHE_TTL", "6s"),
+    ];
     for arguments in [&["config", "check"][..], &["config", "check", "hub.toml"]] {
         let ended = TestProcess::run_with(folder.path(), &variables, arguments).await;
         assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
@@ -98,7 +102,8 @@ async fn check_tells_all_problems_with_file_and_line() {
             "hub.toml:6:1: the database URL must start with sqlite: or postgres:",
             "HUB_JSON_BYTES_MAX: write it as 16KiB",
             "HUB_DRAIN_TIMOUT: nothing reads it; did you mean HUB_DRAIN_TIMEOUT?",
-            "6 problems",
+            "HUB_KEY_CACHE_TTL: write 5s or less",
+            "7 problems",
         ] {
             assert!(ended.log.contains(expected), "{expected}\n{}", ended.log);
         }

@@ -70,7 +70,7 @@ pub struct Limits {
     pub subscriptions_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     pub identities_window: Duration,
-    /// How long a key in memory is believed after the database was asked last.
+    /// How long a key in memory is believed after the database was asked last; at most 5 s.
     pub key_cache_ttl: Duration,
     /// Keys kept in memory.
     pub key_cache_max: usize,

@@ -59,6 +59,46 @@ impl FromStr for Length {
     }
 }
 
+/// How long a key in memory is believed. Everywhere it is promised that a key that was revoked is
+/// refused by all within 5 s, so that no setting may be more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyAge(Length);
+
+const KEY_AGE_MAX: Duration = Duration::from_secs(5);
+
+impl From<Duration> for KeyAge {
+    fn from(duration: Duration) -> Self {
+        KeyAge(duration.into())
+    }
+}
+
+impl From<KeyAge> for Duration {
+    fn from(age: KeyAge) -> Self {
+        age.0.into()
+    }
+}
+
+impl fmt::Display for KeyAge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for KeyAge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let length: Length = text.parse()?;
+        if length.0 > KEY_AGE_MAX {
+            let most = Length(KEY_AGE_MAX);
+            return Err(format!(
+                "write {most} or less: after {most} no server may believe a revoked key"
+            ));
+        }
+        Ok(KeyAge(length))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +117,23 @@ mod tests {
             assert_eq!(length.to_string(), text);
         }
         assert_eq!("0s".parse::<Length>().unwrap().to_string(), "0s");
+    }
+
+    #[test]
+    fn a_key_in_memory_is_believed_for_5_s_at_most() {
+        for good in ["0s", "500ms", "5s"] {
+            assert_eq!(good.parse::<KeyAge>().unwrap().to_string(), good);
+        }
+        for bad in ["5001ms", "6s", "1m"] {
+            let refused = bad.parse::<KeyAge>().unwrap_err();
+            assert!(refused.starts_with("write 5s or less"), "{bad}: {refused}");
+        }
+        assert!(
+            "soon"
+                .parse::<KeyAge>()
+                .unwrap_err()
+                .contains("write it as")
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use hub_core::limits::Limits;
 
-use super::{Length, Size};
+use super::{KeyAge, Length, Size};
 
 macro_rules! limits {
     ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
@@ -94,8 +94,8 @@ limits! {
     subscriptions_max: usize,
     /// How long identities of events are remembered; at least 7 days.
     identities_window: Length,
-    /// How long a key in memory is believed after the database was asked last.
-    key_cache_ttl: Length,
+    /// How long a key in memory is believed after the database was asked last; at most 5 s.
+    key_cache_ttl: KeyAge,
     /// Keys kept in memory.
     key_cache_max: usize,
     /// Requests to products that VerifyApiKey allows the keys of a tenant together in any minute,

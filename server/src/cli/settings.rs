@@ -15,7 +15,7 @@ use super::limits::LimitArgs;
 use super::server::{ListenArgs, LogArgs};
 use super::store::DatabaseArgs;
 use super::tls::TlsArgs;
-use super::{Length, Size};
+use super::{KeyAge, Length, Size};
 
 /// All settings, in the order of the reference.
 #[derive(Debug, clap::Args)]
@@ -222,7 +222,7 @@ fn kind(parser: &clap::builder::ValueParser, choices: &[String]) -> Kind {
         Kind::Bool
     } else if is(TypeId::of::<Size>()) {
         Kind::Size
-    } else if is(TypeId::of::<Length>()) {
+    } else if is(TypeId::of::<Length>()) || is(TypeId::of::<KeyAge>()) {
         Kind::Length
     } else if is(TypeId::of::<PathBuf>()) {
         Kind::Path
