@@ -303,6 +303,22 @@ both_databases! {
         assert!(denied.headers.contains_key("Retry-After"));
     }
 
+    async fn a_cost_above_the_limit_is_told_to_fit_never_instead_of_later(hub: TestHub) {
+        let verifier = backend(&hub).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (key, shown) = made(&hub, "costly").await;
+        set(&admin, &shown.key_id, 3).await.unwrap();
+        let denied = verify(&verifier, costing(&key, 4)).await.unwrap();
+        assert_eq!(told(&denied), (429, "RATE_LIMITED"));
+        assert!(!denied.headers.contains_key("Retry-After"));
+        assert!(denied.hint.contains("counts as 4"), "{}", denied.hint);
+        assert!(denied.hint.contains("is 3 requests a minute"), "{}", denied.hint);
+        let allowed = verify(&verifier, costing(&key, 3)).await.unwrap();
+        assert_eq!(remaining(&allowed), (3, 0), "what was denied is not counted");
+        let later = verify(&verifier, costing(&key, 3)).await.unwrap();
+        assert!(later.headers.contains_key("Retry-After"));
+    }
+
     async fn a_successor_shares_limit_and_usage(backend: Backend) {
         let hub = TestHub::options(backend).manual_clock().start().await;
         let verifier = crate::api_keys::verify::backend(&hub).await;

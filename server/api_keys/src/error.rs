@@ -115,22 +115,42 @@ pub(crate) fn base_url_mismatch(
 
 /// `RATE_LIMITED`. `limit` is the one with the least left.
 pub(crate) fn rate_limited(limit: &Left, retry_after: Duration) -> Error {
-    let reset = timestamp(limit.reset_at);
-    let (whose, subject) = match &limit.key_id {
-        Some(key_id) => (format!("of key {key_id}"), format!("key:{key_id}")),
-        None => ("of the tenant".to_owned(), "tenant".to_owned()),
-    };
-    let count = limit.limit;
+    let (whose, count) = (whose(limit), limit.limit);
     let seconds = retry_after.as_millis().div_ceil(1000);
     let message = format!(
         "The limit {whose} of {count} requests a minute is used up. Send it again in {seconds} s."
     );
+    limited(limit, message).retry_after(retry_after)
+}
+
+/// `RATE_LIMITED` for a request that counts as more than `limit`: to wait does not help.
+pub(crate) fn over_limit(limit: &Left, cost: u32) -> Error {
+    let (whose, count) = (whose(limit), limit.limit);
+    let message = format!(
+        "The request counts as {cost}, and the limit {whose} is {count} requests a minute: it \
+         never fits. Lower its cost, or raise the limit by SetRateLimit."
+    );
+    limited(limit, message)
+}
+
+fn whose(limit: &Left) -> String {
+    match &limit.key_id {
+        Some(key_id) => format!("of key {key_id}"),
+        None => "of the tenant".to_owned(),
+    }
+}
+
+fn limited(limit: &Left, message: String) -> Error {
+    let subject = match &limit.key_id {
+        Some(key_id) => format!("key:{key_id}"),
+        None => "tenant".to_owned(),
+    };
+    let count = limit.limit;
     Error::new(Code::ResourceExhausted, DOMAIN, "RATE_LIMITED", message)
         .with("limit", count)
         .with("remaining", limit.remaining)
-        .with("resetAt", reset)
+        .with("resetAt", timestamp(limit.reset_at))
         .quota(subject, format!("{count} requests in any minute"))
-        .retry_after(retry_after)
 }
 
 /// `KEY_NOT_FOUND`.

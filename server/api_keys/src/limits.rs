@@ -61,13 +61,22 @@ pub(crate) struct Left {
     pub key_id: Option<Arc<str>>,
 }
 
+/// Why a request was denied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// It fits again after so long.
+    For(Duration),
+    /// It counts as more than this limit ever lets through in a minute.
+    Never(Left),
+}
+
 /// What became of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Taken {
     /// The limit with the least left; none if there is no limit.
     pub left: Option<Left>,
-    /// It was denied, and fits again after so long.
-    pub denied: Option<Duration>,
+    /// It was denied.
+    pub denied: Option<Denied>,
     /// It was let through without being counted.
     pub degraded: bool,
 }
@@ -121,7 +130,7 @@ impl Limiter {
             let asks = unknown.map(|(limit, _)| state.ask(limit, cost));
             return Attempt::Asks(asks.collect());
         }
-        Attempt::Decided(state.decide(limits, &fits, if counts { cost } else { 0 }, now))
+        Attempt::Decided(state.decide(limits, &fits, (cost, counts), now))
     }
 
     /// The same by what is known here.
@@ -129,8 +138,7 @@ impl Limiter {
         let mut state = self.state();
         let fits = limits.iter().map(|limit| state.fits_here(limit, cost, now));
         let fits: Vec<Fit> = fits.collect();
-        let cost = if dry_run { 0 } else { cost };
-        let taken = state.decide(limits, &fits, cost, now);
+        let taken = state.decide(limits, &fits, (cost, !dry_run), now);
         Taken {
             degraded: self.shared,
             ..taken
@@ -212,15 +220,22 @@ impl State {
         answer
     }
 
-    /// Counts against all limits, unless one of them has no room.
-    fn decide(&mut self, limits: &[Limit], fits: &[Fit], cost: u32, now: Micros) -> Taken {
+    /// Counts what counts against all limits, unless one of them has no room.
+    fn decide(
+        &mut self,
+        limits: &[Limit],
+        fits: &[Fit],
+        (asked, counts): (u32, bool),
+        now: Micros,
+    ) -> Taken {
+        let cost = if counts { asked } else { 0 };
         let full = fits.iter().filter_map(|fit| match fit {
             Fit::No(at) => Some(*at),
             _ => None,
         });
-        let denied = full.max();
+        let full = full.max();
         let mut degraded = fits.contains(&Fit::Perhaps);
-        if denied.is_none() && cost > 0 {
+        if full.is_none() && cost > 0 {
             for limit in limits {
                 degraded |= !self.count(&limit.subject, cost, now);
             }
@@ -233,10 +248,16 @@ impl State {
             }
             left
         });
+        let denied = full.map(|at| {
+            let never = lefts.clone().filter(|left| asked > left.limit);
+            let wait = Duration::from_micros((at - now).max(1).unsigned_abs());
+            let never = never.min_by_key(|left| left.limit);
+            never.map_or(Denied::For(wait), Denied::Never)
+        });
         Taken {
             left: lefts.min_by_key(|left| left.remaining),
-            denied: denied.map(|at| Duration::from_micros((at - now).max(1).unsigned_abs())),
             degraded: degraded && denied.is_none(),
+            denied,
         }
     }
 
@@ -352,18 +373,32 @@ mod tests {
         assert_eq!(remaining(&limiter.take_here(only, 7, false, 0)), (3, false));
         let denied = limiter.take_here(only, 4, false, SECOND);
         assert_eq!(remaining(&denied), (3, false));
-        assert_eq!(denied.denied, Some(Duration::from_millis(59_500)));
+        let wait = Duration::from_millis(59_500);
+        assert_eq!(denied.denied, Some(Denied::For(wait)));
         assert_eq!(
             remaining(&limiter.take_here(only, 3, false, SECOND)),
             (0, false)
         );
         assert_eq!(limiter.take_here(only, 0, false, SECOND).denied, None);
-        assert!(
-            limiter
-                .take_here(only, 11, true, 10 * 60 * SECOND)
-                .denied
-                .is_some()
-        );
+    }
+
+    #[test]
+    fn what_counts_as_more_than_a_limit_never_fits_and_the_smallest_limit_is_told() {
+        for (shared, dry_run) in [(false, false), (false, true), (true, false), (true, true)] {
+            let limiter = Limiter::new(shared);
+            let Attempt::Decided(taken) = limiter.take(&limits(5, 10), 11, dry_run, 0) else {
+                panic!("asks the others");
+            };
+            let Some(Denied::Never(limit)) = taken.denied else {
+                panic!("{taken:?}");
+            };
+            assert_eq!((limit.limit, limit.key_id.as_deref()), (5, Some("key_1")));
+            let tenant = limiter.take_here(&limits(20, 10), 11, dry_run, 0).denied;
+            assert!(matches!(
+                tenant,
+                Some(Denied::Never(Left { limit: 10, .. }))
+            ));
+        }
     }
 
     #[test]

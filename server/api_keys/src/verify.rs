@@ -22,7 +22,7 @@ use crate::denials::Denial;
 use crate::error;
 use crate::key::{End, Record};
 use crate::keys::Keys;
-use crate::limits::Left;
+use crate::limits::{Denied, Left};
 use crate::secret::Plaintext;
 use crate::usage::ALLOWED;
 
@@ -52,7 +52,7 @@ pub(crate) struct Verdict {
     pub http_status: u32,
     /// The limit with the least left.
     pub left: Option<Left>,
-    /// When a request that was too many fits again.
+    /// When a request that was too many fits again; none if it never does.
     pub retry_after: Option<Duration>,
     pub cache_for: Duration,
     pub epoch: u64,
@@ -148,12 +148,19 @@ impl Keys {
                 verdict.http_status = 403;
                 verdict.refusal = Some(refusal);
             }
-            (Ok(()), Some(wait), Some(left)) => {
-                let wait = wait.min(WAIT_MAX);
+            (Ok(()), Some(denied), Some(left)) => {
                 verdict.http_status = product.rate_limited_status;
-                verdict.refusal = Some(error::rate_limited(left, wait));
-                verdict.retry_after = Some(wait);
                 verdict.cache_for = Duration::ZERO;
+                let refusal = match denied {
+                    Denied::For(wait) => {
+                        let wait = wait.min(WAIT_MAX);
+                        verdict.retry_after = Some(wait);
+                        error::rate_limited(left, wait)
+                    }
+                    // However long it waits: it is told no time.
+                    Denied::Never(limit) => error::over_limit(&limit, question.cost),
+                };
+                verdict.refusal = Some(refusal);
             }
             _ => verdict.degraded = taken.degraded,
         }

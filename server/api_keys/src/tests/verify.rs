@@ -27,6 +27,22 @@ pub fn tickets(key: &Created) -> Question {
 }
 
 both_databases! {
+    async fn what_never_fits_is_told_no_time_and_what_fits_later_is(hub: TestKeys) {
+        let (key, all) = (hub.create(&["psa:*"]).await, caller(None, &["hub:*"]));
+        let limit = hub.core.limits.tenant_requests_per_minute;
+        let verify = async |cost| {
+            let question = Question { cost, ..tickets(&key) };
+            hub.keys.verify(&all, &question).await.unwrap()
+        };
+        let never = verify(limit + 1).await;
+        let refusal = never.refusal.unwrap();
+        assert_eq!((refusal.reason(), never.retry_after), ("RATE_LIMITED", None));
+        assert!(refusal.message().contains("it never fits"), "{refusal}");
+        assert!(verify(limit).await.refusal.is_none(), "what was denied is not counted");
+        let later = verify(limit).await;
+        assert!(later.refusal.is_some() && later.retry_after.is_some());
+    }
+
     async fn known_keys_pass_for_five_seconds_after_the_database_went_away(hub: TestKeys) {
         let new = NewKey { scopes: texts(&["psa:*"]), product: "psa".into(), ..named("known") };
         let key = hub.keys.create(&hub.administrator(), new, None).await.unwrap();
