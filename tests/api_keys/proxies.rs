@@ -168,10 +168,15 @@ both_databases! {
         assert_eq!(answer.status, 429);
         assert_eq!(answer.header("x-ratelimit-remaining"), "0");
         assert!(!answer.header("retry-after").is_empty());
+        set_base_urls(&hub, "psa", &[&format!("http://{}", nginx.addr)], 403).await;
+        let answer = ask(nginx.addr, "/", &[("authorization", &key)]).await;
+        assert_eq!(answer.status, 403);
+        assert!(!answer.header("retry-after").is_empty());
         revoke(&admin, &key_id, "leaked").await.unwrap();
         let answer = ask(nginx.addr, "/", &[("authorization", &key)]).await;
         assert_eq!(answer.status, 403);
         assert_eq!(answer.header("x-ratelimit-limit"), "1");
+        assert_eq!(answer.header("retry-after"), "");
     }
 }
 
