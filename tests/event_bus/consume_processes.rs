@@ -23,7 +23,7 @@ use crate::support::{Backend, Command, Database, Tenant, TestHub, TestProcess, c
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Another server on the database of the first; both have seen each other.
-async fn another(first: &TestHub) -> Running {
+pub(super) async fn another(first: &TestHub) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(first.database_url());
     let shutdown = CancellationToken::new();
@@ -239,7 +239,7 @@ async fn events_are_delivered_again_by_the_process_that_has_the_subscription() {
 }
 
 /// Id of Portal's default subscription at the first tenant.
-async fn subscription_of(hub: &TestHub) -> String {
+pub(super) async fn subscription_of(hub: &TestHub) -> String {
     let tenant = hub.core.tenancy.find(&hub.first_tenant().id).await.unwrap();
     hub_event_bus::default_subscriptions::id(&tenant, "portal")
 }

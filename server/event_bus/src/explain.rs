@@ -28,6 +28,7 @@ use hub_core::module::Core;
 use hub_proto::hub::event_bus::v1::ExplainEventRequest;
 use hub_proto::hub::explain::v1::{CheckResult, Explanation, Verdict};
 
+use crate::owners::Asking;
 use crate::routing::{self, Configuration, Configurations};
 use crate::standing::AtWork;
 use crate::store::subscriptions::{self as store, Stored as Row};
@@ -50,6 +51,7 @@ pub(crate) struct Sources<'a> {
 struct Question<'a> {
     sources: Sources<'a>,
     caller: &'a Caller,
+    asking: Asking<'a>,
     log: Arc<Log>,
     /// What is in force now.
     present: Arc<Configuration>,
@@ -77,6 +79,7 @@ pub(crate) async fn explain(
     let question = Question {
         sources,
         caller,
+        asking: Asking::of(caller),
         log,
         present: sources.configurations.current(tenant).await?,
         rows: store::list(&core.db, tenant).await?,

@@ -4,6 +4,7 @@
 //! where the owner before was, and is closed again when nobody needs it. Streams that serve all
 //! tenants are called when a log grows (`hall.rs`).
 
+mod asking;
 mod leaving;
 mod opening;
 
@@ -12,17 +13,18 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::{self, BoxFuture};
+use futures_util::future::BoxFuture;
 use hub_core::clock::micros;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::asking::Service;
 use self::leaving::Owed;
 use crate::group::{Group, Parts};
 use crate::hall::{Hall, Halls};
-use crate::owners::{Live, Owners, What};
+use crate::owners::{Asking, Known, Owners, What};
 use crate::seat::Seat;
 use crate::store::positions;
 use crate::whereabouts::Whereabouts;
@@ -113,11 +115,6 @@ impl Groups {
         let key = (tenant, Arc::from(product), Arc::from(name));
         let found = self.lock().by_name.get(&key).cloned();
         found.filter(|group| !group.is_over())
-    }
-
-    /// How a subscription is doing, if it is at work here.
-    pub(crate) fn live(&self, id: &str) -> Option<Live> {
-        self.find(id).and_then(|group| group.live())
     }
 
     /// Whether no more can be opened now.
@@ -344,12 +341,10 @@ impl Owners for Groups {
 
     fn live<'a>(
         &'a self,
-        _: &'a TenantRef,
+        asking: &'a Asking<'a>,
         ids: &'a [&'a str],
-    ) -> BoxFuture<'a, HashMap<String, Live>> {
-        let live = ids
-            .iter()
-            .filter_map(|id| Some(((*id).to_owned(), Groups::live(self, id)?)));
-        Box::pin(future::ready(live.collect()))
+        seq: Option<u64>,
+    ) -> BoxFuture<'a, Result<HashMap<String, Known>>> {
+        Box::pin(self.ask(asking, ids, seq))
     }
 }

@@ -90,6 +90,9 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
     let passing = redelivery::Service {
         groups: groups.clone(),
     };
+    let asked = groups::Service {
+        groups: groups.clone(),
+    };
     let owners: Arc<dyn Owners> = groups.clone();
     let service = grpc::Service {
         core: core.clone(),
@@ -106,6 +109,7 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
         .max_encoding_message_size(usize::MAX);
     let router = tonic::service::Routes::new(server).into_axum_router();
     let router = router.merge(branches.router()).merge(passing.router());
+    let router = router.merge(asked.router());
     Module {
         name: "event_bus",
         router,

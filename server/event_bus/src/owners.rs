@@ -1,14 +1,16 @@
-//! Who works on subscriptions: calls that change one tell its owner in this process, and ask what
-//! it knows that is not stored yet.
+//! Who works on subscriptions: calls that change one tell its owner in this process. Calls that
+//! show one ask its owner, wherever it is, what it knows that is not stored yet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
+use hub_core::auth::Caller;
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
 
-use crate::leasing::{self, Key, Leasing, Saved};
+use crate::leasing::{self, Key, Leasing, Saved, UnsettledState};
 use crate::store::progress::Held;
 use crate::store::seeks::Stored;
 use crate::subscriptions::Settings;
@@ -26,7 +28,28 @@ pub enum What {
     Place,
 }
 
-/// The subscriptions at work, of this process and, as far as it can ask them, of others.
+/// One call that wants to know how subscriptions are doing. It waits once at most for a process
+/// that does not answer, however many subscriptions that one has.
+pub struct Asking<'a> {
+    pub(crate) caller: &'a Caller,
+    silent: Mutex<HashSet<Arc<str>>>,
+}
+
+/// What is known of a subscription at work.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// By its owner.
+    Told {
+        /// How it is doing.
+        live: Box<Live>,
+        /// Where the event stands that was asked for, if it is not settled.
+        state: Option<UnsettledState>,
+    },
+    /// Its owner, another process, did not answer.
+    Silent,
+}
+
+/// The subscriptions at work, of this process and of the others.
 pub trait Owners: Send + Sync {
     /// Stores what is known of a subscription and ends its leases; whoever takes events of it next
     /// begins with what is stored then. Called before a change that fences.
@@ -38,52 +61,97 @@ pub trait Owners: Send + Sync {
     /// this is over.
     fn changed<'a>(&'a self, tenant: &'a TenantRef, id: &'a str, what: What) -> BoxFuture<'a, ()>;
 
-    /// How subscriptions that are at work are doing now. One that is missing is not at work: what
-    /// is stored of it is all there is.
+    /// How subscriptions of the caller's tenant that are at work are doing now, and where one event
+    /// stands at them. One that is missing is not at work: what is stored of it is all there is.
+    ///
+    /// Errors: `STORE_BUSY`.
     fn live<'a>(
         &'a self,
-        tenant: &'a TenantRef,
+        asking: &'a Asking<'a>,
         ids: &'a [&'a str],
-    ) -> BoxFuture<'a, HashMap<String, Live>>;
+        seq: Option<u64>,
+    ) -> BoxFuture<'a, Result<HashMap<String, Known>>>;
 }
 
-/// How a subscription is doing, apart from what the log and its settings say.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+impl<'a> Asking<'a> {
+    /// Nobody was asked yet.
+    pub(crate) fn of(caller: &'a Caller) -> Asking<'a> {
+        Asking {
+            caller,
+            silent: Mutex::default(),
+        }
+    }
+
+    /// A process did not answer.
+    pub(crate) fn missed(&self, process_id: &Arc<str>) {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.insert(process_id.clone());
+    }
+
+    /// Whether a process did not answer this call before.
+    pub(crate) fn has_missed(&self, process_id: &str) -> bool {
+        let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.contains(process_id)
+    }
+}
+
+/// How a subscription is doing, apart from what the log and its settings say. So its owner tells
+/// it to other processes.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Live {
     /// Everything up to here is settled.
+    #[prost(uint64, tag = "1")]
     pub floor: u64,
     /// Everything up to here was looked at.
+    #[prost(uint64, tag = "2")]
     pub cursor: u64,
     /// Events that were looked at and are not settled.
+    #[prost(uint64, tag = "3")]
     pub unsettled: u64,
     /// The oldest of them.
+    #[prost(uint64, optional, tag = "4")]
     pub oldest_unsettled: Option<u64>,
     /// Of them, those that are leased.
+    #[prost(uint32, tag = "5")]
     pub in_flight: u32,
     /// Of them, those that wait for a retry.
+    #[prost(uint32, tag = "6")]
     pub retrying: u32,
     /// Keys that are held back, the longest first.
+    #[prost(message, repeated, tag = "7")]
     pub blocked: Vec<Blocked>,
     /// Names of members that are connected, or pulled within the last minute.
+    #[prost(string, repeated, tag = "8")]
     pub members: Vec<String>,
     /// So many events are unsettled that no more are looked at.
+    #[prost(bool, tag = "9")]
     pub window_full: bool,
     /// There were attempts within the last minute, and all of them failed.
+    #[prost(bool, tag = "10")]
     pub failing: bool,
     /// The last error that a consumer reported.
+    #[prost(string, tag = "11")]
     pub last_error: String,
+    /// Its owner, another process, did not answer: who its members are, and what they said, is not
+    /// known.
+    #[prost(bool, tag = "12")]
+    pub is_silent: bool,
 }
 
 /// A key whose events are held back by a failing one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Blocked {
     /// The failing event; its key is the key.
+    #[prost(uint64, tag = "1")]
     pub seq: u64,
     /// Its attempts so far; 0 if it failed for good.
+    #[prost(uint32, tag = "2")]
     pub attempts: u32,
     /// Events that wait behind it.
+    #[prost(uint64, tag = "3")]
     pub waiting: u64,
     /// When it is tried again; none if it failed for good.
+    #[prost(int64, optional, tag = "4")]
     pub due: Option<Micros>,
 }
 
@@ -127,7 +195,7 @@ impl Live {
         let newest = failed.max_by_key(|event| event.due);
         let in_flight = unsettled.iter().filter(|event| event.in_flight).count();
         Ok(Live {
-            // Leased by an owner that this process cannot ask, or that is gone.
+            // Leased by an owner that did not answer, or that is gone.
             in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
             last_error: newest.map_or_else(String::new, |event| event.error.to_string()),
             ..Live::of(&leasing)

@@ -70,7 +70,7 @@ impl Subscriptions {
         let to = start::kept(&self.core, &log, Some(at)).await?.seq;
         if request.dry_run {
             let counted = self.count(&log, &found, to).await?;
-            return Ok(answer(self.shown(tenant, found).await?, counted));
+            return Ok(answer(self.shown(caller, found).await?, counted));
         }
         self.owners.close(tenant, &found.id).await?;
         let counted = self.count(&log, &found, to).await?;

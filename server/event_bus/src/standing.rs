@@ -3,7 +3,8 @@
 //! would say something else.
 //!
 //! The first of these that holds:
-//! 1. A group at work in this process has it: it is not stored yet.
+//! 1. A group at work in this process has it, or one of another process that was asked: it is not
+//!    stored yet.
 //! 2. It was settled otherwise than by an ack: there is an exception.
 //! 3. It is among the unsettled ones that were stored.
 //! 4. It was not routed to the subscription.
@@ -23,7 +24,7 @@ use hub_proto::hub::event_bus::v1::{EventDelivery, EventDeliveryState, NotRouted
 use crate::groups::Groups;
 use crate::leasing::{self, Key, Phase, Saved, UnsettledState};
 use crate::log_entry::{HUB, Named};
-use crate::owners::Owners;
+use crate::owners::{self, Owners};
 use crate::routing::Outcome;
 use crate::store::standings::{self as store, Row};
 
@@ -98,6 +99,8 @@ pub(crate) struct Standings<'a> {
     subscriptions: HashMap<String, Known>,
     /// By event, the subscriptions of which it is stored what became of it.
     told: HashMap<u64, BTreeSet<String>>,
+    /// Where events stand at subscriptions, as their owners said.
+    heard: HashMap<u64, HashMap<String, UnsettledState>>,
 }
 
 /// What is stored about a subscription.
@@ -106,8 +109,6 @@ struct Known {
     /// Slug of the product that owns it; empty if its row is not there.
     product: String,
     is_default: bool,
-    /// Id of the process that works on it, or did; empty = none.
-    owner: String,
     cursor: u64,
     unsettled: Vec<Saved>,
     /// Keys that failed events hold back; read only if an event may be blocked by one.
@@ -130,6 +131,7 @@ impl<'a> Standings<'a> {
             at_work,
             subscriptions: HashMap::new(),
             told: HashMap::new(),
+            heard: HashMap::new(),
         };
         if seqs.is_empty() {
             return Ok(standings);
@@ -189,6 +191,10 @@ impl<'a> Standings<'a> {
         if let Some(state) = self.at_work.state_of(&named.subscription_id, seq) {
             return of_group(state, recorded);
         }
+        let heard = self.heard.get(&seq);
+        if let Some(state) = heard.and_then(|heard| heard.get(&named.subscription_id)) {
+            return of_group(state.clone(), recorded);
+        }
         let known = self.subscriptions.get(&named.subscription_id);
         let stored = known.and_then(|known| known.stored(seq, recorded));
         if let Some(standing) = stored {
@@ -234,10 +240,16 @@ impl<'a> Standings<'a> {
         found
     }
 
-    /// Id of the process that works on a subscription, or did until it ended; empty = none.
-    pub(crate) fn owner(&self, subscription_id: &str) -> &str {
-        let known = self.subscriptions.get(subscription_id);
-        known.map_or("", |known| &known.owner)
+    /// What the owners of subscriptions say about one event, who may be other processes.
+    pub(crate) fn hear(&mut self, seq: u64, said: &HashMap<String, owners::Known>) {
+        for (id, said) in said {
+            if let owners::Known::Told { state, .. } = said
+                && let Some(state) = state
+            {
+                let heard = self.heard.entry(seq).or_default();
+                heard.insert(id.clone(), state.clone());
+            }
+        }
     }
 
     /// Up to where a subscription has looked at events; none if it never did.
@@ -253,13 +265,11 @@ impl Known {
             Row::Position {
                 product,
                 is_default,
-                owner,
                 cursor,
                 unsettled,
             } => {
                 self.product = product;
                 self.is_default = is_default;
-                self.owner = owner;
                 self.cursor = cursor;
                 self.unsettled = leasing::unpack(&unsettled).map_err(Error::internal)?;
             }

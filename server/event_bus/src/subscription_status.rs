@@ -12,7 +12,7 @@ use hub_proto::hub::event_bus::v1::{BlockedKey, SubscriptionStatus};
 use crate::event;
 use crate::log_entry::HUB;
 use crate::matching::{Budget, Passed, Target, Walk};
-use crate::owners::{Blocked, Live};
+use crate::owners::{Asking, Blocked, Known, Live};
 use crate::routing::Configuration;
 use crate::store::progress::{self, Failed, Held};
 use crate::subscriptions::{Settings, Stored, Subscriptions};
@@ -20,6 +20,7 @@ use crate::subscriptions::{Settings, Stored, Subscriptions};
 mod state;
 
 use state::Facts;
+pub(crate) use state::SILENT;
 
 /// A backlog is counted up to this.
 const BACKLOG_MAX: u64 = 10_000;
@@ -77,10 +78,14 @@ impl<'a> Statuses<'a> {
     }
 
     /// How these subscriptions are doing, in their order. Errors: `STORE_BUSY`.
-    pub(crate) async fn of_all(&mut self, stored: &[Stored]) -> Result<Vec<SubscriptionStatus>> {
+    pub(crate) async fn of_all(
+        &mut self,
+        asking: &Asking<'_>,
+        stored: &[Stored],
+    ) -> Result<Vec<SubscriptionStatus>> {
         let (db, tenant) = (&self.of.core.db, self.log.tenant().clone());
         let ids: Vec<&str> = stored.iter().map(|one| one.id.as_str()).collect();
-        let mut live = self.of.owners.live(&tenant, &ids).await;
+        let mut live = self.of.owners.live(asking, &ids, None).await?;
         let positions = progress::positions(db, &tenant, &ids).await?;
         let held = progress::held(db, &tenant, &ids).await?;
         let failed = progress::failed(db, &tenant, &ids, u64::MAX).await?;
@@ -88,10 +93,13 @@ impl<'a> Statuses<'a> {
         for one in stored {
             let held = held.get(&one.id).map_or(&[][..], Vec::as_slice);
             let live = match live.remove(&one.id) {
-                Some(live) => live,
-                None => {
+                Some(Known::Told { live, .. }) => *live,
+                untold => {
                     let position = positions.get(&one.id).cloned().unwrap_or_default();
-                    Live::stored(&Settings::of(one), &position, held)?
+                    Live {
+                        is_silent: untold.is_some(),
+                        ..Live::stored(&Settings::of(one), &position, held)?
+                    }
                 }
             };
             known.push(self.settled_by_hub(one, live));

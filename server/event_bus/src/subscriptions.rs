@@ -27,7 +27,7 @@ pub(crate) use self::deletion::{SWEEP_INTERVAL, sweep};
 pub(crate) use self::pause::tell_exhausted;
 pub use self::settings::Settings;
 pub(crate) use self::told::Told;
-use crate::owners::Owners;
+use crate::owners::{Asking, Owners};
 use crate::routing::Configurations;
 use crate::store::subscriptions as store;
 pub use crate::store::subscriptions::{Pause, Stored};
@@ -69,16 +69,17 @@ impl Subscriptions {
         let viewer = Viewer::of(caller);
         let found = find(&self.core, &self.configurations, tenant, id).await?;
         match found.filter(|found| viewer.sees_product(&found.product)) {
-            Some(found) => self.shown(tenant, found).await,
+            Some(found) => self.shown(caller, found).await,
             None => Err(error::subscription_not_found(id)),
         }
     }
 
     /// As it is now.
-    pub(crate) async fn shown(&self, tenant: &TenantRef, stored: Stored) -> Result<Subscription> {
-        let stored = [stored];
+    pub(crate) async fn shown(&self, caller: &Caller, stored: Stored) -> Result<Subscription> {
+        let (tenant, stored) = (caller.tenant()?, [stored]);
         let mut statuses = Statuses::new(self, tenant).await?;
-        let status = statuses.of_all(&stored).await?.into_iter().next();
+        let status = statuses.of_all(&Asking::of(caller), &stored).await?;
+        let status = status.into_iter().next();
         let [stored] = stored;
         Ok(show(stored, status))
     }

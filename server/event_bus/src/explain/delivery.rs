@@ -20,6 +20,7 @@ use crate::log_entry::HUB;
 use crate::routing::Outcome;
 use crate::standing::{Standing, Standings};
 use crate::store::subscriptions::Stored as Row;
+use crate::subscription_status::SILENT;
 
 /// Within this an event reaches a consumer that is there, in microseconds: 30 s.
 const PROPAGATION: Micros = 30_000_000;
@@ -240,9 +241,8 @@ impl Delivered<'_> {
                 finding.saw_text("member", member.as_str())
             });
             (CheckResult::Pass, finding, None)
-        } else if live.is_none() && self.landed.is_elsewhere {
-            let detail = "It is consumed at another server of this hub.";
-            (CheckResult::Pass, finding.detail(detail), None)
+        } else if self.landed.is_silent {
+            (CheckResult::Unknown, finding.detail(SILENT), None)
         } else {
             let detail = match self.is_unused() {
                 true => format!(
@@ -329,7 +329,11 @@ impl Delivered<'_> {
         let question = self.way.question;
         let (core, tenant) = (question.sources.core, question.log.tenant());
         let at_work = question.sources.at_work;
-        let standings = Standings::load(core, tenant, at_work, Some(self.id()), &[seq]).await?;
+        let mut standings = Standings::load(core, tenant, at_work, Some(self.id()), &[seq]).await?;
+        let said = at_work
+            .live(&question.asking, &[self.id()], Some(seq))
+            .await?;
+        standings.hear(seq, &said);
         let before = standings.of(&self.landed.named, seq, self.stored.recorded);
         let event_id = id::event(tenant.key(seq));
         let finding = finding

@@ -19,7 +19,7 @@ use super::Question;
 use super::nearby::{Near, Nearby, nearest};
 use crate::log_entry::{self, Named};
 use crate::log_list::{self, Asking};
-use crate::owners::Live;
+use crate::owners::{Known, Live};
 use crate::refusals::{Refusal, Why};
 use crate::routing::{Configuration, Outcome};
 use crate::standing::{Standing, Standings};
@@ -67,10 +67,10 @@ pub(super) struct Landed {
     pub(super) standing: Standing,
     /// Up to where the subscription has looked at events; none if it never did.
     pub(super) cursor: Option<u64>,
-    /// How the subscription is doing; none if nobody who can be asked is at work on it.
+    /// How the subscription is doing, as its owner says; none if nobody is at work on it.
     pub(super) live: Option<Live>,
-    /// Another process is at work on it.
-    pub(super) is_elsewhere: bool,
+    /// Its owner, another process, did not say.
+    pub(super) is_silent: bool,
 }
 
 impl Landed {
@@ -170,23 +170,28 @@ async fn landed(
 ) -> Result<Vec<Landed>> {
     let (core, at_work) = (question.sources.core, question.sources.at_work);
     let tenant = question.log.tenant();
-    let standings = Standings::load(core, tenant, at_work, None, &[seq]).await?;
+    let mut standings = Standings::load(core, tenant, at_work, None, &[seq]).await?;
     let given = standings.given(seq, &named);
     let named = [named, given].concat();
     let ids: Vec<&str> = named
         .iter()
         .map(|named| named.subscription_id.as_str())
         .collect();
-    let mut live = at_work.live(tenant, &ids).await;
-    let landed = named.iter().map(|named| Landed {
-        standing: standings.of(named, seq, recorded),
-        cursor: standings.cursor(&named.subscription_id),
-        live: live.remove(&named.subscription_id),
-        is_elsewhere: {
-            let owner = standings.owner(&named.subscription_id);
-            core.processes.peer(owner).is_some()
-        },
-        named: named.clone(),
+    let mut known = at_work.live(&question.asking, &ids, Some(seq)).await?;
+    standings.hear(seq, &known);
+    let landed = named.iter().map(|named| {
+        let (live, is_silent) = match known.remove(&named.subscription_id) {
+            Some(Known::Told { live, .. }) => (Some(*live), false),
+            Some(Known::Silent) => (None, true),
+            None => (None, false),
+        };
+        Landed {
+            standing: standings.of(named, seq, recorded),
+            cursor: standings.cursor(&named.subscription_id),
+            live,
+            is_silent,
+            named: named.clone(),
+        }
     });
     Ok(landed.collect())
 }

@@ -5,7 +5,7 @@ use EventDeliveryState::{
 use futures_util::future::{self, BoxFuture};
 
 use super::*;
-use crate::owners::{Live, What};
+use crate::owners::{Asking, What};
 
 const RECORDED: Micros = 100;
 const LATER: Micros = 200;
@@ -36,10 +36,11 @@ impl Owners for Group {
 
     fn live<'a>(
         &'a self,
-        _: &'a TenantRef,
+        _: &'a Asking<'a>,
         _: &'a [&'a str],
-    ) -> BoxFuture<'a, HashMap<String, Live>> {
-        Box::pin(future::ready(HashMap::new()))
+        _: Option<u64>,
+    ) -> BoxFuture<'a, Result<HashMap<String, owners::Known>>> {
+        Box::pin(future::ready(Ok(HashMap::new())))
     }
 }
 
@@ -65,7 +66,6 @@ fn position(cursor: u64, unsettled: &[Saved]) -> Row {
     Row::Position {
         product: "portal".to_owned(),
         is_default: true,
-        owner: "prc_1".to_owned(),
         cursor,
         unsettled: leasing::pack(unsettled),
     }
@@ -99,6 +99,7 @@ fn standings(at_work: &dyn AtWork, rows: Vec<Row>) -> Standings<'_> {
         at_work,
         subscriptions: [("sub_1".to_owned(), known)].into(),
         told: HashMap::new(),
+        heard: HashMap::new(),
     };
     standings.tell(&(1..=10).collect::<Vec<_>>());
     standings

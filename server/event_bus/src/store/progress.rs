@@ -31,6 +31,10 @@ const POSITIONS: Sql = of_each!(
      from subscription_positions where subscription_id",
     "and tenant_no = $2"
 );
+const OWNERS: Sql = of_each!(
+    "select subscription_id, owner from subscription_positions where subscription_id",
+    "and tenant_no = $2 and owner <> ''"
+);
 const FAILED: Sql = of_each!(
     "select subscription_id, count(*), max(seq) from subscription_exceptions
      where subscription_id",
@@ -47,7 +51,7 @@ const HELD: Sql = of_each!(
 );
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[POSITIONS, FAILED, ERROR, HELD];
+pub const STATEMENTS: &[Sql] = &[POSITIONS, OWNERS, FAILED, ERROR, HELD];
 
 /// The failed events of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +92,12 @@ pub async fn positions(
         (id, (epoch, floor, cursor, replay_until, unsettled).into())
     };
     Ok(rows.into_iter().map(stored).collect())
+}
+
+/// The processes that have subscriptions at work, or had until they died.
+pub async fn owners(db: &Db, tenant: &TenantRef, ids: &[&str]) -> Result<HashMap<String, String>> {
+    let rows: Vec<(String, String)> = about(db, OWNERS, tenant, ids)?.all().await?;
+    Ok(rows.into_iter().collect())
 }
 
 /// The failed events up to `seq` of subscriptions that have some.

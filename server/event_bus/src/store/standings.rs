@@ -13,7 +13,7 @@ macro_rules! standings {
         concat!(
             "select cast(0 as bigint) as kind, p.subscription_id, p.floor as first,
                 p.cursor as last, coalesce(s.is_default, 0) as state,
-                cast(0 as bigint) as attempts, p.owner as error, p.update_time, p.unsettled,
+                cast(0 as bigint) as attempts, '' as error, p.update_time, p.unsettled,
                 coalesce(s.product, '') as product
              from subscription_positions p
                 left join subscriptions s on s.subscription_id = p.subscription_id
@@ -73,8 +73,6 @@ pub enum Row {
         product: String,
         /// It is the default subscription of the product.
         is_default: bool,
-        /// Id of the process that works on it; empty = none.
-        owner: String,
         /// Everything up to here was looked at.
         cursor: u64,
         /// What of that is not settled, packed.
@@ -128,7 +126,6 @@ impl Stored {
             0 => Row::Position {
                 product: self.product,
                 is_default: self.state != 0,
-                owner: self.error,
                 cursor: last,
                 unsettled: self.unsettled,
             },

@@ -9,6 +9,10 @@ use crate::subscriptions::Stored;
 /// The part of the retention within which the removal of unsettled events is a risk.
 const RISK_PART: Micros = 5;
 
+/// What is said of one whose owner does not answer. It has consumers, or will be let go.
+pub(crate) const SILENT: &str = "It is at work at another server of the hub, which did not answer: \
+                                 its consumers are not known now.";
+
 /// All that decides.
 pub(super) struct Facts<'a> {
     pub(super) now: Micros,
@@ -67,6 +71,13 @@ impl Facts<'_> {
             1 => "1 event waits".to_owned(),
             count => format!("{count} events wait"),
         };
+        if self.live.is_silent {
+            let (state, before) = match self.backlog {
+                0 => (State::Live, String::new()),
+                backlog => (State::CatchingUp, format!("{}. ", waiting(backlog))),
+            };
+            return (state, before + SILENT);
+        }
         if self.backlog > 0 && self.live.members.is_empty() {
             let reason = format!("{} and no consumer is connected.", waiting(self.backlog));
             return (State::NoConsumer, reason);
@@ -205,6 +216,33 @@ mod tests {
         assert_eq!(told[6].1, "3 events wait and no consumer is connected.");
         assert_eq!(told[7].1, "1 event waits.");
         assert_eq!(told[8].1, "");
+    }
+
+    #[test]
+    fn of_an_owner_that_does_not_answer_it_is_not_said_that_it_has_no_consumer() {
+        let live = Live {
+            is_silent: true,
+            ..Live::default()
+        };
+        let of_backlog = |backlog| {
+            let facts = Facts {
+                now: NOW,
+                stored: &Stored::default(),
+                entitled: true,
+                dormant: false,
+                deadline: None,
+                retention: DAY,
+                live: &live,
+                backlog,
+                waiting: backlog,
+                blocking: None,
+            };
+            facts.state()
+        };
+        let (state, reason) = of_backlog(2);
+        assert_eq!(state, SubscriptionState::CatchingUp);
+        assert_eq!(reason, format!("2 events wait. {SILENT}"));
+        assert_eq!(of_backlog(0), (SubscriptionState::Live, SILENT.to_owned()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use prost::Message;
 
 use super::{Subscriptions, show};
 use crate::default_subscriptions;
+use crate::owners::Asking;
 use crate::store::subscriptions as store;
 use crate::subscription_status::Statuses;
 use crate::visibility::Viewer;
@@ -84,6 +85,7 @@ impl Subscriptions {
     ) -> Result<Vec<Subscription>> {
         let tenant = caller.tenant()?;
         let mut statuses = Statuses::new(self, tenant).await?;
+        let asking = Asking::of(caller);
         let mut found: Vec<Subscription> = Vec::new();
         let mut after = (after.0.to_owned(), after.1.to_owned());
         loop {
@@ -98,7 +100,7 @@ impl Subscriptions {
             };
             after = (last.product.clone(), last.name.clone());
             let is_last = chunk.len() < count;
-            let told = statuses.of_all(&chunk).await?;
+            let told = statuses.of_all(&asking, &chunk).await?;
             for (stored, status) in chunk.into_iter().zip(told) {
                 if states.is_empty() || states.contains(&status.state) {
                     found.push(show(stored, Some(status)));

@@ -69,7 +69,7 @@ impl Subscriptions {
         });
         if repeats(held.as_ref(), pause.as_ref()) {
             drop(tx);
-            return self.shown(tenant, before).await;
+            return self.shown(caller, before).await;
         }
         store::set_pause(&mut tx, tenant, id, pause.as_ref(), &caller.key_id).await?;
         let after = Stored {
@@ -99,7 +99,7 @@ impl Subscriptions {
             more: more(after.pause.as_ref()),
         };
         self.commit(tx, told, What::Settings).await?;
-        self.shown(tenant, after).await
+        self.shown(caller, after).await
     }
 }
 

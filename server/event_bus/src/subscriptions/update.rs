@@ -50,7 +50,7 @@ impl Subscriptions {
         changed.apply(&mut after)?;
         if after == before {
             drop(tx);
-            return self.shown(tenant, before).await;
+            return self.shown(caller, before).await;
         }
         after.version += 1;
         if after.filter != before.filter {
@@ -81,7 +81,7 @@ impl Subscriptions {
             false => What::Place,
         };
         self.commit(tx, told, what).await?;
-        self.shown(tenant, after).await
+        self.shown(caller, after).await
     }
 
     /// The new filter decides from behind the place up to which events were looked at.
