@@ -191,6 +191,27 @@ both_databases! {
         refused_and_mended(&hub, costly, ("RATE_LIMITED", "KEY_RATE"), &admin_key).await;
     }
 
+    async fn a_limit_of_the_tenant_is_raised_by_an_operator_of_the_hub_who_names_the_tenant(
+        hub: TestHub
+    ) {
+        let (key, _) = made(&hub, new_key("costly", &["psa:*"])).await;
+        let costly = VerifyApiKeyRequest { cost: Some(500), ..tickets(&key) };
+        let verifier = backend(&hub).await;
+        let refused = verify(&verifier, costly.clone()).await.unwrap();
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let explained = explain(&admin, call(&refused.call_id)).await.unwrap();
+        assert_eq!(explained.primary_cause, "KEY_RATE");
+        let fix = &explained.fixes[0];
+        let tenant = hub.first_tenant().id.clone();
+        assert!(fix.cli.contains(&format!("-H 'x-hub-tenant: {tenant}'")), "{}", fix.cli);
+        let run = fix.cli.replace("$HUB_KEY", &hub.operator_key);
+        let ran = tokio::process::Command::new("sh").args(["-c", &run]).output().await.unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert!(ran.status.success() && !said.contains("\"code\""), "{said}");
+        let mended = verify(&verifier, costly).await.unwrap();
+        assert_eq!(told(&mended).1, "", "{}", mended.hint);
+    }
+
     async fn a_revoked_key_is_named_and_the_fix_makes_one_with_its_rights(hub: TestHub) {
         let admin = hub.client(&hub.first_tenant().admin_key);
         let (key, key_id) = made(&hub, new_key("leaked", &["psa:*"])).await;

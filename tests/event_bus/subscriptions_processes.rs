@@ -124,8 +124,9 @@ async fn a_full_window_is_seen_at_every_process() {
     second.drain().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_an_owner_that_died_it_is_not_said_that_nobody_consumes_until_it_counts_as_dead() {
+/// From when its owner is gone until that is noticed, it is not said that a subscription has no
+/// consumer.
+async fn asked_until_noticed(gone: impl AsyncFnOnce(&mut TestProcess)) {
     let hub = TestHub::start(Backend::Postgres).await;
     let same = Database::at(hub.database_url().to_owned());
     let mut other = TestProcess::start_on(Command::Serve, same, &[]).await;
@@ -137,22 +138,26 @@ async fn of_an_owner_that_died_it_is_not_said_that_nobody_consumes_until_it_coun
     let admin = Owner::admin(&hub);
     let id = subscription_of(&hub).await;
     assert_eq!(status(&admin.get(&id).await.unwrap()).members, ["test"]);
-    other.kill().await;
-    let mut silent = 0;
+    gone(&mut other).await;
     loop {
         let asked = tokio::time::timeout(PATIENCE, admin.get(&id)).await;
         let found = asked.expect("it does not hang").unwrap();
         if state(&found) == SubscriptionState::NoConsumer {
-            break;
+            return;
         }
         let told = status(&found);
         assert_eq!(state(&found), SubscriptionState::CatchingUp, "{told:?}");
-        assert!(
-            told.reason.ends_with("its consumers are not known now."),
-            "{}",
-            told.reason
-        );
-        silent += 1;
+        let reason = &told.reason;
+        assert!(reason.ends_with("consumers are not known now."), "{reason}");
     }
-    assert!(silent > 0, "its death is not noticed at once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_an_owner_that_died_it_is_not_said_that_nobody_consumes_until_that_is_noticed() {
+    asked_until_noticed(TestProcess::kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_hangs_holds_up_nobody_for_long() {
+    asked_until_noticed(async |other: &mut TestProcess| other.signal("STOP")).await;
 }

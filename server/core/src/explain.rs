@@ -316,6 +316,22 @@ impl Checklist {
         }
     }
 
+    /// A fix that only an operator of the hub can make: his call names the tenant.
+    pub fn fix_in_tenant(
+        &self,
+        tenant_id: &str,
+        title: String,
+        method: &'static str,
+        request: Json,
+    ) -> Fix {
+        let fix = self.fix(FixActor::Operator, title, method, request);
+        let named = format!("curl -sS -H 'x-hub-tenant: {tenant_id}'");
+        Fix {
+            cli: fix.cli.replacen("curl -sS", &named, 1),
+            ..fix
+        }
+    }
+
     /// A fix for which there is no call.
     pub fn advice(actor: FixActor, title: String) -> Fix {
         Fix {

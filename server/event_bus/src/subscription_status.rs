@@ -86,6 +86,7 @@ impl<'a> Statuses<'a> {
         let (db, tenant) = (&self.of.core.db, self.log.tenant().clone());
         let ids: Vec<&str> = stored.iter().map(|one| one.id.as_str()).collect();
         let mut live = self.of.owners.live(asking, &ids, None).await?;
+        // Only now: what was let go before somebody was asked is stored.
         let positions = progress::positions(db, &tenant, &ids).await?;
         let held = progress::held(db, &tenant, &ids).await?;
         let failed = progress::failed(db, &tenant, &ids, u64::MAX).await?;

@@ -114,15 +114,31 @@ impl Case<'_> {
     pub(super) fn rate_fixes(&self, left: &Left, checks: &Checklist) -> Vec<Fix> {
         let wait = "Wait until reset_at: the full limit is available again then".to_owned();
         let wait = Checklist::advice(FixActor::Wait, wait);
-        let (whose, key_id) = match &left.key_id {
-            Some(_) => (self.key.key_id.as_str(), self.key.key_id.as_str()),
-            None => ("the tenant", ""),
-        };
         let cost = self.subject.cost();
         let limit = left.limit.saturating_add(left.limit.max(cost));
-        let title = format!("Raise the limit of {whose} to {limit} requests a minute");
-        let request = json!({"keyId": key_id, "requestsPerMinute": limit});
-        let raise = checks.fix(FixActor::Operator, title, SET_LIMIT, request);
+        let request = |key_id: &str| json!({"keyId": key_id, "requestsPerMinute": limit});
+        let raise = match (&left.key_id, &self.key.tenant) {
+            (None, Some(tenant)) => {
+                let title = format!(
+                    "Let an operator of the hub raise the limit of {} to {limit} requests a minute",
+                    tenant.id()
+                );
+                checks.fix_in_tenant(tenant.id(), title, SET_LIMIT, request(""))
+            }
+            // Of a key for all tenants, the limit is that of the one that the call named.
+            (None, None) => Checklist::advice(
+                FixActor::Operator,
+                format!(
+                    "Let an operator of the hub raise the limit of the tenant to {limit} requests \
+                     a minute, by SetRateLimit with the tenant in x-hub-tenant"
+                ),
+            ),
+            (Some(_), _) => {
+                let key_id = &self.key.key_id;
+                let title = format!("Raise the limit of {key_id} to {limit} requests a minute");
+                checks.fix(FixActor::Operator, title, SET_LIMIT, request(key_id))
+            }
+        };
         match cost > left.limit {
             // That much is never available.
             true => vec![raise],
