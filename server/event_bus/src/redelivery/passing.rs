@@ -64,7 +64,7 @@ pub(crate) struct Queued {
 }
 
 impl Queued {
-    pub(super) fn queued() -> Queued {
+    pub(super) fn in_line() -> Queued {
         Queued {
             queued: true,
             out_of_reach: false,
@@ -94,7 +94,7 @@ impl Queueing {
         Ok(Some(match self {
             Queueing::Queued(group, generation) => {
                 group.saved(generation).await?;
-                Queued::queued()
+                Queued::in_line()
             }
             Queueing::Unchanged => Queued::default(),
             Queueing::OutOfReach => Queued::out_of_reach(),

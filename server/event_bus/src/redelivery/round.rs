@@ -139,7 +139,7 @@ impl Round<'_> {
         Ok(match again.here(groups, tenant, &settings, false).await? {
             Queueing::Queued(group, generation) => {
                 self.waits.insert(group.number, (group, generation));
-                Queued::queued()
+                Queued::in_line()
             }
             Queueing::Unchanged => Queued::default(),
             Queueing::OutOfReach => Queued::out_of_reach(),
