@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
-use hub_proto::hub::event_bus::v1::{AckBatch, LeasedEvent, NackAction, PullRequest};
+use hub_proto::hub::event_bus::v1::{
+    AckBatch, LeasedEvent, ListSubscriptionsRequest, NackAction, PullRequest, RedeliverRequest,
+};
 use serde_json::{Value, json};
 
 use super::consumer::{nack, of_key};
 use super::explain::{Explained, caused_by, explain, run};
-use super::{Product, ticket};
+use super::log::switch;
+use super::owner::{Owner, named};
+use super::redeliver::{ended, redeliver};
+use super::{Product, of_types, ticket};
 use crate::support::{Backend, TestHub};
 
 /// A hub with a manual clock, its publisher and its consumer.
@@ -153,6 +158,39 @@ both_databases! {
         assert_eq!(skipped.evidence("EVT_CONSUMER_OUTCOME", "reason"), "not ours");
         assert_eq!(skipped.results("EVT_ACKED").0, "PASS");
         assert_eq!(skipped.rpcs(), ["Redeliver"]);
+    }
+
+    async fn what_was_delivered_later_by_a_call_is_explained_by_what_became_of_it(
+        backend: Backend,
+    ) {
+        let suite = Suite::start(backend).await;
+        // It stays as it was: nobody asks for it there.
+        let own = named("portal-own", of_types(&["ticket.*"]));
+        let owner = Owner::new(&suite.hub, "portal").await;
+        owner.create(own).await;
+        let (all, _) = owner.list(ListSubscriptionsRequest::default()).await.unwrap();
+        let default = all.into_iter().find(|one| one.name == "portal").unwrap();
+        switch(&suite.hub, "psa", "portal", false).await;
+        let asked = suite.publish(ticket("a")).await;
+        switch(&suite.hub, "psa", "portal", true).await;
+        let fixed = suite.explain(&asked).await;
+        let code = "EVT_INTEGRATION_ENABLED";
+        assert_eq!((fixed.verdict(), fixed.cause()), ("FIXED_SINCE", code), "{fixed:?}");
+        let again = RedeliverRequest {
+            event_ids: vec![asked["eventId"].as_str().unwrap().to_owned()],
+            subscription_id: default.subscription_id,
+            ..RedeliverRequest::default()
+        };
+        let started = redeliver(&suite.hub, again).await.unwrap();
+        ended(&suite.hub, started.job).await;
+        let queued = suite.explain(&asked).await;
+        assert_eq!(queued.cause(), "EVT_SUBSCRIBER_CONNECTED", "nobody takes it: {queued:?}");
+        let leases = suite.pull(1).await;
+        suite.nack(&leases[0], NackAction::Fail, "no such customer").await;
+        let failed = suite.explain(&asked).await;
+        assert_eq!((failed.verdict(), failed.cause()), ("BLOCKED", "EVT_ACKED"), "{failed:?}");
+        assert_eq!(failed.results(code), ("FAIL", "PASS"), "what was decided stays");
+        assert!(failed.summary().contains("no such customer"), "{}", failed.summary());
     }
 
     async fn an_earlier_event_of_its_key_that_waits_is_named(backend: Backend) {

@@ -184,7 +184,8 @@ both_databases! {
         suite.mend(&fixed).await;
         let under_way = suite.explain(&asked).await;
         assert_eq!(under_way.verdict(), "IN_PROGRESS", "{under_way:?}");
-        assert_eq!(under_way.cause(), "EVT_INTEGRATION_ENABLED");
+        assert_eq!(under_way.cause(), "", "what was decided is no obstacle any more");
+        assert_eq!(under_way.results("EVT_INTEGRATION_ENABLED").0, "FAIL");
         suite.work("portal").await;
         let done = suite.explain(&asked).await;
         assert_eq!((done.verdict(), done.results("EVT_ACKED").0), ("WORKING", "PASS"));

@@ -25,13 +25,16 @@ fn admin(hub: &TestHub) -> Hub {
     hub.client(&hub.first_tenant().admin_key)
 }
 
-async fn redeliver(hub: &TestHub, request: RedeliverRequest) -> Result<RedeliverResponse, Error> {
+pub(super) async fn redeliver(
+    hub: &TestHub,
+    request: RedeliverRequest,
+) -> Result<RedeliverResponse, Error> {
     let answer = admin(hub).event_bus().redeliver(request).await;
     answer.map(tonic::Response::into_inner).map_err(Error::from)
 }
 
 /// The job once it has ended.
-async fn ended(hub: &TestHub, job: Option<Job>) -> Job {
+pub(super) async fn ended(hub: &TestHub, job: Option<Job>) -> Job {
     let job_id = job.expect("a job").job_id;
     let platform = admin(hub).platform();
     let waiting = async {

@@ -177,6 +177,8 @@ pub struct Checklist {
     checks: Vec<Check>,
     /// How many of them are those of the list that this one branched from.
     inherited: usize,
+    /// How many of them are no obstacle any more for what was recorded of them.
+    overcome: usize,
 }
 
 /// What an answer says beside its checks.
@@ -204,6 +206,7 @@ impl Checklist {
             scopes: scopes.clone(),
             checks: Vec::new(),
             inherited: 0,
+            overcome: 0,
         }
     }
 
@@ -251,10 +254,29 @@ impl Checklist {
         self.checks.extend(own);
     }
 
-    /// The earliest check that failed; its needs did not.
+    /// It was let pass later, by a call, whatever was recorded of the checks so far.
+    pub fn overcome(&mut self) {
+        self.overcome = self.checks.len();
+    }
+
+    /// Takes over what the branch that comes first behind this list has overcome.
+    pub fn overcome_as(&mut self, first: &Checklist) {
+        self.overcome = first.overcome;
+    }
+
+    /// The earliest check that failed and was not overcome; its needs did not.
     pub fn primary_cause(&self) -> Option<&Check> {
-        let mut checks = self.checks.iter();
-        checks.find(|check| check.result() == CheckResult::Fail)
+        self.standing()
+            .find(|check| check.result() == CheckResult::Fail)
+    }
+
+    /// Those that may be in the way.
+    fn standing(&self) -> impl Iterator<Item = &Check> {
+        let checks = self.checks.iter().enumerate();
+        let standing = checks.filter(|(index, check)| {
+            *index >= self.overcome || check.basis() != CheckBasis::Recorded
+        });
+        standing.map(|(_, check)| check)
     }
 
     /// The answer in one word:
@@ -273,7 +295,7 @@ impl Checklist {
         };
         if progress == Progress::Done {
             Verdict::Working
-        } else if self.checks.iter().any(stands_in_the_way) {
+        } else if self.standing().any(stands_in_the_way) {
             Verdict::Blocked
         } else if progress == Progress::UnderWay {
             Verdict::InProgress

@@ -112,6 +112,28 @@ fn a_fix_is_a_complete_call_with_its_scope_and_command_line() {
 }
 
 #[test]
+fn what_was_overcome_since_is_no_cause_and_stands_in_nobodys_way() {
+    let mut trunk = list(&[]);
+    trunk.add(check("A", Fail, Fail));
+    trunk.add(Finding::current("B", "It holds").both(Pass));
+    let mut branch = trunk.branch();
+    branch.overcome();
+    assert_eq!(branch.primary_cause(), None);
+    assert_eq!(branch.verdict(Progress::UnderWay), Verdict::InProgress);
+    branch.add(check("C", Fail, Fail));
+    assert_eq!(branch.primary_cause().unwrap().code, "C");
+    let mut all = trunk.clone();
+    all.overcome_as(&branch);
+    all.append(branch);
+    assert_eq!(all.primary_cause().unwrap().code, "C");
+    // What is so now is in the way, whoever let it pass.
+    let mut now = list(&[]);
+    now.add(Finding::current("D", "It holds").both(Fail));
+    now.overcome();
+    assert_eq!(now.primary_cause().unwrap().code, "D");
+}
+
+#[test]
 fn an_answer_tells_its_times_and_its_cause() {
     let mut checks = list(&[]);
     checks.add(

@@ -56,6 +56,15 @@ impl Branch {
         }
     }
 
+    /// The same for a subscription, which may have it although the ways were closed then.
+    pub(super) fn subscription(&self, name: &str, has_it: bool) -> Branch {
+        let mut branch = self.branch(name);
+        if has_it {
+            branch.checks.overcome();
+        }
+        branch
+    }
+
     /// Adds the next check, with what to do if it fails. Returns whether it failed.
     pub(super) fn look(&mut self, finding: Finding, fixes: Vec<Fix>) -> bool {
         let (then, now) = self.checks.add(finding);
@@ -102,6 +111,7 @@ impl Branch {
         self.expect_by = under_way.filter_map(|branch| branch.expect_by).min();
         self.sentence = summary(&branches);
         self.verdict = verdict;
+        self.checks.overcome_as(&branches[0].checks);
         for branch in branches {
             self.fixes.extend(branch.fixes);
             self.checks.append(branch.checks);

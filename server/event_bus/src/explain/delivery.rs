@@ -109,7 +109,7 @@ fn landed<'a>(way: &Way<'_>, stored: &'a Stored) -> Vec<&'a Landed> {
 
 impl Delivered<'_> {
     async fn look(&self, before: &Branch, exists: &str) -> Result<Branch> {
-        let mut branch = before.branch(self.name());
+        let mut branch = before.subscription(self.name(), self.was_given());
         branch.progress = match self.standing().state {
             State::Delivered => Progress::Done,
             _ if self.standing().is_unsettled() && !self.is_dormant() => Progress::UnderWay,
