@@ -23,8 +23,14 @@ pub fn own() -> Vec<Durable> {
     let deep = || Wanted::types(&[TICK_DEEP]);
     vec![
         durable("portal-keys", all, Ordering::ByKey),
-        durable("portal-none", Wanted::types(&[TICKET]), Ordering::None),
-        durable("portal-some", keyed, Ordering::ByKey),
+        Durable {
+            redelivered: true,
+            ..durable("portal-none", Wanted::types(&[TICKET]), Ordering::None)
+        },
+        Durable {
+            redelivered: true,
+            ..durable("portal-some", keyed, Ordering::ByKey)
+        },
         durable("portal-total", deep(), Ordering::Total),
         Durable {
             block_key: true,
@@ -50,6 +56,7 @@ fn durable(name: &str, wanted: Wanted, ordering: Ordering) -> Durable {
         block_key: false,
         lease: LEASE,
         consumed: true,
+        redelivered: false,
     }
 }
 

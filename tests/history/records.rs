@@ -162,6 +162,9 @@ pub struct Durable {
     pub lease: Micros,
     /// Somebody works it off, so that nothing may be left of it.
     pub consumed: bool,
+    /// Somebody asks for some of its events again.
+    #[serde(default)]
+    pub redelivered: bool,
 }
 
 /// What the records of a consumer are about.
@@ -232,6 +235,10 @@ pub enum Consumption {
         confirms: bool,
     },
     Opened,
+    /// Everything up to here is settled.
+    Progress(u64),
+    /// The same, and nothing is left.
+    CaughtUp(u64),
     Leased(Vec<Leased>),
     Settling(Vec<Settling>),
     /// For each lease of a batch in its order; without `confirms` only those that failed.
@@ -245,6 +252,29 @@ pub enum Consumption {
     Closing(String),
     /// The stream or call failed, or the client gave it up; what was not answered stays unknown.
     Broken(String),
+}
+
+/// What the records of a client that asks for events again are about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redelivering {
+    pub subscription_id: String,
+}
+
+/// A record of a client that asks for events again, each one once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Redelivery {
+    /// A job is asked for, of events that were over by then, with their states.
+    Asked { job: u64, events: Vec<(u64, State)> },
+    /// The hub has it.
+    Accepted { job: u64 },
+    /// The hub will not do it, and that is final.
+    Refused { job: u64, error: String },
+    /// The job has ended, and said how many it queued.
+    Ended {
+        job: u64,
+        state: String,
+        queued: u64,
+    },
 }
 
 /// What is done to the hub.

@@ -16,7 +16,7 @@ use super::dump::dump;
 use super::hubs::{Hubs, some};
 use super::load::{HEARTBEAT, Phase, Site};
 use super::records::{About, Durable, Happening, Micros};
-use super::tracks::{At, Consumer, Folder, History, Publisher, Recorder, Subscriber};
+use super::tracks::{At, Consumer, Folder, History, Publisher, Recorder, Redeliverer, Subscriber};
 use super::world::{Party, switch};
 use crate::journal::random::Random;
 use crate::support::Backend;
@@ -92,6 +92,7 @@ pub async fn run(plan: &Plan) -> History {
         party.start_publishers(&site, &mut clients.publishers);
         party.start_subscribers(&site, &mut clients.subscribers);
         party.start_consumers(&site, durables, &mut clients.consumers);
+        party.start_redeliverers(&site, durables, &mut clients.redeliverers);
         let (key, tell) = (party.admin_key.clone(), tell.clone());
         clients
             .switches
@@ -111,7 +112,7 @@ pub async fn run(plan: &Plan) -> History {
     journal.note(Happening::Calm);
     let late = tokio::spawn(end_late(site.clone()));
     let ended = calm(&hubs, &site, &parties, &durables, clients);
-    let (publishers, subscribers, consumers) = Box::pin(ended).await;
+    let written = Box::pin(ended).await;
     late.abort();
     journal.note(Happening::Over);
     let mut dumps = Vec::new();
@@ -127,9 +128,10 @@ pub async fn run(plan: &Plan) -> History {
     }
     let mut history = History {
         world: journal.recorder.finish(),
-        publishers,
-        subscribers,
-        consumers,
+        publishers: written.publishers,
+        subscribers: written.subscribers,
+        consumers: written.consumers,
+        redeliverers: written.redeliverers,
         dumps,
     };
     history.sort();
@@ -148,6 +150,15 @@ struct Clients {
     switches: JoinSet<()>,
     subscribers: JoinSet<Subscriber>,
     consumers: JoinSet<Consumer>,
+    redeliverers: JoinSet<Redeliverer>,
+}
+
+/// What the clients wrote.
+struct Written {
+    publishers: Vec<Publisher>,
+    subscribers: Vec<Subscriber>,
+    consumers: Vec<Consumer>,
+    redeliverers: Vec<Redeliverer>,
 }
 
 fn connect(hubs: &Hubs, key: &str) -> Hub {
@@ -215,7 +226,7 @@ async fn calm(
     parties: &[Party],
     durables: &[Vec<Durable>],
     clients: Clients,
-) -> (Vec<Publisher>, Vec<Subscriber>, Vec<Consumer>) {
+) -> Written {
     let publishers = clients.publishers.join_all().await;
     // Each switch is an event of the log, too.
     clients.switches.join_all().await;
@@ -224,6 +235,8 @@ async fn calm(
         site.ends[party.number].send_replace(Some(head));
     }
     let subscribers = clients.subscribers.join_all().await;
+    // What they asked for is there to be worked off.
+    let redeliverers = clients.redeliverers.join_all().await;
     for (party, durables) in parties.iter().zip(durables) {
         let hub = connect(hubs, &party.auditor);
         for durable in durables.iter().filter(|durable| durable.consumed) {
@@ -231,7 +244,12 @@ async fn calm(
         }
     }
     site.phase.send_replace(Phase::Over);
-    (publishers, subscribers, clients.consumers.join_all().await)
+    Written {
+        publishers,
+        subscribers,
+        consumers: clients.consumers.join_all().await,
+        redeliverers,
+    }
 }
 
 /// The newest sequence of a tenant.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Write};
 
 use super::checks::{CHECKS, Tenant, Violation};
-use super::records::{Consumption, Happening, How, Line, Publication, Reading, State};
+use super::records::{Consumption, Happening, How, Line, Publication, Reading, Redelivery, State};
 use super::tracks::History;
 
 /// Violations that are told one by one.
@@ -48,6 +48,7 @@ pub fn summary(history: &History, violations: &[Violation]) -> String {
         ("subscribed", subscribed(history)),
         ("consumed", consumed(history)),
         ("outcomes", outcomes(history)),
+        ("redelivered", redelivered(history)),
         ("log", log(history)),
         ("deliveries", deliveries(history)),
     ];
@@ -148,6 +149,8 @@ fn consumed(history: &History) -> Counts {
                     }
                 }
                 Consumption::Gap { .. } => counts.add("gaps", 1),
+                Consumption::CaughtUp(_) => counts.add("caught up", 1),
+                Consumption::Progress(_) => counts.add("progress frames", 1),
                 Consumption::Closing(_) => counts.add("closed by the hub", 1),
                 Consumption::Broken(how) if how != "left" => counts.add("broken", 1),
                 _ => {}
@@ -189,6 +192,34 @@ fn outcomes(history: &History) -> Counts {
         if let Consumption::Outcomes(outcomes) = &record.record {
             for (_, outcome) in outcomes {
                 counts.add(format!("{outcome:?}"), 1);
+            }
+        }
+    }
+    counts
+}
+
+fn redelivered(history: &History) -> Counts {
+    let mut counts = Counts::default();
+    let leases = history.consumers.iter().flat_map(|track| &track.records);
+    for record in leases {
+        if let Consumption::Leased(leased) = &record.record {
+            let again = leased.iter().filter(|one| one.redelivery);
+            counts.add("leases", again.count());
+        }
+    }
+    let records = history.redeliverers.iter().flat_map(|track| &track.records);
+    for record in records {
+        match &record.record {
+            Redelivery::Asked { events, .. } => {
+                counts.add("jobs", 1);
+                for (_, state) in events {
+                    counts.add(format!("{state:?}").to_lowercase(), 1);
+                }
+            }
+            Redelivery::Accepted { .. } => {}
+            Redelivery::Refused { .. } => counts.add("refused", 1),
+            Redelivery::Ended { queued, .. } => {
+                counts.add("queued", usize::try_from(*queued).unwrap_or(usize::MAX));
             }
         }
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::records::{
     About, Consuming, Consumption, Happening, Line, Micros, Publication, Publishing, Reading,
-    Subscribing, now,
+    Redelivering, Redelivery, Subscribing, now,
 };
 
 /// A record with its time.
@@ -38,6 +38,7 @@ pub struct Track<A, R> {
 pub type Publisher = Track<Publishing, Publication>;
 pub type Subscriber = Track<Subscribing, Reading>;
 pub type Consumer = Track<Consuming, Consumption>;
+pub type Redeliverer = Track<Redelivering, Redelivery>;
 pub type World = Track<About, Happening>;
 /// What a tenant's log says at the end.
 pub type Dump = Track<(), Line>;
@@ -49,6 +50,7 @@ pub struct History {
     pub publishers: Vec<Publisher>,
     pub subscribers: Vec<Subscriber>,
     pub consumers: Vec<Consumer>,
+    pub redeliverers: Vec<Redeliverer>,
     /// One for each tenant, by number.
     pub dumps: Vec<Dump>,
 }
@@ -134,6 +136,8 @@ impl History {
             .sort_by(|one, two| one.header.name.cmp(&two.header.name));
         self.consumers
             .sort_by(|one, two| one.header.name.cmp(&two.header.name));
+        self.redeliverers
+            .sort_by(|one, two| one.header.name.cmp(&two.header.name));
         self.dumps.sort_by_key(|dump| dump.header.tenant);
     }
 
@@ -144,6 +148,7 @@ impl History {
             publishers: tracks(path, "publisher-"),
             subscribers: tracks(path, "subscriber-"),
             consumers: tracks(path, "consumer-"),
+            redeliverers: tracks(path, "redeliverer-"),
             dumps: tracks(path, "log-"),
         };
         history.sort();

@@ -11,10 +11,11 @@ use tokio::task::JoinSet;
 use super::durables;
 use super::filter::{ALERT, TICKET, Wanted};
 use super::load::{
-    Habit, Identity, Phase, RETRY_PAUSE, Site, consume, publish, publish_stream, pull, subscribe,
+    Habit, Identity, Phase, RETRY_PAUSE, Site, consume, publish, publish_stream, pull, redeliver,
+    subscribe,
 };
 use super::records::{Durable, Happening, Subscribing, now};
-use super::tracks::{At, Consumer, Publisher, Subscriber};
+use super::tracks::{At, Consumer, Publisher, Redeliverer, Subscriber};
 use crate::support::Tenant;
 
 const PUBLISH: &[&str] = &["hub:events.publish"];
@@ -159,6 +160,19 @@ impl Party {
                     all.spawn(Box::pin(consume(site, identity, durable)));
                 }
             }
+        }
+    }
+
+    /// One for each subscription of which events are asked for again.
+    pub fn start_redeliverers(
+        &self,
+        site: &Arc<Site>,
+        durables: &[Durable],
+        all: &mut JoinSet<Redeliverer>,
+    ) {
+        for durable in durables.iter().filter(|durable| durable.redelivered) {
+            let identity = self.identity("redeliverer", &durable.name, &self.admin_key, 1);
+            all.spawn(Box::pin(redeliver(site.clone(), identity, durable.clone())));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::Tenant;
 use super::keys::routed;
+use super::redelivered::Again;
 use super::stories::{Step, Story};
 use crate::history::records::{Delivery, Durable, How, Micros, State};
 
@@ -30,6 +31,7 @@ pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
                 durable,
                 row,
                 stories,
+                again: tenant.again(sequence, &durable.subscription_id),
             };
             found.extend(fate.ended(waits));
             found.extend(fate.possible());
@@ -61,6 +63,8 @@ struct Fate<'a> {
     durable: &'a Durable,
     row: &'a Delivery,
     stories: &'a [&'a Story<'a>],
+    /// It was asked for again.
+    again: Option<&'a Again>,
 }
 
 impl Fate<'_> {
@@ -125,6 +129,10 @@ impl Fate<'_> {
                 let Some(state) = self.leads_to(story, step) else {
                     continue;
                 };
+                // What is delivered again begins anew.
+                if self.again.is_some_and(|again| again.until > step.at) {
+                    continue;
+                }
                 let said = format!(
                     "{:?} by {} at {} was confirmed at {}",
                     step.how,

@@ -6,13 +6,16 @@ use crate::history::filter::catalogue;
 use crate::history::records::{
     Delivery, Durable, Event, Explained, Happening, Line, Micros, Publication, Seen, State, Stored,
 };
-use crate::history::tracks::{Consumer, History, Publisher, Subscriber};
+use crate::history::tracks::{Consumer, History, Publisher, Redeliverer, Subscriber};
 
+use super::redelivered::{Again, again};
 use super::stories::{Stories, Trouble, stories, troubles};
 
 /// What the checks look at.
 pub struct Tenant<'a> {
     pub number: usize,
+    /// Processes of the hub.
+    pub processes: usize,
     /// When the run began, for texts.
     pub start: Micros,
     /// The log at the end, by sequence.
@@ -25,6 +28,9 @@ pub struct Tenant<'a> {
     pub publishers: Vec<&'a Publisher>,
     pub subscribers: Vec<&'a Subscriber>,
     pub consumers: Vec<&'a Consumer>,
+    pub redeliverers: Vec<&'a Redeliverer>,
+    /// What was asked for again, by subscription and sequence.
+    pub again: HashMap<&'a str, HashMap<u64, Again>>,
     /// What processes logged of panics.
     pub panics: Vec<&'a str>,
     /// Leases, by the id of the subscription.
@@ -97,8 +103,11 @@ impl<'a> Tenant<'a> {
     /// Of one tenant of the run.
     pub fn index(history: &'a History, number: usize) -> Tenant<'a> {
         let consumers: Vec<&Consumer> = of(&history.consumers, number, |track| track.header.tenant);
+        let redeliverers: Vec<&Redeliverer> =
+            of(&history.redeliverers, number, |track| track.header.tenant);
         let mut tenant = Tenant {
             number,
+            processes: history.world.header.about.processes,
             start: history.world.records.first().map_or(0, |first| first.at),
             log: Vec::new(),
             place: HashMap::new(),
@@ -108,6 +117,8 @@ impl<'a> Tenant<'a> {
             subscribers: of(&history.subscribers, number, |track| track.header.tenant),
             stories: stories(&consumers),
             consumers,
+            again: again(&redeliverers),
+            redeliverers,
             panics: Vec::new(),
             troubles: troubles(history),
             durables: Vec::new(),
@@ -263,6 +274,17 @@ impl<'a> Tenant<'a> {
         row.copied()
     }
 
+    /// What was asked for again of an event for a subscription.
+    pub fn again(&self, sequence: u64, subscription_id: &str) -> Option<&Again> {
+        self.again.get(subscription_id)?.get(&sequence)
+    }
+
+    /// Whether an event went to a subscription when it was recorded.
+    pub fn was_routed(&self, row: &Delivery) -> bool {
+        let again = self.again(row.sequence, &row.subscription_id);
+        again.map_or(row.state, |again| again.before) != State::NotRouted
+    }
+
     /// Newest sequence.
     pub fn head(&self) -> u64 {
         self.log.last().map_or(0, |last| last.seen.sequence)
@@ -290,7 +312,7 @@ impl<'a> Tenant<'a> {
         let rows = self.listed.get(&event.sequence).into_iter().flatten();
         let mut rows = rows.filter(|row| row.product == product);
         match rows.next() {
-            Some(row) if row.state == State::NotRouted => Flow::No,
+            Some(row) if !self.was_routed(row) => Flow::No,
             Some(_) => Flow::Yes,
             None if self.is_switched(&event.product, product) => Flow::Perhaps,
             None => Flow::Yes,

@@ -62,21 +62,28 @@ fn successive(tenant: &Tenant<'_>, durable: &Durable, stories: &[Story<'_>]) -> 
                 settled
             ));
         }
-        let settled = settled(tenant, durable, sequence, stories);
+        // What is delivered again may be behind what came after it.
+        if tenant.again(sequence, &durable.subscription_id).is_some() {
+            continue;
+        }
+        // A key does not go on behind a failure that blocks it.
+        let settled = settled(tenant, durable, (sequence, stories), !durable.block_key);
         *before = (*before).max((settled, sequence));
     }
     found
 }
 
-/// When an event was settled at the earliest; the beginning of time, if nobody who writes was
-/// there.
-fn settled(
+/// When an event was settled at the earliest, or failed if that counts; the beginning of time, if
+/// nobody who writes was there.
+pub fn settled(
     tenant: &Tenant<'_>,
     durable: &Durable,
-    sequence: u64,
-    stories: &[&Story<'_>],
+    (sequence, stories): (u64, &[&Story<'_>]),
+    or_failed: bool,
 ) -> Micros {
-    let settled = stories.iter().filter_map(|story| story.settled(durable));
+    let settled = stories
+        .iter()
+        .filter_map(|story| story.settled(durable, or_failed));
     let seen = stories
         .iter()
         .map(|story| story.leased.attempt)
@@ -85,7 +92,7 @@ fn settled(
     let row = tenant.row(sequence, &durable.subscription_id);
     // The last attempt was lost on its way to the consumer.
     let unseen = row.is_some_and(|row| match row.state {
-        State::Failed => !durable.block_key && row.attempts > seen,
+        State::Failed => or_failed && row.attempts > seen,
         State::Expired => true,
         _ => false,
     });

@@ -170,6 +170,10 @@ impl Leases<'_> {
         let How::Retry { after, error } = step.how else {
             return None;
         };
+        // It was over, and begins anew.
+        if next.leased.redelivery && !story.leased.redelivery {
+            return None;
+        }
         if !story.confirms || !matches!(step.told, Some((_, Outcome::Ok))) {
             return None;
         }

@@ -8,7 +8,9 @@ mod index;
 mod keys;
 mod leases;
 mod order;
+mod progress;
 mod published;
+mod redelivered;
 mod routes;
 mod stories;
 mod subscriptions;
@@ -48,6 +50,8 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("keys", keys::check),
     ("leases", leases::check),
     ("fates", fates::check),
+    ("progress", progress::check),
+    ("redelivered", redelivered::check),
     ("explained", explained::check),
     ("panics", panics),
 ];

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use super::Tenant;
 use super::routes::HUB;
-use crate::history::records::State;
 
 pub fn check(tenant: &Tenant<'_>) -> Vec<String> {
     let mut found = dense(tenant);
@@ -164,7 +163,7 @@ fn destinations(tenant: &Tenant<'_>) -> Vec<String> {
             let Some(rows) = rows.filter(|_| !stored.duplicate) else {
                 continue;
             };
-            let flowing = rows.iter().filter(|row| row.state != State::NotRouted);
+            let flowing = rows.iter().filter(|row| tenant.was_routed(row));
             let count = flowing.count();
             if count != stored.destinations as usize {
                 let told = stored.destinations;

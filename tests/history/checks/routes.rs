@@ -81,7 +81,7 @@ fn route(tenant: &Tenant<'_>, event: &Logged<'_>, row: &Delivery) -> Option<Stri
     let sent = tenant.sent.get(event.seen.id.as_str())?;
     let until = sent.acked.map_or(Micros::MAX, |(at, _)| at);
     let (on, off) = possible(tenant, &event.seen.product, &row.product, sent.at, until);
-    let routed = row.state != State::NotRouted;
+    let routed = tenant.was_routed(row);
     let allowed = if routed { on } else { off };
     (!allowed).then(|| {
         format!(

@@ -178,7 +178,11 @@ fn told(consumer: &Consumer) -> Vec<Story<'_>> {
                     story.lost = record.at;
                 }
             }
-            Consumption::Opened | Consumption::State(_) | Consumption::Gap { .. } => {}
+            Consumption::Opened
+            | Consumption::Progress(_)
+            | Consumption::CaughtUp(_)
+            | Consumption::State(_)
+            | Consumption::Gap { .. } => {}
         }
     }
     stories
@@ -228,16 +232,17 @@ impl Story<'_> {
         })
     }
 
-    /// The earliest time at which the event can have been settled, so that its key went on.
-    pub fn settled(&self, durable: &Durable) -> Option<Micros> {
-        let gives_up = !durable.block_key && self.is_last(durable);
+    /// The earliest time at which the event can have been settled, or can have failed if that
+    /// counts.
+    pub fn settled(&self, durable: &Durable, or_failed: bool) -> Option<Micros> {
+        let gives_up = or_failed && self.is_last(durable);
         let steps = self
             .steps
             .iter()
             .filter(|step| step.may_have_been_applied());
         let settling = steps.filter(|step| match step.how {
             How::Ack | How::Skip => true,
-            How::Fail { .. } => !durable.block_key,
+            How::Fail { .. } => or_failed,
             How::Retry { .. } => gives_up,
             How::Release | How::Extend { .. } => false,
         });

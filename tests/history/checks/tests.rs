@@ -2,7 +2,9 @@
 
 mod consumers;
 mod explained;
+mod positions;
 mod published;
+mod redelivered;
 mod sample;
 mod subscriptions;
 
@@ -31,7 +33,7 @@ fn expect(history: &History, check: &str, words: &str) {
 
 #[test]
 fn a_good_history_passes() {
-    for sample in [Sample::new(), Sample::consumed()] {
+    for sample in [Sample::new(), Sample::consumed(), Sample::redelivered()] {
         let found = all(&sample.history());
         assert!(found.is_empty(), "{found:#?}");
     }

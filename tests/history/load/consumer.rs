@@ -178,7 +178,9 @@ impl Worker {
                 let state = SubscriptionState::try_from(state).unwrap_or_default();
                 Consumption::State(state.as_str_name().to_owned())
             }
-            Some(Frame::Progress(_) | Frame::CaughtUp(_) | Frame::Closing(_)) | None => return,
+            Some(Frame::Progress(progress)) => Consumption::Progress(progress.sequence),
+            Some(Frame::CaughtUp(caught_up)) => Consumption::CaughtUp(caught_up.sequence),
+            Some(Frame::Closing(_)) | None => return,
         };
         self.recorder.note(record);
     }

@@ -5,6 +5,7 @@ mod event;
 mod habits;
 mod publisher;
 mod pull;
+mod redeliverer;
 mod stream;
 mod subscriber;
 
@@ -20,6 +21,7 @@ pub use event::seen;
 pub use habits::duration;
 pub use publisher::publish;
 pub use pull::pull;
+pub use redeliverer::redeliver;
 pub use stream::publish_stream;
 pub use subscriber::{Habit, filter, subscribe};
 

@@ -6,11 +6,11 @@
 use crate::history::filter::{TICKET, Wanted};
 use crate::history::records::{
     About, Consuming, Consumption, Delivery, Durable, Event, Happening, How, Leased, Line, Micros,
-    Ordering, Outcome, Publication, Publishing, Reading, Seen, Settling, Start, State, Stored,
-    Subscribing,
+    Ordering, Outcome, Publication, Publishing, Reading, Redelivering, Redelivery, Seen, Settling,
+    Start, State, Stored, Subscribing,
 };
 use crate::history::tracks::{
-    At, Consumer, Dump, Header, History, Publisher, Subscriber, Track, World,
+    At, Consumer, Dump, Header, History, Publisher, Redeliverer, Subscriber, Track, World,
 };
 
 pub const SECOND: Micros = 1_000_000;
@@ -28,6 +28,7 @@ pub struct Sample {
     pub subscriber: Subscriber,
     /// Of the portal's default subscription, if it is consumed.
     pub consumers: Vec<Consumer>,
+    pub redeliverers: Vec<Redeliverer>,
     pub dump: Dump,
 }
 
@@ -109,6 +110,7 @@ pub fn durable(id: &str, name: &str) -> Durable {
         block_key: false,
         lease: 30 * SECOND,
         consumed: false,
+        redelivered: false,
     }
 }
 
@@ -130,6 +132,7 @@ impl Sample {
             publisher: publisher(),
             subscriber: subscriber(),
             consumers: Vec::new(),
+            redeliverers: Vec::new(),
             dump: dump(),
         }
     }
@@ -144,6 +147,35 @@ impl Sample {
         let failed = sample.listed(4, "portal");
         (failed.state, failed.last_error) = (State::Failed, "broken".to_owned());
         sample.listed(6, "portal").state = State::Skipped;
+        sample
+    }
+
+    /// The same, and 2 is asked for again at 6 by a job that ends at 6.5, and is acked at 6.4.
+    pub fn redelivered() -> Sample {
+        let mut sample = Sample::consumed();
+        let mut again = handled(6.3, 2, 3, How::Ack);
+        if let Consumption::Leased(leased) = &mut again[0].record {
+            (leased[0].attempt, leased[0].redelivery) = (1, true);
+            leased[0].previous_error = String::new();
+        }
+        sample.consumption().extend(again);
+        let about = Redelivering {
+            subscription_id: PORTAL.to_owned(),
+        };
+        let (job, events) = (1, vec![(2, State::Delivered)]);
+        let ended = Redelivery::Ended {
+            job,
+            state: "JOB_STATE_SUCCEEDED".to_owned(),
+            queued: 1,
+        };
+        let records = vec![
+            at(6.0, Redelivery::Asked { job, events }),
+            at(6.1, Redelivery::Accepted { job }),
+            at(6.5, ended),
+        ];
+        sample
+            .redeliverers
+            .push(track("redeliverer-0", about, records));
         sample
     }
 
@@ -196,6 +228,7 @@ impl Sample {
             publishers: vec![self.publisher],
             subscribers: vec![self.subscriber],
             consumers: self.consumers,
+            redeliverers: self.redeliverers,
             dumps: vec![self.dump],
         }
     }
