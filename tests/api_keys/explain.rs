@@ -45,7 +45,7 @@ pub async fn explain(client: &Hub, request: ExplainAccessRequest) -> Outcome<Exp
 }
 
 /// About reading tickets of PSA.
-fn about(subject: Subject) -> ExplainAccessRequest {
+pub fn about(subject: Subject) -> ExplainAccessRequest {
     ExplainAccessRequest {
         subject: Some(subject),
         product: "psa".to_owned(),
@@ -73,7 +73,7 @@ async fn made(hub: &TestHub, key: ApiKey) -> (String, String) {
 }
 
 /// Runs the first fix that is a call, as it stands.
-async fn fix(hub: &TestHub, key: &str, explanation: &Explanation) -> serde_json::Value {
+pub async fn fix(hub: &TestHub, key: &str, explanation: &Explanation) -> serde_json::Value {
     let fix = explanation
         .fixes
         .iter()

@@ -3,6 +3,7 @@
 mod changes;
 mod credentials;
 mod explain;
+mod explain_all_tenants;
 mod ext_authz;
 mod ext_authz_malformed;
 mod keys;

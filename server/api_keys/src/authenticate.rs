@@ -62,6 +62,7 @@ impl Authenticator for Keys {
             return caller;
         }
         let scope = refusal.policy.scope;
+        let named_tenant = auth::named_tenant(credential.headers).ok().flatten();
         let denial = Denial {
             call_id: refusal.call_id.to_owned(),
             time: now,
@@ -71,6 +72,7 @@ impl Authenticator for Keys {
             path: refusal.policy.method.to_owned(),
             client_ip: credential.peer.map(|ip| ip.to_string()).unwrap_or_default(),
             cost: 1,
+            named_tenant: named_tenant.unwrap_or_default().to_owned(),
             ..Denial::default()
         };
         self.denials.note(&record, denial);

@@ -42,6 +42,8 @@ pub(crate) struct Denial {
     pub client_ip: String,
     /// Requests that it counted as.
     pub cost: u32,
+    /// Id of the tenant that the call named, if its key serves all tenants; else empty.
+    pub named_tenant: String,
 }
 
 #[derive(Default)]
@@ -80,11 +82,16 @@ impl Denials {
         denial.key_id = record.caller.key_id.to_string();
         let tenant = record.caller.tenant.as_ref();
         denial.tenant_no = tenant.map_or(0, TenantRef::number);
+        if tenant.is_some() {
+            // It can name its own only.
+            denial.named_tenant.clear();
+        }
         let texts = [
             &mut denial.product,
             &mut denial.action,
             &mut denial.host,
             &mut denial.path,
+            &mut denial.named_tenant,
         ];
         texts.into_iter().for_each(cut);
         pending.denials.push(denial);

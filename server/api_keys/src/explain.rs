@@ -35,6 +35,8 @@ struct Case<'a> {
     keys: &'a Arc<Keys>,
     subject: &'a Subject,
     key: &'a Key,
+    /// That of the key, or the one that the call named.
+    tenant: Option<TenantRef>,
     record: Record,
     products: Arc<Products>,
     /// What the tenant may use, if there is one.
@@ -78,20 +80,21 @@ impl Keys {
             return Ok(conclude(checks, &subject, made.into_iter().collect(), now));
         };
         let record = Record::read(key)?;
-        let tenant = key.tenant.as_ref().or(caller.tenant.as_ref());
+        let tenant = self.tenant_of_subject(caller, &subject, key).await?;
         let case = Case {
             keys: self,
             subject: &subject,
             key,
-            usable: match tenant {
+            usable: match &tenant {
                 Some(tenant) => Some(self.core.tenancy.current(tenant).await?.1),
                 None => None,
             },
+            tenant,
             products,
             record,
             now,
         };
-        let left = case.left(tenant).await;
+        let left = case.left().await;
         let mut fixes = Vec::new();
         for (step, code) in ORDER.iter().zip(codes::STEPS) {
             let look = case.look(*step);
@@ -199,10 +202,18 @@ impl Case<'_> {
             _ => look.detail.as_str(),
         };
         finding = finding.needs(needs).detail(detail);
+        if code == codes::SUBSCRIBED && self.key.tenant.is_none() {
+            finding = finding.saw_resource("tenant", self.tenant_id());
+        }
         for (name, value) in look.metadata {
             finding = finding.saw_text(name, value);
         }
         finding
+    }
+
+    /// Empty if it is about no tenant.
+    fn tenant_id(&self) -> &str {
+        self.tenant.as_ref().map_or("", TenantRef::id)
     }
 
     /// What the recorded refusal says of a check: those before passed, those after were not
@@ -218,8 +229,8 @@ impl Case<'_> {
         })
     }
 
-    async fn left(&self, tenant: Option<&TenantRef>) -> Option<(Left, bool)> {
-        let limits = self.keys.limits(&self.record, tenant).await;
+    async fn left(&self) -> Option<(Left, bool)> {
+        let limits = self.keys.limits(&self.record, self.tenant.as_ref()).await;
         let taken = self.keys.take(&limits, self.subject.cost(), true).await;
         taken.left.map(|left| (left, taken.denied.is_none()))
     }

@@ -160,6 +160,7 @@ pub fn migrations() -> Migrations {
             "0005_costs",
             "0006_update_time",
             "0007_usage_batches",
+            "0008_named_tenants",
         ),
         postgres: hub_core::migrations!(
             "../../../migrations/api_keys/postgres",
@@ -170,6 +171,7 @@ pub fn migrations() -> Migrations {
             "0005_costs",
             "0006_update_time",
             "0007_usage_batches",
+            "0008_named_tenants",
         ),
     }
 }

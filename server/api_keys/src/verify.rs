@@ -13,6 +13,7 @@ use hub_core::auth::{Caller, Origin};
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::id;
+use hub_core::journal::TenantRef;
 use hub_proto::credential::{Fault, NOT_WHOLE};
 use metrics::Counter;
 
@@ -174,6 +175,12 @@ impl Keys {
             None => self.usage.used(record, now),
             Some(refusal) => {
                 let denial = denial(question, refusal, &verdict.call_id, now);
+                let named_tenant = caller.tenant.as_ref().map_or("", TenantRef::id);
+                let named_tenant = named_tenant.to_owned();
+                let denial = Denial {
+                    named_tenant,
+                    ..denial
+                };
                 self.denials.note(record, denial);
             }
         }

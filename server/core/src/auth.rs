@@ -278,17 +278,26 @@ pub async fn admit_caller(
     Ok(caller)
 }
 
-/// A key of a tenant stays within it: naming another one is as if that one did not exist. Of two
-/// names none is chosen: what is in front of the hub may have chosen the other.
-async fn name_tenant(caller: &mut Caller, headers: &HeaderMap, tenancy: &Tenancy) -> Result<()> {
+/// What a call says of its tenant, which may be no tenant's id. Of two names none is chosen: what
+/// is in front of the hub may have chosen the other.
+///
+/// Errors: `FIELD_INVALID`.
+pub fn named_tenant(headers: &HeaderMap) -> Result<Option<&str>> {
     let mut all = headers.get_all(TENANT_HEADER).iter();
     let Some(named) = all.next() else {
-        return Ok(());
+        return Ok(None);
     };
     if all.any(|other| other != named) {
         return Err(Error::field(TENANT_HEADER, "has two values"));
     }
-    let named = named.to_str().unwrap_or_default();
+    Ok(Some(named.to_str().unwrap_or_default()))
+}
+
+/// A key of a tenant stays within it: naming another one is as if that one did not exist.
+async fn name_tenant(caller: &mut Caller, headers: &HeaderMap, tenancy: &Tenancy) -> Result<()> {
+    let Some(named) = named_tenant(headers)? else {
+        return Ok(());
+    };
     match &caller.tenant {
         Some(own) if own.id() == named => Ok(()),
         Some(_) => Err(crate::tenancy::not_found(named)),

@@ -41,6 +41,7 @@ impl Case<'_> {
             "scopes": key.scopes,
             "product": key.product.as_deref().unwrap_or_default(),
             "allowedCidrs": key.cidrs,
+            "allTenants": key.tenant.is_none(),
         }});
         let create = checks.fix(FixActor::Operator, title, CREATE, request);
         use_successor.into_iter().chain([create]).collect()
@@ -63,9 +64,8 @@ impl Case<'_> {
             Some(own) if asked == super::HUB => own,
             _ => asked,
         };
-        let tenant = self.key.tenant.as_ref().map_or("", |tenant| tenant.id());
         let title = format!("Activate the subscription to {product}");
-        let request = json!({"tenantId": tenant, "product": product, "active": true});
+        let request = json!({"tenantId": self.tenant_id(), "product": product, "active": true});
         checks.fix(FixActor::Operator, title, SET_PRODUCT, request)
     }
 
@@ -117,23 +117,16 @@ impl Case<'_> {
         let cost = self.subject.cost();
         let limit = left.limit.saturating_add(left.limit.max(cost));
         let request = |key_id: &str| json!({"keyId": key_id, "requestsPerMinute": limit});
-        let raise = match (&left.key_id, &self.key.tenant) {
-            (None, Some(tenant)) => {
+        let raise = match &left.key_id {
+            None => {
+                let tenant = self.tenant_id();
                 let title = format!(
-                    "Let an operator of the hub raise the limit of {} to {limit} requests a minute",
-                    tenant.id()
+                    "Let an operator of the hub raise the limit of {tenant} to {limit} requests a \
+                     minute"
                 );
-                checks.fix_in_tenant(tenant.id(), title, SET_LIMIT, request(""))
+                checks.fix_in_tenant(tenant, title, SET_LIMIT, request(""))
             }
-            // Of a key for all tenants, the limit is that of the one that the call named.
-            (None, None) => Checklist::advice(
-                FixActor::Operator,
-                format!(
-                    "Let an operator of the hub raise the limit of the tenant to {limit} requests \
-                     a minute, by SetRateLimit with the tenant in x-hub-tenant"
-                ),
-            ),
-            (Some(_), _) => {
+            Some(_) => {
                 let key_id = &self.key.key_id;
                 let title = format!("Raise the limit of {key_id} to {limit} requests a minute");
                 checks.fix(FixActor::Operator, title, SET_LIMIT, request(key_id))

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use hub_core::auth::{Caller, is_scope};
 use hub_core::error::{Error, Result};
+use hub_core::journal::TenantRef;
 
 use super::call_not_found;
 use crate::decision::Asked;
@@ -109,6 +110,31 @@ impl Keys {
         })
     }
 
+    /// Whose subscriptions and limits decide: the tenant of the key, or the one that is named, by
+    /// the call that was refused or else by the one that asks.
+    pub(super) async fn tenant_of_subject(
+        &self,
+        caller: &Caller,
+        subject: &Subject,
+        key: &Key,
+    ) -> Result<Option<TenantRef>> {
+        if key.tenant.is_some() {
+            return Ok(key.tenant.clone());
+        }
+        let Some(denial) = &subject.denial else {
+            return Ok(caller.tenant.clone());
+        };
+        match denial.named_tenant.as_str() {
+            "" => Ok(None),
+            named => match self.core.tenancy.find(named).await {
+                Ok(tenant) => Ok(Some(tenant)),
+                // The call would get no further.
+                Err(error) if error.reason() == "TENANT_NOT_FOUND" => Ok(None),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
     async fn of_plaintext(&self, caller: &Caller, text: &str) -> Result<(Form, Option<Key>)> {
         let Some(plaintext) = Plaintext::parse(text) else {
             caller.require(DIAGNOSTICS)?;
@@ -137,6 +163,9 @@ impl Keys {
         let found = found.filter(|denial| now - denial.time < KEPT);
         let is_own = |denial: &Denial| *denial.key_id == *caller.key_id;
         let of_tenant = |denial: &Denial| match &caller.tenant {
+            Some(tenant) if caller.all_tenants && denial.tenant_no == 0 => {
+                tenant.id() == denial.named_tenant
+            }
             Some(tenant) => tenant.number() == denial.tenant_no,
             None => caller.all_tenants,
         };

@@ -15,13 +15,13 @@ const SWEPT_MAX: i64 = 1000;
 
 const INSERT: Sql = Sql::same(
     "insert into key_denials (call_id, tenant_no, key_id, time, reason, product, action, host,
-       path, client_ip, cost)
-     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+       path, client_ip, cost, named_tenant)
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
      on conflict (call_id) do nothing",
 );
 const FIND: Sql = Sql::same(
     "select call_id, tenant_no, key_id, time, reason, product, action, host, path, client_ip,
-       cost
+       cost, named_tenant
      from key_denials where call_id = $1",
 );
 const CROP: Sql = Sql::same(
@@ -53,6 +53,7 @@ type Row = (
     String,
     String,
     i64,
+    String,
 );
 
 /// Stores denials, and removes the oldest of tenants that have too many.
@@ -71,6 +72,7 @@ pub(crate) async fn insert(db: &Db, denials: &[Denial]) -> Result<()> {
             .bind(denial.path.clone())
             .bind(denial.client_ip.clone())
             .bind(i64::from(denial.cost))
+            .bind(denial.named_tenant.clone())
             .execute()
             .await?;
     }
@@ -98,6 +100,7 @@ pub(crate) async fn find(db: &Db, call_id: &str) -> Result<Option<Denial>> {
         path: row.8,
         client_ip: row.9,
         cost: u32::try_from(row.10).unwrap_or(u32::MAX),
+        named_tenant: row.11,
     }))
 }
 
