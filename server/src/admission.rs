@@ -213,7 +213,12 @@ impl Gate {
         let refusal = Refusal {
             call_id: &Call::of(request).id,
             policy,
-            error,
+            reason: error.reason(),
+            metadata: error
+                .metadata()
+                .iter()
+                .map(|(key, value)| (*key, value.as_str()))
+                .collect(),
         };
         self.authenticator
             .refused(Credential { headers, peer }, refusal)

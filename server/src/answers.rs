@@ -1,11 +1,12 @@
 //! Everything that leaves as gRPC: errors are completed, panics become INTERNAL, and each call is
-//! logged and counted once.
+//! logged and counted once. The domain of keys is told what was refused behind admission.
 //!
 //! An error is either the head of the answer (Trailers-Only) or the trailers of a stream that has
 //! begun; both pass here, and so do statuses that tonic and the layers below make themselves.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
@@ -15,6 +16,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
+use hub_core::auth::{Authenticator, Refusal};
 use tonic::Status;
 use tracing::{Instrument, Span};
 
@@ -23,12 +25,32 @@ use crate::explain::{Explained, Explainer};
 use crate::pace;
 use crate::rpc_log::Record;
 
+/// What answers are completed with; cheap to clone.
+#[derive(Clone)]
+pub struct Desk {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    explainer: Explainer,
+    authenticator: Arc<dyn Authenticator>,
+}
+
+impl Desk {
+    /// Completes errors, and tells of refusals of calls that were admitted.
+    pub fn new(explainer: Explainer, authenticator: Arc<dyn Authenticator>) -> Self {
+        let inner = Inner {
+            explainer,
+            authenticator,
+        };
+        Desk {
+            inner: Arc::new(inner),
+        }
+    }
+}
+
 /// The layer.
-pub async fn complete<F>(
-    explainer: &Explainer,
-    request: Request,
-    next: impl FnOnce(Request) -> F,
-) -> Response
+pub async fn complete<F>(desk: &Desk, request: Request, next: impl FnOnce(Request) -> F) -> Response
 where
     F: Future<Output = Response>,
 {
@@ -39,7 +61,7 @@ where
     let answered = AssertUnwindSafe(answered).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|_| Status::internal(PANICKED).into_http());
     let mut ending = Ending {
-        explainer: explainer.clone(),
+        desk: desk.inner.clone(),
         call,
         record,
     };
@@ -63,7 +85,7 @@ const PANICKED: &str = "a handler panicked";
 
 /// What is left to do when the status of a call is known.
 struct Ending {
-    explainer: Explainer,
+    desk: Arc<Inner>,
     call: Call,
     record: Record,
 }
@@ -79,12 +101,32 @@ impl Ending {
         }
         let status = Status::from_header_map(headers)
             .unwrap_or_else(|| Status::internal("an answer ended without a status"));
-        let explained = self
-            .explainer
-            .explain(&status, &self.call, self.record.method());
+        let explainer = &self.desk.explainer;
+        let explained = explainer.explain(&status, &self.call, self.record.method());
         write(&explained, headers);
+        self.tell(&explained);
         self.record
             .finish(explained.status.code(), &explained.reason);
+    }
+}
+
+impl Ending {
+    /// Admission tells of those that it refuses itself; who they were, the record does not say.
+    fn tell(&self, explained: &Explained) {
+        let Some(caller) = &self.record.caller else {
+            return;
+        };
+        let Some(policy) = self.record.policy() else {
+            return;
+        };
+        let metadata = explained.metadata.iter();
+        let refusal = Refusal {
+            call_id: &self.call.id,
+            policy,
+            reason: &explained.reason,
+            metadata: metadata.map(|(key, value)| (&**key, &**value)).collect(),
+        };
+        self.desk.authenticator.refused_later(caller, refusal);
     }
 }
 
@@ -167,11 +209,25 @@ mod tests {
     use axum::middleware::{Next, from_fn};
     use axum::routing::post;
     use http_body_util::BodyExt;
+    use hub_core::auth::{self, Caller, Credential};
+    use hub_core::error::Error;
     use tonic::Code;
     use tonic_types::StatusExt;
     use tower::ServiceExt;
 
     use super::*;
+
+    struct Nobody;
+
+    impl Authenticator for Nobody {
+        fn authenticate<'a>(&'a self, _: Credential<'a>) -> auth::Answer<'a, Caller> {
+            Box::pin(async { Err(Error::draining()) })
+        }
+
+        fn recheck<'a>(&'a self, _: &'a Caller) -> auth::Answer<'a, Caller> {
+            Box::pin(async { Err(Error::draining()) })
+        }
+    }
 
     /// What is left of one frame and then a panic.
     struct Panicking {
@@ -193,10 +249,11 @@ mod tests {
 
     async fn answer(body: impl Fn() -> Body + Clone + Send + Sync + 'static) -> (Bytes, Status) {
         let explainer = Explainer::new(&"http://hub.example".into());
+        let desk = Desk::new(explainer, Arc::new(Nobody));
         let handler = post(async move || Response::new(body()));
         let layer = from_fn(move |request: Request, next: Next| {
-            let explainer = explainer.clone();
-            async move { complete(&explainer, request, |request| next.run(request)).await }
+            let desk = desk.clone();
+            async move { complete(&desk, request, |request| next.run(request)).await }
         });
         let router = Router::new().route("/hub.x.v1.X/Do", handler).layer(layer);
         let request = Request::post("/hub.x.v1.X/Do").body(Body::empty()).unwrap();

@@ -1,6 +1,7 @@
 //! Completes a status that leaves: one `ErrorInfo` with the call id, a Help link, and a message
 //! that ends with the reason and the address of its page.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use prost::Message;
@@ -29,6 +30,8 @@ pub struct Explained {
     pub details: Vec<Any>,
     /// Its reason, for log and metrics.
     pub reason: String,
+    /// What it names.
+    pub metadata: HashMap<String, String>,
 }
 
 /// Adds what only the place knows where answers leave the server.
@@ -80,6 +83,7 @@ impl Explainer {
             status: Status::with_details(code, message, encoded.into()),
             details,
             reason,
+            metadata: info.metadata,
         }
     }
 }

@@ -22,6 +22,7 @@ use tonic_web::GrpcWebLayer;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use crate::admission::{self, Gate};
+use crate::answers::Desk;
 use crate::connect::{self, Bridge};
 use crate::explain::Explainer;
 use crate::pages::{self, Pages};
@@ -78,7 +79,7 @@ impl Stack {
             ));
         let bridge = Bridge::new(parts.explainer.clone(), parts.limits.clone())?;
         let inner = Arc::new(Inner {
-            explainer: parts.explainer,
+            desk: Desk::new(parts.explainer, parts.gate.authenticator.clone()),
             longest: parts.limits.request_timeout,
             gate: parts.gate,
         });
@@ -161,7 +162,7 @@ async fn routed(mut router: Router, request: Request<Body>) -> Response {
 
 /// What the inner part of the column needs.
 struct Inner {
-    explainer: Explainer,
+    desk: Desk,
     longest: Duration,
     gate: Gate,
 }
@@ -178,7 +179,7 @@ impl Inner {
     {
         // Above everything that can fail, so that no error leaves without its details, no panic
         // takes the connection down, and each call is logged once with its final status.
-        answers::complete(&self.explainer, request, |request| {
+        answers::complete(&self.desk, request, |request| {
             // Before any work is done for the call.
             bounds::concurrency(request, |request| {
                 // Covers admission too, which may wait for the database.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use hub_core::auth::Caller;
-use hub_proto::policy;
+use hub_proto::policy::{self, MethodPolicy};
 use tonic::Code;
 use tracing::Span;
 
@@ -60,6 +60,11 @@ impl Record {
     /// The method as the contract writes it, `hub.event_bus.v1.EventBus/Publish`.
     pub fn method(&self) -> &str {
         self.path.strip_prefix('/').unwrap_or(&self.path)
+    }
+
+    /// Who may call it; none if it is not of the contract.
+    pub fn policy(&self) -> Option<&'static MethodPolicy> {
+        policy::method_policy(&self.path)
     }
 
     /// The span of the call.

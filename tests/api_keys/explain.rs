@@ -16,7 +16,7 @@ use super::{Outcome, create, new_key, reason, revoke};
 use crate::support::{Backend, TestHub, post_json};
 
 /// All checks, in their order.
-const CHECKS: [&str; 13] = [
+const CHECKS: [&str; 15] = [
     "KEY_PRESENTED",
     "KEY_WELL_FORMED",
     "KEY_KNOWN",
@@ -26,8 +26,10 @@ const CHECKS: [&str; 13] = [
     "KEY_PRODUCT_SUBSCRIBED",
     "KEY_PRODUCT",
     "KEY_BASE_URL",
+    "KEY_OPERATOR",
     "KEY_ACTION",
     "KEY_RATE",
+    "KEY_RIGHTS",
     "KEY_PROPAGATED",
     "KEY_WOULD_PASS_NOW",
 ];

@@ -4,6 +4,7 @@ mod changes;
 mod credentials;
 mod explain;
 mod explain_all_tenants;
+mod explain_refusals;
 mod ext_authz;
 mod ext_authz_malformed;
 mod keys;

@@ -1,9 +1,11 @@
 //! Who is calling: from the `authorization` header to a caller, mostly from memory.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
 use hub_core::auth::{self, Answer, Authenticator, Caller, Credential, Refusal, Scopes};
+use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use hub_proto::credential::{self, NOT_WHOLE};
@@ -53,30 +55,27 @@ impl Authenticator for Keys {
         let now = self.core.clock.now();
         let presented = presented(credential.headers).ok()?;
         let record = self.cache.by_hash(&presented.hash(), now)?;
-        let reason = refusal.error.reason();
         // Whoever has a key that was revoked, or elsewhere than its owner, learns nothing of what
         // the tenant does.
-        let may_know = !matches!(reason, "KEY_REVOKED" | "IP_NOT_ALLOWED");
+        let may_know = !matches!(refusal.reason, "KEY_REVOKED" | "IP_NOT_ALLOWED");
         let caller = may_know.then(|| record.caller.clone());
-        if !explain::explains(reason) {
-            return caller;
-        }
-        let scope = refusal.policy.scope;
         let named_tenant = auth::named_tenant(credential.headers).ok().flatten();
-        let denial = Denial {
-            call_id: refusal.call_id.to_owned(),
-            time: now,
-            reason: reason.to_owned(),
-            product: "hub".to_owned(),
-            action: scope.split_once(':').unwrap_or_default().1.to_owned(),
-            path: refusal.policy.method.to_owned(),
-            client_ip: credential.peer.map(|ip| ip.to_string()).unwrap_or_default(),
-            cost: 1,
-            named_tenant: named_tenant.unwrap_or_default().to_owned(),
-            ..Denial::default()
-        };
-        self.denials.note(&record, denial);
+        if let Some(denial) = denial(&refusal, named_tenant, credential.peer, now) {
+            self.denials.note(&record, denial);
+        }
         caller
+    }
+
+    fn refused_later(&self, caller: &Caller, refusal: Refusal<'_>) {
+        let (now, origin) = (self.core.clock.now(), &caller.origin);
+        let named_tenant = caller.tenant.as_ref().map(TenantRef::id);
+        // What was passed on is noted by the process that was called.
+        if !origin.forwarded
+            && let Some(denial) = denial(&refusal, named_tenant, origin.client_ip, now)
+            && let Some(record) = self.cache.by_id(&caller.key_id, now)
+        {
+            self.denials.note(&record, denial);
+        }
     }
 
     fn has_key<'a>(
@@ -113,6 +112,34 @@ impl Keys {
         }
         Err(busy("keys_change"))
     }
+}
+
+/// What is kept of a refused call of the hub's own API; none if it is not a matter of keys.
+fn denial(
+    refusal: &Refusal<'_>,
+    named_tenant: Option<&str>,
+    client: Option<IpAddr>,
+    time: Micros,
+) -> Option<Denial> {
+    if !explain::explains(refusal.reason) {
+        return None;
+    }
+    let named = |key: &str| refusal.metadata.get(key).copied();
+    // An RPC may need more than its policy says.
+    let scope = named("missingScope").unwrap_or(refusal.policy.scope);
+    Some(Denial {
+        call_id: refusal.call_id.to_owned(),
+        time,
+        reason: refusal.reason.to_owned(),
+        product: "hub".to_owned(),
+        action: scope.split_once(':').unwrap_or_default().1.to_owned(),
+        path: refusal.policy.method.to_owned(),
+        client_ip: client.map(|ip| ip.to_string()).unwrap_or_default(),
+        cost: 1,
+        named_tenant: named_tenant.unwrap_or_default().to_owned(),
+        lacking: explain::lacking(refusal.reason, named),
+        ..Denial::default()
+    })
 }
 
 /// The one key that the call presents, if it is whole.

@@ -23,6 +23,8 @@ const OF_KEY_MAX: u32 = 10;
 const OF_MINUTE_MAX: usize = 1_000;
 /// Those that wait to be written.
 const PENDING_MAX: usize = 5_000;
+/// Longest text of the rights that a key lacks.
+const LACKING_BYTES_MAX: usize = 1024;
 /// Longest text of each of what was asked.
 const TEXT_BYTES_MAX: usize = 256;
 const MINUTE: Micros = 60_000_000;
@@ -44,6 +46,8 @@ pub(crate) struct Denial {
     pub cost: u32,
     /// Id of the tenant that the call named, if its key serves all tenants; else empty.
     pub named_tenant: String,
+    /// What the refusal named: the rights that the key lacks, or what only operators may do.
+    pub lacking: String,
 }
 
 #[derive(Default)]
@@ -93,7 +97,8 @@ impl Denials {
             &mut denial.path,
             &mut denial.named_tenant,
         ];
-        texts.into_iter().for_each(cut);
+        texts.into_iter().for_each(|text| cut(text, TEXT_BYTES_MAX));
+        cut(&mut denial.lacking, LACKING_BYTES_MAX);
         pending.denials.push(denial);
     }
 
@@ -129,6 +134,6 @@ impl Denials {
     }
 }
 
-fn cut(text: &mut String) {
-    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+fn cut(text: &mut String, bytes_max: usize) {
+    text.truncate(text.floor_char_boundary(bytes_max));
 }

@@ -202,6 +202,17 @@ pub(crate) fn scope_invalid(scope: &str) -> Error {
     Error::new(Code::InvalidArgument, DOMAIN, "SCOPE_INVALID", message).with("scope", scope)
 }
 
+/// `SCOPE_ESCALATION` for all of these scopes; there is at least one.
+pub(crate) fn scopes_escalation(missing: &[&str]) -> Error {
+    let first = missing.first().copied().unwrap_or_default();
+    escalation(first).with("missingScopes", missing.join(" "))
+}
+
+/// `SCOPE_ESCALATION` for speaking for a product, which no scope gives.
+pub(crate) fn product_escalation(product: &str) -> Error {
+    escalation(&format!("{product}:*")).with("product", product)
+}
+
 /// `SCOPE_ESCALATION`. `scope` is the right that the caller lacks itself.
 pub(crate) fn escalation(scope: &str) -> Error {
     let message = format!(

@@ -6,6 +6,7 @@
 
 mod codes;
 mod fixes;
+mod rights;
 mod subject;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::key::{Key, Record};
 use crate::keys::Keys;
 use crate::limits::Left;
 use codes::KNOWN;
+pub(crate) use rights::lacking;
 use subject::{Form, Subject};
 pub(crate) use subject::{Request, Whose};
 
@@ -49,6 +51,24 @@ struct Look {
     now: CheckResult,
     detail: String,
     metadata: Vec<(&'static str, String)>,
+}
+
+impl Look {
+    fn passed() -> Look {
+        Look {
+            now: CheckResult::Pass,
+            detail: String::new(),
+            metadata: Vec::new(),
+        }
+    }
+
+    fn failed(error: &Error) -> Look {
+        Look {
+            now: CheckResult::Fail,
+            detail: error.message().to_owned(),
+            metadata: error.metadata().to_vec(),
+        }
+    }
 }
 
 /// Whether a refusal for this reason can be explained.
@@ -97,6 +117,9 @@ impl Keys {
         let left = case.left().await;
         let mut fixes = Vec::new();
         for (step, code) in ORDER.iter().zip(codes::STEPS) {
+            if *step == Step::Scope {
+                case.add_operator(&mut checks, &mut fixes);
+            }
             let look = case.look(*step);
             let failed = look.now == CheckResult::Fail;
             checks.add(case.finding(code, codes::title(code), look));
@@ -105,6 +128,7 @@ impl Keys {
             }
         }
         case.add_rate(&mut checks, left.as_ref(), &mut fixes);
+        case.add_rights(&mut checks, &mut fixes);
         case.add_now(&mut checks, left.as_ref());
         Ok(conclude(checks, &subject, fixes, now))
     }
@@ -138,16 +162,8 @@ impl Case<'_> {
             _ => {}
         }
         match self.check(step, asked) {
-            Ok(()) => Look {
-                now: CheckResult::Pass,
-                detail: String::new(),
-                metadata: Vec::new(),
-            },
-            Err(error) => Look {
-                now: CheckResult::Fail,
-                detail: error.message().to_owned(),
-                metadata: error.metadata().to_vec(),
-            },
+            Ok(()) => Look::passed(),
+            Err(error) => Look::failed(&error),
         }
     }
 
@@ -305,9 +321,12 @@ impl Case<'_> {
         checks.add(finding.needs(&[KNOWN]).detail(detail));
         let fits = left.is_none_or(|(_, fits)| *fits) || self.subject.asked.product == HUB;
         let looks = ORDER.map(|step| self.look(step).now);
-        let result = match (fits, looks) {
-            (false, _) => CheckResult::Fail,
-            (_, looks) if looks.contains(&CheckResult::Fail) => CheckResult::Fail,
+        let beyond = self.beyond();
+        let fails = |looks: &[CheckResult]| looks.contains(&CheckResult::Fail);
+        let result = match fits {
+            false => CheckResult::Fail,
+            true if fails(&looks) || fails(&beyond) => CheckResult::Fail,
+            true if beyond.contains(&CheckResult::Unknown) => CheckResult::Unknown,
             _ if self.subject.asked.product.is_empty() || self.subject.action.is_empty() => {
                 CheckResult::Unknown
             }
@@ -353,8 +372,8 @@ fn add_form(checks: &mut Checklist, subject: &Subject) {
 
 /// Of a key that is not known nothing more is told.
 fn add_unknown(checks: &mut Checklist) {
-    let rest = codes::STEPS.into_iter();
-    for code in rest.chain([codes::RATE, codes::PROPAGATED, codes::WOULD_PASS_NOW]) {
+    let rest = codes::DECIDED.into_iter();
+    for code in rest.chain([codes::PROPAGATED, codes::WOULD_PASS_NOW]) {
         let finding = Finding::current(code, codes::title(code)).needs(&[KNOWN]);
         checks.add(finding.then(CheckResult::Unknown));
     }

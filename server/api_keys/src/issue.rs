@@ -9,6 +9,7 @@ use hub_core::storage::Tx;
 
 use crate::error;
 use crate::keys::{Keys, NewKey};
+use crate::scopes::OPERATORS;
 use crate::store;
 
 /// Who made the operator keys that nobody else made.
@@ -44,7 +45,7 @@ impl KeyIssuer for Keys {
             lock_head(tx, &TenantRef::system()).await?;
             let own = self.working(tx, created_by).await?;
             if own.is_some_and(|(_, own)| !own.caller.is_operator()) {
-                return Err(error::escalation(ADMINISTRATOR));
+                return Err(error::escalation(OPERATORS));
             }
             let now = self.core.clock.now();
             let new = administrator("administrator");

@@ -9,6 +9,9 @@ use crate::addresses::Cidr;
 use crate::error;
 use crate::key::Key;
 
+/// What an operator's key has beyond an administrator's.
+pub(crate) const OPERATORS: &str = "the rights of an operator";
+
 /// The rights of a key that is made, changed or ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rights<'a> {
@@ -47,20 +50,21 @@ pub(crate) fn check_form(scopes: &[String], products: &Products) -> Result<()> {
 pub(crate) fn check_within(caller: &Caller, rights: Rights<'_>) -> Result<()> {
     // An operator's key has `hub:*` as an administrator's has, but reaches every tenant.
     if rights.are_operators() && !caller.is_operator() {
-        return Err(error::escalation(ADMINISTRATOR));
+        return Err(error::escalation(OPERATORS));
     }
     if caller.scopes.is_administrator() {
         return Ok(());
     }
     let held = caller.scopes.list();
-    for scope in rights.scopes {
-        if !held.iter().any(|held| covers(held, scope)) {
-            return Err(error::escalation(scope));
-        }
+    let lacks = |scope: &&str| !held.iter().any(|held| covers(held, scope));
+    let given = rights.scopes.iter().map(String::as_str);
+    let missing: Vec<&str> = given.filter(lacks).collect();
+    if !missing.is_empty() {
+        return Err(error::scopes_escalation(&missing));
     }
     match rights.product {
         Some(product) if caller.product.as_deref() != Some(product) => {
-            Err(error::escalation(&format!("{product}:*")))
+            Err(error::product_escalation(product))
         }
         _ => Ok(()),
     }

@@ -161,6 +161,7 @@ pub fn migrations() -> Migrations {
             "0006_update_time",
             "0007_usage_batches",
             "0008_named_tenants",
+            "0009_denied_rights",
         ),
         postgres: hub_core::migrations!(
             "../../../migrations/api_keys/postgres",
@@ -172,6 +173,7 @@ pub fn migrations() -> Migrations {
             "0006_update_time",
             "0007_usage_batches",
             "0008_named_tenants",
+            "0009_denied_rights",
         ),
     }
 }

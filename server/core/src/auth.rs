@@ -1,5 +1,6 @@
 //! Who is calling, and what that key may do. Tenant, product and scopes come from the credential.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
@@ -176,14 +177,16 @@ pub struct Credential<'a> {
 }
 
 /// A call that was refused.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Refusal<'a> {
     /// Id of the call, `req_…`.
     pub call_id: &'a str,
     /// What was called.
     pub policy: &'a MethodPolicy,
     /// Why it was refused.
-    pub error: &'a Error,
+    pub reason: &'a str,
+    /// What the refusal names.
+    pub metadata: BTreeMap<&'a str, &'a str>,
 }
 
 /// A future of [`Authenticator`].
@@ -203,6 +206,9 @@ pub trait Authenticator: Send + Sync {
     fn refused(&self, _: Credential<'_>, _: Refusal<'_>) -> Option<Caller> {
         None
     }
+
+    /// The same of a call that was admitted, and was refused behind admission.
+    fn refused_later(&self, _: &Caller, _: Refusal<'_>) {}
 
     /// Whether a key of a product works for a tenant and has a scope; `None` if there is no
     /// telling.

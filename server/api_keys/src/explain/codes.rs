@@ -9,8 +9,10 @@ pub(super) const ADDRESS: &str = "KEY_IP";
 pub(super) const SUBSCRIBED: &str = "KEY_PRODUCT_SUBSCRIBED";
 pub(super) const PRODUCT: &str = "KEY_PRODUCT";
 pub(super) const BASE_URL: &str = "KEY_BASE_URL";
+pub(super) const OPERATOR: &str = "KEY_OPERATOR";
 pub(super) const ACTION: &str = "KEY_ACTION";
 pub(super) const RATE: &str = "KEY_RATE";
+pub(super) const RIGHTS: &str = "KEY_RIGHTS";
 pub(super) const PROPAGATED: &str = "KEY_PROPAGATED";
 pub(super) const WOULD_PASS_NOW: &str = "KEY_WOULD_PASS_NOW";
 
@@ -26,15 +28,17 @@ pub(super) const STEPS: [&str; 7] = [
 ];
 
 /// Those by which a request is refused, in the order in which it is decided.
-pub(super) const DECIDED: [&str; 8] = [
+pub(super) const DECIDED: [&str; 10] = [
     NOT_REVOKED,
     NOT_EXPIRED,
     ADDRESS,
     SUBSCRIBED,
     PRODUCT,
     BASE_URL,
+    OPERATOR,
     ACTION,
     RATE,
+    RIGHTS,
 ];
 
 /// The check that failed where a request was refused for this reason.
@@ -46,8 +50,10 @@ pub(super) fn of_reason(reason: &str) -> Option<&'static str> {
         "SUBSCRIPTION_INACTIVE" => SUBSCRIBED,
         "PRODUCT_MISMATCH" => PRODUCT,
         "BASE_URL_MISMATCH" => BASE_URL,
+        "OPERATOR_ONLY" => OPERATOR,
         "SCOPE_MISSING" => ACTION,
         "RATE_LIMITED" => RATE,
+        "SCOPE_ESCALATION" => RIGHTS,
         _ => return None,
     })
 }
@@ -64,8 +70,10 @@ pub(super) fn title(code: &str) -> &'static str {
         SUBSCRIBED => "The tenant's subscription to the product is active",
         PRODUCT => "A scope of the key is for the product",
         BASE_URL => "The host is one of the product's",
+        OPERATOR => "The call is not for operators only, or the key is an operator's",
         ACTION => "A scope of the key covers the action",
         RATE => "The rate limits have room for a request",
+        RIGHTS => "The key has itself what the call gives or ends",
         PROPAGATED => "All verifiers know the last change of the key",
         _ => "The same request would be allowed now",
     }

@@ -11,7 +11,7 @@ use crate::decision::{Asked, Step};
 use crate::limits::Left;
 
 const CREATE: &str = "hub.api_keys.v1.ApiKeys/CreateApiKey";
-const UPDATE: &str = "hub.api_keys.v1.ApiKeys/UpdateApiKey";
+pub(super) const UPDATE: &str = "hub.api_keys.v1.ApiKeys/UpdateApiKey";
 const SET_LIMIT: &str = "hub.api_keys.v1.ApiKeys/SetRateLimit";
 const UPDATE_PRODUCT: &str = "hub.platform.v1.Platform/UpdateProduct";
 const SET_PRODUCT: &str = "hub.platform.v1.Platform/SetProductSubscription";

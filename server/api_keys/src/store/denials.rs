@@ -15,13 +15,13 @@ const SWEPT_MAX: i64 = 1000;
 
 const INSERT: Sql = Sql::same(
     "insert into key_denials (call_id, tenant_no, key_id, time, reason, product, action, host,
-       path, client_ip, cost, named_tenant)
-     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+       path, client_ip, cost, named_tenant, lacking)
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
      on conflict (call_id) do nothing",
 );
 const FIND: Sql = Sql::same(
     "select call_id, tenant_no, key_id, time, reason, product, action, host, path, client_ip,
-       cost, named_tenant
+       cost, named_tenant, lacking
      from key_denials where call_id = $1",
 );
 const CROP: Sql = Sql::same(
@@ -54,6 +54,7 @@ type Row = (
     String,
     i64,
     String,
+    String,
 );
 
 /// Stores denials, and removes the oldest of tenants that have too many.
@@ -73,6 +74,7 @@ pub(crate) async fn insert(db: &Db, denials: &[Denial]) -> Result<()> {
             .bind(denial.client_ip.clone())
             .bind(i64::from(denial.cost))
             .bind(denial.named_tenant.clone())
+            .bind(denial.lacking.clone())
             .execute()
             .await?;
     }
@@ -101,6 +103,7 @@ pub(crate) async fn find(db: &Db, call_id: &str) -> Result<Option<Denial>> {
         client_ip: row.9,
         cost: u32::try_from(row.10).unwrap_or(u32::MAX),
         named_tenant: row.11,
+        lacking: row.12,
     }))
 }
 
