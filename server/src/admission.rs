@@ -5,7 +5,8 @@ use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{Extensions, HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hub_core::auth::{self, Authenticator, Caller, Credential, Origin, Refusal};
@@ -20,6 +21,7 @@ use tonic::Status;
 
 use crate::api_limit::{ApiLimit, Left};
 use crate::call::Call;
+use crate::known::Known;
 use crate::modules;
 use crate::tls::Verified;
 use crate::until_drained::UntilDrained;
@@ -59,9 +61,10 @@ struct Decided {
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// The layer. The caller goes into the extensions of request and response.
+/// The layer. The caller goes into the extensions of the request, and to what is known of the call.
 pub async fn admit<F>(
     gate: &Gate,
+    known: &Known,
     mut request: Request,
     next: impl FnOnce(Request) -> F,
 ) -> Response
@@ -84,7 +87,7 @@ where
     }
     if path.starts_with(internal::SERVICES) {
         return match forwarded {
-            Ok(Some(caller)) => gate.admit_process(caller, request, next).await,
+            Ok(Some(caller)) => gate.admit_process(caller, known, request, next).await,
             // Strangers do not learn that it is there.
             Ok(None) => refuse(unknown::error(path)),
             Err(error) => refuse(error),
@@ -102,13 +105,13 @@ where
         .decide(policy, request.headers(), peer, forwarded)
         .await;
     count(&decided.caller);
+    known.left(decided.left);
     let mut caller = match decided.caller {
         Ok(caller) => caller,
         Err(error) => {
-            let known = gate.note(policy, &request, peer, &error);
-            let left = decided.left;
-            let left = left.or_else(|| gate.limit.left(&known?));
-            return limited(refuse(error), left);
+            let left = gate.note(policy, &request, peer, &error);
+            known.left(decided.left.or(left));
+            return refuse(error);
         }
     };
     // What was passed on keeps the id and the address that it came with.
@@ -119,14 +122,13 @@ where
         });
     }
     // Strangers do not learn what is built.
-    let mut response = if modules::is_built(policy.method) {
-        request.extensions_mut().insert(caller.clone());
+    known.admitted(caller.clone());
+    if modules::is_built(policy.method) {
+        request.extensions_mut().insert(caller);
         next(request).await
     } else {
         refuse(unexplained::not_implemented(policy.method, ""))
-    };
-    response.extensions_mut().insert(caller);
-    limited(response, decided.left)
+    }
 }
 
 /// Counts a decision about a caller.
@@ -172,19 +174,12 @@ fn origin(request: &Request) -> Origin {
     }
 }
 
-/// The answer with what is left of the limit, whether it is good or an error.
-fn limited(mut response: Response, left: Option<Left>) -> Response {
-    if let Some(left) = left {
-        left.write(response.headers_mut());
-    }
-    response
-}
-
 impl Gate {
     /// Another process calls for this caller.
     async fn admit_process<F>(
         &self,
         caller: Caller,
+        known: &Known,
         mut request: Request,
         next: impl FnOnce(Request) -> F,
     ) -> Response
@@ -195,20 +190,62 @@ impl Gate {
             return refuse(Error::draining());
         }
         request.extensions_mut().insert(caller.clone());
-        let mut response = next(request).await;
-        response.extensions_mut().insert(caller);
-        response
+        known.admitted(caller);
+        next(request).await
     }
 
-    /// A call was refused, which may have to be explained later. Returns whose key it is, if that
-    /// is known.
+    /// What is left of the limit of whoever sends a request that is refused before it comes to
+    /// admission; none if nobody knows who that is. It is not counted.
+    pub async fn left_of_refused(&self, path: &str, parts: &Parts) -> Option<Left> {
+        let credential = self.credential(path, &parts.headers, &parts.extensions)?;
+        let known = match self.authenticator.authenticate(credential).await {
+            Ok(caller) => Some(caller),
+            Err(_) => self.authenticator.remembered(credential),
+        };
+        self.left_of(known?, &parts.headers)
+    }
+
+    /// The same from memory.
+    pub fn left_of_crowded(&self, request: &Request) -> Option<Left> {
+        let (headers, extensions) = (request.headers(), request.extensions());
+        let credential = self.credential(request.uri().path(), headers, extensions)?;
+        let known = self.authenticator.remembered(credential)?;
+        self.left_of(known, headers)
+    }
+
+    /// What a request presents, if it is for an RPC that needs a key.
+    fn credential<'a>(
+        &self,
+        path: &str,
+        headers: &'a HeaderMap,
+        extensions: &Extensions,
+    ) -> Option<Credential<'a>> {
+        let is_shown = !self.certificates || extensions.get::<Verified>().is_some();
+        let policy = method_policy(path).filter(|policy| is_shown && !policy.public);
+        policy.map(|_| Credential {
+            headers,
+            peer: extensions.get::<Peer>().map(|peer| peer.0.ip()),
+        })
+    }
+
+    /// What is left of the limit of the tenant of a call: of its key, or the one that it names.
+    fn left_of(&self, mut caller: Caller, headers: &HeaderMap) -> Option<Left> {
+        if caller.tenant.is_none() {
+            let named = auth::named_tenant(headers).ok().flatten();
+            caller.tenant = named.and_then(|named| self.tenancy.remembered(named));
+        }
+        self.limit.left(&caller)
+    }
+
+    /// A call was refused, which may have to be explained later. Returns what is left of the limit
+    /// of whose key it is, if that is known.
     fn note(
         &self,
         policy: &MethodPolicy,
         request: &Request,
         peer: Option<IpAddr>,
         error: &Error,
-    ) -> Option<Caller> {
+    ) -> Option<Left> {
         let headers = request.headers();
         let refusal = Refusal {
             call_id: &Call::of(request).id,
@@ -220,8 +257,9 @@ impl Gate {
                 .map(|(key, value)| (*key, value.as_str()))
                 .collect(),
         };
-        self.authenticator
-            .refused(Credential { headers, peer }, refusal)
+        let credential = Credential { headers, peer };
+        let caller = self.authenticator.refused(credential, refusal)?;
+        self.left_of(caller, headers)
     }
 
     async fn decide(
@@ -253,7 +291,7 @@ impl Gate {
         // Only what passed everything else is counted.
         let (left, within) = match &admitted {
             Ok(caller) => self.limit.take(caller),
-            Err(_) => (self.limit.left(&caller), Ok(())),
+            Err(_) => (self.left_of(caller, headers), Ok(())),
         };
         Decided {
             caller: admitted.and_then(|caller| within.map(|()| caller)),

@@ -22,6 +22,7 @@ use tracing::{Instrument, Span};
 
 use crate::call::Call;
 use crate::explain::{Explained, Explainer};
+use crate::known::Known;
 use crate::pace;
 use crate::rpc_log::Record;
 
@@ -50,7 +51,12 @@ impl Desk {
 }
 
 /// The layer.
-pub async fn complete<F>(desk: &Desk, request: Request, next: impl FnOnce(Request) -> F) -> Response
+pub async fn complete<F>(
+    desk: &Desk,
+    known: &Known,
+    request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response
 where
     F: Future<Output = Response>,
 {
@@ -65,7 +71,9 @@ where
         call,
         record,
     };
-    ending.record.caller = response.extensions_mut().remove();
+    ending.record.caller = known.take_caller();
+    // Here, so that a panic and a deadline tell it too.
+    known.write(response.headers_mut());
     if response.headers().contains_key(Status::GRPC_STATUS) {
         ending.finish(response.headers_mut());
         return response;
@@ -210,12 +218,14 @@ mod tests {
     use axum::routing::post;
     use http_body_util::BodyExt;
     use hub_core::auth::{self, Caller, Credential};
+    use hub_core::clock::Clock;
     use hub_core::error::Error;
     use tonic::Code;
     use tonic_types::StatusExt;
     use tower::ServiceExt;
 
     use super::*;
+    use crate::api_limit::ApiLimit;
 
     struct Nobody;
 
@@ -253,7 +263,12 @@ mod tests {
         let handler = post(async move || Response::new(body()));
         let layer = from_fn(move |request: Request, next: Next| {
             let desk = desk.clone();
-            async move { complete(&desk, request, |request| next.run(request)).await }
+            async move {
+                complete(&desk, &Known::default(), request, |request| {
+                    next.run(request)
+                })
+                .await
+            }
         });
         let router = Router::new().route("/hub.x.v1.X/Do", handler).layer(layer);
         let request = Request::post("/hub.x.v1.X/Do").body(Body::empty()).unwrap();
@@ -277,6 +292,29 @@ mod tests {
         let (body, status) = answer(|| panic!("a panic in a handler")).await;
         assert!(body.is_empty());
         assert_internal(&status);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_tells_what_is_left_of_the_limit() {
+        let caller = Caller {
+            key_id: "key_1".into(),
+            tenant: None,
+            product: None,
+            scopes: auth::Scopes::default(),
+            all_tenants: true,
+            origin: auth::Origin::of_nothing(),
+        };
+        let limit = ApiLimit::new(10, Clock::manual(0));
+        let explainer = Explainer::new(&"http://hub.example".into());
+        let (desk, known) = (Desk::new(explainer, Arc::new(Nobody)), Known::default());
+        let request = Request::post("/hub.x.v1.X/Do").body(Body::empty()).unwrap();
+        let answer = complete(&desk, &known, request, async |_| {
+            known.left(limit.take(&caller).0);
+            panic!("a panic behind admission")
+        });
+        let answer = answer.await;
+        assert_eq!(answer.headers()["grpc-status"], "13");
+        assert_eq!(answer.headers()["x-ratelimit-remaining"], "9");
     }
 
     #[tokio::test]

@@ -24,8 +24,13 @@ pub struct Connection {
 }
 
 /// Refuses a call at once when its connection has too many at work. A call counts until its
-/// answer begins, so an open stream does not count; streams are bounded by HTTP/2.
-pub async fn concurrency<F>(request: Request, next: impl FnOnce(Request) -> F) -> Response
+/// answer begins, so an open stream does not count; streams are bounded by HTTP/2. What is refused
+/// is shown to `crowded`.
+pub async fn concurrency<F>(
+    request: Request,
+    crowded: impl FnOnce(&Request),
+    next: impl FnOnce(Request) -> F,
+) -> Response
 where
     F: Future<Output = Response>,
 {
@@ -34,10 +39,13 @@ where
     };
     match connection.calls.try_acquire() {
         Ok(_permit) => next(request).await,
-        Err(_) => refuse(unexplained::quota(
-            "requests on a connection",
-            connection.calls_max,
-        )),
+        Err(_) => {
+            crowded(&request);
+            refuse(unexplained::quota(
+                "requests on a connection",
+                connection.calls_max,
+            ))
+        }
     }
 }
 

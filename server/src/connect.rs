@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -22,6 +23,7 @@ use hub_core::limits::Limits;
 use prost_reflect::MethodDescriptor;
 use tonic::{Code, Status};
 
+use crate::admission::Gate;
 use crate::call::Call;
 use crate::explain::Explainer;
 use crate::{unexplained, unknown};
@@ -37,6 +39,7 @@ pub struct Bridge {
     methods: Arc<HashMap<String, MethodDescriptor>>,
     transcoder: Arc<Transcoder>,
     explainer: Explainer,
+    gate: Gate,
     limits: Arc<Limits>,
 }
 
@@ -49,13 +52,14 @@ enum Encoding {
 
 impl Bridge {
     /// Over all methods of the contract and the health service.
-    pub fn new(explainer: Explainer, limits: Arc<Limits>) -> Result<Self, String> {
+    pub fn new(explainer: Explainer, gate: Gate, limits: Arc<Limits>) -> Result<Self, String> {
         let transcoder = Transcoder::new()?;
         let methods = transcoder.methods();
         Ok(Bridge {
             methods: Arc::new(methods),
             transcoder: Arc::new(transcoder),
             explainer,
+            gate,
             limits,
         })
     }
@@ -70,9 +74,26 @@ pub async fn bridge(State(bridge): State<Bridge>, request: Request, next: Next) 
     };
     let call = Call::of(&request);
     let path = request.uri().path().to_owned();
-    let answered = match kind {
-        Ok((method, encoding)) => bridge.unary(&method, encoding, request, next).await,
+    let (parts, body) = request.into_parts();
+    let asked = match kind {
+        Ok((method, encoding)) => {
+            let read = bridge.message(&method, encoding, &parts.headers, body);
+            read.await.map(|message| (method, encoding, message))
+        }
         Err(refusal) => Err(refusal),
+    };
+    let answered = match asked {
+        Ok((method, encoding, message)) => {
+            let response = next.run(grpc(parts, &message)).await;
+            bridge.answer(&method, encoding, response).await
+        }
+        Err(mut refusal) => {
+            // It does not come to admission, and is told what is left of its limit all the same.
+            if let Some(left) = bridge.gate.left_of_refused(&path, &parts).await {
+                left.write(&mut refusal.headers);
+            }
+            Err(refusal)
+        }
     };
     answered.unwrap_or_else(|refusal| {
         refusal.answer(&bridge.explainer, &bridge.transcoder, &call, &path)
@@ -133,29 +154,35 @@ impl Bridge {
         Ok(Some((method.clone(), encoding)))
     }
 
-    async fn unary(
+    /// The encoded request.
+    async fn message(
         &self,
         method: &MethodDescriptor,
         encoding: Encoding,
-        request: Request,
-        next: Next,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Bytes, Refusal> {
+        let body = self.read(headers, body, encoding).await?;
+        match encoding {
+            Encoding::Proto => Ok(body),
+            Encoding::Json => Ok(self.transcoder.to_proto(&method.input(), &body)?),
+        }
+    }
+
+    /// The answer of gRPC in the encoding of the request.
+    async fn answer(
+        &self,
+        method: &MethodDescriptor,
+        encoding: Encoding,
+        response: Response,
     ) -> Result<Response, Refusal> {
-        let (mut parts, body) = request.into_parts();
-        let body = self.read(&parts.headers, body, encoding).await?;
-        let message = match encoding {
-            Encoding::Proto => body,
-            Encoding::Json => self.transcoder.to_proto(&method.input(), &body)?,
-        };
-        parts.version = Version::HTTP_2;
-        to_grpc(&mut parts.headers);
-        let response = next
-            .run(Request::from_parts(parts, Body::from(frame(&message))))
-            .await;
         let (mut parts, body) = response.into_parts();
         if let Some(status) = Status::from_header_map(&parts.headers) {
             return Ok(refusal::from_grpc(&status, parts.headers, &self.transcoder));
         }
-        let collected = body.collect().await.map_err(|_| Refusal::from(broken()))?;
+        let Ok(collected) = body.collect().await else {
+            return Err(Refusal::from(broken()).with(parts.headers));
+        };
         let trailers = collected.trailers().cloned().unwrap_or_default();
         let bytes = collected.to_bytes();
         if let Some(status) = Status::from_header_map(&trailers)
@@ -163,10 +190,14 @@ impl Bridge {
         {
             return Ok(refusal::from_grpc(&status, parts.headers, &self.transcoder));
         }
-        let message = unframe(bytes).ok_or_else(broken)?;
-        let body = match encoding {
-            Encoding::Proto => message,
-            Encoding::Json => self.transcoder.to_json(&method.output(), message)?,
+        let message = unframe(bytes).ok_or_else(broken);
+        let body = message.and_then(|message| match encoding {
+            Encoding::Proto => Ok(message),
+            Encoding::Json => self.transcoder.to_json(&method.output(), message),
+        });
+        let body = match body {
+            Ok(body) => body,
+            Err(error) => return Err(Refusal::from(error).with(parts.headers)),
         };
         add_trailers(&mut parts.headers, &trailers);
         let kind = HeaderValue::from_static(encoding.content_type());
@@ -204,6 +235,13 @@ impl Bridge {
 
 fn broken() -> Error {
     Error::internal("the answer to a JSON call was no gRPC answer")
+}
+
+/// The same request over gRPC.
+fn grpc(mut parts: Parts, message: &[u8]) -> Request {
+    parts.version = Version::HTTP_2;
+    to_grpc(&mut parts.headers);
+    Request::from_parts(parts, Body::from(frame(message)))
 }
 
 /// The headers of the same request over gRPC.

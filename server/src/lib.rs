@@ -25,6 +25,7 @@ mod connect;
 mod corked;
 mod dev;
 mod explain;
+mod known;
 pub mod listen;
 mod meters;
 pub mod modules;

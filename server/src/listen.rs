@@ -25,6 +25,7 @@ use crate::admission::{self, Gate};
 use crate::answers::Desk;
 use crate::connect::{self, Bridge};
 use crate::explain::Explainer;
+use crate::known::Known;
 use crate::pages::{self, Pages};
 use crate::{answers, bounds, call, unknown};
 
@@ -77,7 +78,11 @@ impl Stack {
                 parts.limits.request_timeout,
                 bounds::plain,
             ));
-        let bridge = Bridge::new(parts.explainer.clone(), parts.limits.clone())?;
+        let bridge = Bridge::new(
+            parts.explainer.clone(),
+            parts.gate.clone(),
+            parts.limits.clone(),
+        )?;
         let inner = Arc::new(Inner {
             desk: Desk::new(parts.explainer, parts.gate.authenticator.clone()),
             longest: parts.limits.request_timeout,
@@ -179,13 +184,15 @@ impl Inner {
     {
         // Above everything that can fail, so that no error leaves without its details, no panic
         // takes the connection down, and each call is logged once with its final status.
-        answers::complete(&self.desk, request, |request| {
+        let known = Known::default();
+        answers::complete(&self.desk, &known, request, |request| {
             // Before any work is done for the call.
-            bounds::concurrency(request, |request| {
+            let crowded = |request: &Request<Body>| known.left(self.gate.left_of_crowded(request));
+            bounds::concurrency(request, crowded, |request| {
                 // Covers admission too, which may wait for the database.
                 bounds::deadline(self.longest, request, |request| {
                     // Last, next to the handlers: nothing reaches them that was not admitted.
-                    admission::admit(&self.gate, request, next)
+                    admission::admit(&self.gate, &known, request, next)
                 })
             })
         })

@@ -12,6 +12,7 @@ mod killed;
 mod limits;
 mod pages;
 mod proxies;
+mod rate_headers;
 mod retry;
 mod scopes;
 mod tenants;

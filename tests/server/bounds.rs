@@ -87,7 +87,11 @@ both_databases! {
         let refused = loop {
             match client.api_keys().who_am_i(WhoAmIRequest {}).await {
                 Ok(_) => tokio::task::yield_now().await,
-                Err(status) => break hub_client::Error::from(status),
+                Err(status) => {
+                    let left = status.metadata().get("x-ratelimit-remaining");
+                    assert!(left.is_some(), "{status:?}");
+                    break hub_client::Error::from(status);
+                }
             }
         };
         assert_eq!(refused.code(), Code::ResourceExhausted);

@@ -50,20 +50,19 @@ impl Authenticator for Keys {
         })
     }
 
+    fn remembered(&self, credential: Credential<'_>) -> Option<Caller> {
+        let record = self.in_memory(credential, self.core.clock.now())?;
+        Some(record.caller.clone())
+    }
+
     fn refused(&self, credential: Credential<'_>, refusal: Refusal<'_>) -> Option<Caller> {
-        // Only from memory: a refusal costs no query.
         let now = self.core.clock.now();
-        let presented = presented(credential.headers).ok()?;
-        let record = self.cache.by_hash(&presented.hash(), now)?;
-        // Whoever has a key that was revoked, or elsewhere than its owner, learns nothing of what
-        // the tenant does.
-        let may_know = !matches!(refusal.reason, "KEY_REVOKED" | "IP_NOT_ALLOWED");
-        let caller = may_know.then(|| record.caller.clone());
+        let record = self.in_memory(credential, now)?;
         let named_tenant = auth::named_tenant(credential.headers).ok().flatten();
         if let Some(denial) = denial(&refusal, named_tenant, credential.peer, now) {
             self.denials.note(&record, denial);
         }
-        caller
+        Some(record.caller.clone())
     }
 
     fn refused_later(&self, caller: &Caller, refusal: Refusal<'_>) {
@@ -94,6 +93,12 @@ impl Authenticator for Keys {
 }
 
 impl Keys {
+    /// A refusal costs no query.
+    fn in_memory(&self, credential: Credential<'_>, now: Micros) -> Option<Arc<Known>> {
+        let presented = presented(credential.headers).ok()?;
+        self.cache.by_hash(&presented.hash(), now)
+    }
+
     async fn record_by_id(&self, key_id: &str) -> Result<Option<Arc<Known>>> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.core.clock.now();

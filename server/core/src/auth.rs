@@ -201,8 +201,14 @@ pub trait Authenticator: Send + Sync {
     /// run. What a stream needs beside the scope of its RPC it looks for itself in the answer.
     fn recheck<'a>(&'a self, caller: &'a Caller) -> Answer<'a, Caller>;
 
+    /// Whose key it is, from memory alone, also of one that works no more: to say what is left of
+    /// its limits, and to admit nobody.
+    fn remembered(&self, _: Credential<'_>) -> Option<Caller> {
+        None
+    }
+
     /// A call was refused: the domain of keys may keep that, to explain it later. Returns whose key
-    /// it is, if that is known and its holder may know what is left of the limits.
+    /// it is, as [`Authenticator::remembered`] does.
     fn refused(&self, _: Credential<'_>, _: Refusal<'_>) -> Option<Caller> {
         None
     }

@@ -25,6 +25,8 @@ pub(super) struct Refusal {
     http: StatusCode,
     error: Error,
     allow: Option<HeaderValue>,
+    /// What the answer says beside.
+    pub(super) headers: HeaderMap,
 }
 
 impl From<Error> for Refusal {
@@ -39,7 +41,13 @@ impl Refusal {
             http,
             error,
             allow: None,
+            headers: HeaderMap::new(),
         }
+    }
+
+    /// The same with the headers of the answer in whose place it is.
+    pub(super) fn with(self, headers: HeaderMap) -> Self {
+        Refusal { headers, ..self }
     }
 
     /// The answer, logged and counted like any other.
@@ -53,7 +61,7 @@ impl Refusal {
         let record = Record::begin(call, path);
         let explained = explainer.explain(&Status::from(self.error), call, record.method());
         record.finish(explained.status.code(), &explained.reason);
-        let mut response = error_response(&explained.status, HeaderMap::new(), transcoder);
+        let mut response = error_response(&explained.status, self.headers, transcoder);
         *response.status_mut() = self.http;
         if let Some(allow) = self.allow {
             response.headers_mut().insert(header::ALLOW, allow);
@@ -153,9 +161,8 @@ pub(super) fn method_not_allowed(method: &Method) -> Refusal {
     let error = Error::new(Code::Unimplemented, CORE, "NOT_IMPLEMENTED", message);
     let allow = Some(HeaderValue::from_static("POST"));
     Refusal {
-        http: StatusCode::METHOD_NOT_ALLOWED,
-        error,
         allow,
+        ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, error)
     }
 }
 

@@ -194,13 +194,8 @@ impl Tenancy {
 
     /// The tenant of this id, or `TENANT_NOT_FOUND`.
     pub async fn find(&self, tenant_id: &str) -> Result<TenantRef> {
-        if let Some(known) = self
-            .known
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(tenant_id)
-        {
-            return Ok(known.clone());
+        if let Some(known) = self.remembered(tenant_id) {
+            return Ok(known);
         }
         let row: Option<(i64, String)> = self
             .db
@@ -215,6 +210,12 @@ impl Tenancy {
             known.insert(id, tenant.clone());
         }
         Ok(tenant)
+    }
+
+    /// The tenant of this id, if it was looked for before.
+    pub fn remembered(&self, tenant_id: &str) -> Option<TenantRef> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(tenant_id).cloned()
     }
 
     /// The tenant of this number, or `TENANT_NOT_FOUND`.
