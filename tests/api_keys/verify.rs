@@ -1,15 +1,17 @@
 //! VerifyApiKey: one request to a product, decided.
 
+use hub_client::proto::hub::api_keys::v1::explain_access_request::Subject;
 use hub_client::proto::hub::api_keys::v1::{
-    ErrorReason, VerifyApiKeyRequest, VerifyApiKeyResponse,
+    ErrorReason, ExplainAccessRequest, VerifyApiKeyRequest, VerifyApiKeyResponse,
 };
 use hub_client::proto::hub::platform::v1::{
     Product, SetProductSubscriptionRequest, UpdateProductRequest,
 };
 use hub_client::{Error, Hub};
 
+use super::explain::explain;
 use super::{Outcome, create, new_key, reason, revoke};
-use crate::support::{Backend, TestHub};
+use crate::support::{Backend, TestHub, post_json};
 
 /// May `key` read tickets of PSA?
 pub fn tickets(key: &str) -> VerifyApiKeyRequest {
@@ -217,6 +219,33 @@ both_databases! {
         hub.clock.advance(std::time::Duration::from_secs(3));
         let answer = verify(&verifier, tickets(&key)).await.unwrap();
         assert_eq!(told(&answer), (403, "KEY_EXPIRED"));
+    }
+
+    async fn what_is_no_key_is_a_decision_whatever_it_is(hub: TestHub) {
+        let backend = backend(&hub).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let key = hub.key("", &["psa:*"]).await;
+        for bad in [
+            "x".repeat(2 << 10),
+            format!("{key}{}", "0".repeat(8 << 10)),
+            "tos_".repeat(1 << 18),
+            format!("{key}\0"),
+            "\0".to_owned(),
+            key.replace("tos_", "tos\0"),
+        ] {
+            let answer = verify(&backend, tickets(&bad)).await.unwrap();
+            assert_eq!(told(&answer), (401, "KEY_MALFORMED"), "{} bytes", bad.len());
+            let asked = ExplainAccessRequest {
+                subject: Some(Subject::Key(bad)),
+                ..ExplainAccessRequest::default()
+            };
+            let explained = explain(&admin, asked).await.unwrap();
+            assert_eq!(explained.primary_cause, "KEY_WELL_FORMED");
+        }
+        let method = "hub.api_keys.v1.ApiKeys/VerifyApiKey";
+        let asked = r#"{"key":"tos_\u0000","product":"psa","action":"tickets.read"}"#;
+        let answer = post_json(hub.addr, method, &hub.operator_key, asked).await;
+        assert_eq!(answer.json()["reason"], "ERROR_REASON_KEY_MALFORMED");
     }
 
     async fn what_asks_wrongly_is_told_so(hub: TestHub) {
