@@ -1,12 +1,12 @@
 //! Who may call what: no handler sees a request that was not admitted.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, StatusCode};
+use axum::http::{Extensions, HeaderMap, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hub_core::auth::{self, Authenticator, Caller, Credential, Origin, Refusal};
@@ -100,16 +100,15 @@ where
     if policy.public {
         return next(request).await;
     }
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-    let decided = gate
-        .decide(policy, request.headers(), peer, forwarded)
-        .await;
+    let credential = credential(request.uri(), request.headers(), request.extensions());
+    let decided = gate.decide(policy, credential, forwarded).await;
     count(&decided.caller);
     known.left(decided.left);
     let mut caller = match decided.caller {
         Ok(caller) => caller,
         Err(error) => {
-            let left = gate.note(policy, &request, peer, &error);
+            let call = Call::of(&request);
+            let left = gate.note(policy, &call, credential, &error);
             known.left(decided.left.or(left));
             return refuse(error);
         }
@@ -121,8 +120,8 @@ where
             ..origin(&request)
         });
     }
-    // Strangers do not learn what is built.
     known.admitted(caller.clone());
+    // Strangers do not learn what is built.
     if modules::is_built(policy.method) {
         request.extensions_mut().insert(caller);
         next(request).await
@@ -174,6 +173,15 @@ fn origin(request: &Request) -> Origin {
     }
 }
 
+/// What a request presents.
+fn credential<'a>(uri: &'a Uri, headers: &'a HeaderMap, extensions: &Extensions) -> Credential<'a> {
+    Credential {
+        headers,
+        query: uri.query().unwrap_or_default(),
+        peer: extensions.get::<Peer>().map(|peer| peer.0.ip()),
+    }
+}
+
 impl Gate {
     /// Another process calls for this caller.
     async fn admit_process<F>(
@@ -196,36 +204,34 @@ impl Gate {
 
     /// What is left of the limit of whoever sends a request that is refused before it comes to
     /// admission; none if nobody knows who that is. It is not counted.
-    pub async fn left_of_refused(&self, path: &str, parts: &Parts) -> Option<Left> {
-        let credential = self.credential(path, &parts.headers, &parts.extensions)?;
+    pub async fn left_of_refused(&self, parts: &Parts) -> Option<Left> {
+        let (headers, extensions) = (&parts.headers, &parts.extensions);
+        let credential = self.needed(&parts.uri, headers, extensions)?;
         let known = match self.authenticator.authenticate(credential).await {
             Ok(caller) => Some(caller),
             Err(_) => self.authenticator.remembered(credential),
         };
-        self.left_of(known?, &parts.headers)
+        self.left_of(known?, headers)
     }
 
     /// The same from memory.
     pub fn left_of_crowded(&self, request: &Request) -> Option<Left> {
         let (headers, extensions) = (request.headers(), request.extensions());
-        let credential = self.credential(request.uri().path(), headers, extensions)?;
+        let credential = self.needed(request.uri(), headers, extensions)?;
         let known = self.authenticator.remembered(credential)?;
         self.left_of(known, headers)
     }
 
     /// What a request presents, if it is for an RPC that needs a key.
-    fn credential<'a>(
+    fn needed<'a>(
         &self,
-        path: &str,
+        uri: &'a Uri,
         headers: &'a HeaderMap,
         extensions: &Extensions,
     ) -> Option<Credential<'a>> {
         let is_shown = !self.certificates || extensions.get::<Verified>().is_some();
-        let policy = method_policy(path).filter(|policy| is_shown && !policy.public);
-        policy.map(|_| Credential {
-            headers,
-            peer: extensions.get::<Peer>().map(|peer| peer.0.ip()),
-        })
+        let policy = method_policy(uri.path()).filter(|policy| is_shown && !policy.public);
+        policy.map(|_| credential(uri, headers, extensions))
     }
 
     /// What is left of the limit of the tenant of a call: of its key, or the one that it names.
@@ -242,41 +248,35 @@ impl Gate {
     fn note(
         &self,
         policy: &MethodPolicy,
-        request: &Request,
-        peer: Option<IpAddr>,
+        call: &Call,
+        credential: Credential<'_>,
         error: &Error,
     ) -> Option<Left> {
-        let headers = request.headers();
+        let metadata = error.metadata().iter();
         let refusal = Refusal {
-            call_id: &Call::of(request).id,
+            call_id: &call.id,
             policy,
             reason: error.reason(),
-            metadata: error
-                .metadata()
-                .iter()
+            metadata: metadata
                 .map(|(key, value)| (*key, value.as_str()))
                 .collect(),
         };
-        let credential = Credential { headers, peer };
         let caller = self.authenticator.refused(credential, refusal)?;
-        self.left_of(caller, headers)
+        self.left_of(caller, credential.headers)
     }
 
     async fn decide(
         &self,
         policy: &MethodPolicy,
-        headers: &HeaderMap,
-        peer: Option<IpAddr>,
+        credential: Credential<'_>,
         forwarded: Result<Option<Caller>>,
     ) -> Decided {
+        let headers = credential.headers;
         let known = match forwarded {
             Err(error) => Err(error),
             Ok(_) if self.draining.is_cancelled() => Err(Error::draining()),
             Ok(Some(caller)) => Ok(caller),
-            Ok(None) => {
-                let credential = Credential { headers, peer };
-                self.authenticator.authenticate(credential).await
-            }
+            Ok(None) => self.authenticator.authenticate(credential).await,
         };
         let caller = match known {
             Ok(caller) => caller,

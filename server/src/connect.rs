@@ -89,7 +89,7 @@ pub async fn bridge(State(bridge): State<Bridge>, request: Request, next: Next) 
         }
         Err(mut refusal) => {
             // It does not come to admission, and is told what is left of its limit all the same.
-            if let Some(left) = bridge.gate.left_of_refused(&path, &parts).await {
+            if let Some(left) = bridge.gate.left_of_refused(&parts).await {
                 left.write(&mut refusal.headers);
             }
             Err(refusal)

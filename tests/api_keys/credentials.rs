@@ -8,7 +8,9 @@ use prost_types::Timestamp;
 use tonic::Code;
 
 use super::{create, new_key, reason, revoke, who_am_i};
-use crate::support::{Answer, Backend, Command, TestHub, TestProcess, post_json, request};
+use crate::support::{
+    Answer, Backend, Command, TestHub, TestProcess, frame, post_grpc, post_json, request,
+};
 
 const WHO_AM_I: &str = "/hub.api_keys.v1.ApiKeys/WhoAmI";
 
@@ -65,6 +67,44 @@ both_databases! {
         assert_eq!(presenting(&hub, &[&one, &two]).await.reason(), "KEY_MALFORMED");
         assert_eq!(presenting(&hub, &[&one, &one]).await.reason(), "KEY_MALFORMED");
         assert_eq!(presenting(&hub, &[&one]).await.status, StatusCode::OK);
+    }
+
+    async fn a_key_in_a_query_is_refused_whatever_else_is_presented(hub: TestHub) {
+        let (own, other) = (hub.key("", &[]).await, hub.key("", &[]).await);
+        let bearer = format!("Bearer {own}");
+        let none: &[(&str, &str)] = &[];
+        let with_key = [("authorization", bearer.as_str())];
+        for key in [&own, &other, UNKNOWN] {
+            let escaped = key.replace("tos_", "%74os%5F");
+            for query in [
+                format!("key={key}"),
+                format!("access_token={key}"),
+                format!("a=1&{escaped}"),
+            ] {
+                let method = format!("{}?{query}", &WHO_AM_I[1..]);
+                let path = format!("{WHO_AM_I}?{query}");
+                for presented in [none, &with_key] {
+                    let answer = post_grpc(hub.addr, &method, presented, frame(&[])).await;
+                    let status = answer.grpc_status();
+                    let error = hub_client::Error::from(status);
+                    assert_eq!(error.code(), Code::Unauthenticated, "{query}");
+                    assert_eq!(error.reason(), Some("KEY_MALFORMED"), "{query}");
+                    assert!(!format!("{error:?}").contains(&key[8..34]), "{error:?}");
+                    for kind in ["application/json", "application/grpc-web+proto"] {
+                        let mut all = presented.to_vec();
+                        all.push(("content-type", kind));
+                        let body = if kind.ends_with("json") { "{}".into() } else { frame(&[]) };
+                        let answer = request(hub.addr, Method::POST, &path, &all, body).await;
+                        let said = format!("{:?} {}", answer.headers, answer.text());
+                        assert!(said.contains("KEY_MALFORMED"), "{query}: {said}");
+                        assert!(!said.contains(&key[8..34]), "{said}");
+                    }
+                }
+            }
+        }
+        let harmless = format!("{}?key=tos_1&a={}", &WHO_AM_I[1..], &own[1..]);
+        let answer = post_grpc(hub.addr, &harmless, &with_key, frame(&[])).await;
+        assert_eq!(answer.grpc_status().code(), Code::Ok);
     }
 
     async fn a_revoked_key_is_refused_by_the_next_call_and_says_when_and_which(hub: TestHub) {
@@ -149,9 +189,12 @@ both_databases! {
         let damaged = format!("{}x", &admin[..39]);
         for key in [&operator, &admin, &damaged] {
             post_json(process.addr(), "hub.api_keys.v1.ApiKeys/WhoAmI", key, "{}").await;
+            let asked = format!("hub.api_keys.v1.ApiKeys/WhoAmI?key={key}");
+            post_json(process.addr(), &asked, key, "{}").await;
+            post_grpc(process.addr(), &asked, &[], frame(&[])).await;
         }
         let log = process.log();
-        assert!(!log.is_empty());
+        assert!(log.contains("a key in its query string"), "{log}");
         for key in [&operator, &admin, &damaged] {
             assert!(!log.contains(&key[8..34]), "{log}");
         }

@@ -21,6 +21,7 @@ use crate::{error, explain};
 impl Authenticator for Keys {
     fn authenticate<'a>(&'a self, credential: Credential<'a>) -> Answer<'a, Caller> {
         Box::pin(async move {
+            check_query(credential.query)?;
             let plaintext = presented(credential.headers)?;
             let record = self.lookup.find(&plaintext.hash()).await?;
             let record = record.ok_or_else(error::not_recognized)?;
@@ -144,6 +145,14 @@ fn denial(
         named_tenant: named_tenant.unwrap_or_default().to_owned(),
         lacking: explain::lacking(refusal.reason, named),
         ..Denial::default()
+    })
+}
+
+/// `KEY_MALFORMED` if a key stands in a query, whatever else the request presents.
+pub(crate) fn check_query(query: &str) -> Result<()> {
+    credential::check_query(query).map_err(|fault| {
+        tracing::warn!("a request was refused that has a key in its query string");
+        error::no_key(fault)
     })
 }
 

@@ -14,14 +14,13 @@ use std::sync::Arc;
 use http::HeaderMap;
 use hub_core::auth::{Caller, Origin, Scopes, is_scope};
 use hub_core::error::{Error, Result};
-use hub_proto::credential::{self, IDENTITY_HEADERS};
+use hub_proto::credential::IDENTITY_HEADERS;
 use hub_proto::hub::api_keys::v1::VerifyApiKeyResponse;
 use tonic::Code;
 
 use crate::addresses::Cidr;
-use crate::authenticate::presented;
+use crate::authenticate::{self, presented};
 use crate::decision::Asked;
-use crate::error;
 use crate::keys::Keys;
 use crate::shown;
 use crate::verify::Question;
@@ -148,11 +147,7 @@ impl Answer {
 
 /// `KEY_MALFORMED` if a key stands in the query of a path.
 fn check_query(path: &str) -> Result<()> {
-    let query = path.split_once('?').unwrap_or_default().1;
-    credential::check_query(query).map_err(|fault| {
-        tracing::warn!("a request was refused that has a key in its query string");
-        error::no_key(fault)
-    })
+    authenticate::check_query(path.split_once('?').unwrap_or_default().1)
 }
 
 /// A proxy serves all tenants: it may ask about every key.

@@ -172,6 +172,8 @@ impl Caller {
 pub struct Credential<'a> {
     /// All `authorization` headers.
     pub headers: &'a HeaderMap,
+    /// Where no key may stand.
+    pub query: &'a str,
     /// Address of the peer, if known.
     pub peer: Option<IpAddr>,
 }

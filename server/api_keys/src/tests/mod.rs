@@ -143,6 +143,7 @@ pub async fn authenticate(keys: &Keys, plaintext: &str) -> Result<Caller> {
         format!("Bearer {plaintext}").parse().unwrap(),
     );
     keys.authenticate(Credential {
+        query: "",
         headers: &headers,
         peer: None,
     })
