@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::Request;
+use axum::http::header::{AUTHORIZATION, Entry};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 
@@ -46,6 +47,11 @@ pub async fn identify<F>(mut request: Request, next: impl FnOnce(Request) -> F) 
 where
     F: Future<Output = Response>,
 {
+    if let Entry::Occupied(mut credentials) = request.headers_mut().entry(AUTHORIZATION) {
+        // Whoever shows the request, in a panic say, does not show the key.
+        let all = credentials.iter_mut();
+        all.for_each(|credential| credential.set_sensitive(true));
+    }
     let call = Call::begin(request.headers());
     let value = HeaderValue::from_str(&call.id).ok();
     if let Some(value) = &value {

@@ -6,6 +6,7 @@ pub mod trace;
 
 use std::convert::Infallible;
 use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -86,14 +87,16 @@ pub fn log(format: LogFormat, filter: &str) -> Result<(), String> {
 
 /// Logs panics instead of printing them; the task or call that panicked ends, the server goes on.
 pub fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        let at = panic
-            .location()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let message = panic.payload_as_str().unwrap_or("no message");
-        tracing::error!(at, "panicked: {message}");
-    }));
+    std::panic::set_hook(Box::new(log_panic));
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let at = panic
+        .location()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let message = panic.payload_as_str().unwrap_or("no message");
+    tracing::error!(at, "panicked: {message}");
 }
 
 /// The recorder of the process; the servers of one process share it.
@@ -123,4 +126,75 @@ pub fn upkeep(handle: PrometheusHandle, workers: &Workers) {
             Ok::<(), Infallible>(())
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use axum::body::{Body, to_bytes};
+    use axum::extract::Request;
+    use axum::response::Response;
+    use hub_proto::hub::api_keys::v1::VerifyApiKeyRequest;
+    use prost::Message;
+
+    use super::*;
+    use crate::call;
+
+    const KEY: &str = "tos_a1B2c3D4e5F6g7H8i9J0k1L2m3N4o51xqYGe";
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Panics as carelessly as can be, with all that it has of the request.
+    async fn careless(request: Request) -> Response {
+        let (head, body) = request.into_parts();
+        let body = to_bytes(body, 1000).await.unwrap();
+        let asked = VerifyApiKeyRequest::decode(body).unwrap();
+        panic!("{head:?} {asked:?}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_that_shows_the_request_shows_no_key() {
+        let written = Written::default();
+        let shared = written.clone();
+        let lines = tracing_subscriber::fmt().with_writer(move || shared.clone());
+        let _logging = tracing::subscriber::set_default(lines.finish());
+        let (own, before) = (std::thread::current().id(), std::panic::take_hook());
+        // Tests beside this one panic too.
+        std::panic::set_hook(Box::new(move |panic| {
+            match std::thread::current().id() == own {
+                true => log_panic(panic),
+                false => before(panic),
+            }
+        }));
+        let asked = VerifyApiKeyRequest {
+            key: KEY.into(),
+            ..VerifyApiKeyRequest::default()
+        };
+        let request = Request::post("/hub.api_keys.v1.ApiKeys/VerifyApiKey")
+            .header("authorization", format!("Bearer {KEY}"))
+            .header("authorization", KEY);
+        let request = request.body(Body::from(asked.encode_to_vec())).unwrap();
+        let panicking = tokio::spawn(call::identify(request, careless));
+        assert!(panicking.await.unwrap_err().is_panic());
+        let said = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        assert!(said.contains("panicked: Parts"), "{said}");
+        assert!(
+            said.contains("VerifyApiKeyRequest") && said.contains("<redacted>"),
+            "{said}"
+        );
+        assert!(!said.contains(&KEY[8..34]), "{said}");
+    }
 }

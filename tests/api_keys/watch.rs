@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::watch_api_keys_response::Frame;
 use hub_client::proto::hub::api_keys::v1::{
-    ApiKeyChanges, RotateApiKeyRequest, WatchApiKeysRequest, WatchApiKeysResponse,
+    ApiKey, ApiKeyChanges, RotateApiKeyRequest, UpdateApiKeyRequest, WatchApiKeysRequest,
+    WatchApiKeysResponse,
 };
 use hub_client::proto::hub::platform::v1::SetProductSubscriptionRequest;
+use hub_client::{Error, Hub};
 use tonic::Streaming;
 
-use super::verify::{backend, tickets, verify};
+use super::verify::{self, backend, tickets, verify};
 use super::{create, new_key, revoke};
 use crate::support::{Backend, TestHub};
 
@@ -158,24 +159,65 @@ both_databases! {
             }
         }
         revoke(&admin, &made.api_key.unwrap().key_id, "").await.unwrap();
-        let ended = async {
-            loop {
-                match stream.message().await {
-                    Ok(_) => {}
-                    Err(status) => return hub_client::Error::from(status),
-                }
-            }
-        };
-        let ticking = async {
-            loop {
-                hub.clock.advance(Duration::from_millis(500));
-                tokio::task::yield_now().await;
-            }
-        };
-        let error = tokio::select! {
-            error = ended => error,
-            () = ticking => unreachable!(),
-        };
+        let error = ended(&hub, &mut stream).await;
         assert_eq!(error.reason(), Some("KEY_REVOKED"));
+    }
+
+    async fn a_key_that_may_not_verify_any_more_watches_no_more(backend: Backend) {
+        let hub = TestHub::options(backend)
+            .limits(|limits| limits.stream_age_max = Duration::from_secs(1 << 30));
+        let hub = hub.manual_clock().start().await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let made = create(&admin, new_key("watcher", &["hub:keys.verify"])).await.unwrap();
+        let mut stream = watch(&hub.client(&made.plaintext), "").await;
+        assert!(matches!(next(&mut stream).await, Frame::Opened(_)));
+        assert!(matches!(next(&mut stream).await, Frame::CaughtUp(_)));
+        let key_id = made.api_key.unwrap().key_id;
+        let api_key = ApiKey { key_id, ..new_key("watcher", &["hub:keys.read"]) };
+        let request = UpdateApiKeyRequest {
+            api_key: Some(api_key),
+            ..UpdateApiKeyRequest::default()
+        };
+        admin.api_keys().update_api_key(request).await.unwrap();
+        let error = ended(&hub, &mut stream).await;
+        assert_eq!(error.reason(), Some("SCOPE_MISSING"));
+        assert_eq!(error.metadata()["missingScope"], "hub:keys.verify");
+    }
+
+    async fn a_revocation_is_pushed_at_once_and_waits_for_no_heartbeat(backend: Backend) {
+        // Time stands still: what waits for a moment never comes.
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let verifier = verify::backend(&hub).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let made = create(&admin, new_key("leaked", &["psa:*"])).await.unwrap().api_key.unwrap();
+        let mut stream = watch(&verifier, "").await;
+        assert!(matches!(next(&mut stream).await, Frame::Opened(_)));
+        assert!(matches!(next(&mut stream).await, Frame::CaughtUp(_)));
+        let before = hub.clock.now();
+        revoke(&admin, &made.key_id, "").await.unwrap();
+        let Frame::Changes(told) = next(&mut stream).await else { panic!("a change comes first") };
+        assert_eq!(told.key_ids, [made.key_id.as_str()]);
+        assert_eq!(hub.clock.now(), before);
+    }
+}
+
+/// The error that ends a stream, while time passes.
+async fn ended(hub: &TestHub, stream: &mut Streaming<WatchApiKeysResponse>) -> Error {
+    let ended = async {
+        loop {
+            if let Err(status) = stream.message().await {
+                return Error::from(status);
+            }
+        }
+    };
+    let ticking = async {
+        loop {
+            hub.clock.advance(Duration::from_millis(500));
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        error = ended => error,
+        () = ticking => unreachable!(),
     }
 }

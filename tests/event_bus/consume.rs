@@ -7,7 +7,7 @@ use hub_proto::hub::event_bus::v1::consume_response::Frame;
 use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, ConsumeOpen, LeasedEvent, NackAction};
 
 use super::consumer::{ids_of, junk, nack, of_key, open};
-use super::{Product, event, numbered, ticket};
+use super::{HEARTBEAT, Product, event, numbered, rescope, ticket};
 use crate::support::{Backend, TestHub};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -300,5 +300,24 @@ both_databases! {
         consumer.open_again().await;
         let refused = consumer.error().await;
         assert_eq!(refused.reason(), Some("FIELD_INVALID"));
+    }
+
+    async fn a_key_that_may_not_read_any_more_ends_its_consumer(backend: Backend) {
+        let hub = still(backend).await;
+        let (psa, portal) = pair(&hub).await;
+        psa.publish(vec![ticket("t")]).await;
+        let mut consumer = portal.consume(open("portal", 100)).await;
+        let events = consumer.events(1).await;
+        consumer.ack(&events).await;
+        consumer.frame(caught_up).await;
+        // What the stream does not need it may lose.
+        rescope(&hub, &portal.key, &["hub:events.read"]).await;
+        hub.clock.advance(HEARTBEAT);
+        consumer.frame(|frame| matches!(frame, Frame::Progress(_)).then_some(())).await;
+        rescope(&hub, &portal.key, &["hub:events.publish"]).await;
+        hub.clock.advance(HEARTBEAT);
+        let error = consumer.error().await;
+        assert_eq!(error.reason(), Some("SCOPE_MISSING"));
+        assert_eq!(error.metadata()["missingScope"], "hub:events.read");
     }
 }

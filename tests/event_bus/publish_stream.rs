@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{HEARTBEAT, PATIENCE, Product, earliest, event, large_ticket, revoke, ticket};
+use super::{HEARTBEAT, PATIENCE, Product, earliest, event, large_ticket, rescope, revoke, ticket};
 use crate::support::{Backend, TestHub};
 
 /// An open stream of a product.
@@ -337,6 +337,23 @@ both_databases! {
         };
         assert_eq!(error.reason(), Some("KEY_REVOKED"));
         assert!(number <= 12, "after {number} s");
+    }
+
+    async fn a_key_that_may_not_publish_any_more_ends_its_session(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let psa = Product::new(&hub, "psa").await;
+        let mut session = Session::open(&psa).await;
+        session.send(frame(1, vec![ticket("a")])).await;
+        assert!(matches!(session.next().await, Frame::Ack(_)));
+        // What the session does not need it may lose.
+        rescope(&hub, &psa.key, &["hub:events.publish"]).await;
+        hub.clock.advance(HEARTBEAT);
+        assert!(matches!(session.next().await, Frame::Progress(_)));
+        rescope(&hub, &psa.key, &["hub:events.read"]).await;
+        hub.clock.advance(HEARTBEAT);
+        let error = session.try_next().await.unwrap_err();
+        assert_eq!(error.reason(), Some("SCOPE_MISSING"));
+        assert_eq!(error.metadata()["missingScope"], "hub:events.publish");
     }
 }
 

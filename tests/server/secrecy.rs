@@ -1,11 +1,17 @@
 //! Payloads, keys and secrets are in no output, however much is logged.
 
+use std::net::SocketAddr;
+
 use futures_util::StreamExt;
 use http::Method;
-use hub_client::proto::hub::api_keys::v1::{ApiKey, CreateApiKeyRequest};
+use hub_client::proto::hub::api_keys::v1::{
+    ApiKey, CreateApiKeyRequest, RevokeApiKeyRequest, WhoAmIRequest,
+};
 use hub_client::proto::hub::event_bus::v1::PublishRequest;
 use hub_client::{CloudEvent, Data, Hub, SubscribeOptions};
+use prost::Message;
 
+use crate::api_keys::ext_authz::Asked;
 use crate::support::{
     Backend, Command, SEALING_KEY, Tenant, TestProcess, frame, post_grpc, post_json, request,
 };
@@ -118,11 +124,97 @@ async fn worked_off(process: &TestProcess, tenant: &Tenant, keys: &mut Vec<Strin
     let method = "api_keys.v1.ApiKeys/RotateApiKey";
     let rotated = call(&tenant.admin_key, method, rotate).await;
     keys.push(rotated["plaintext"].as_str().unwrap().to_owned());
-    let bearer = format!("Bearer {portal}");
-    let asked = [("authorization", bearer.as_str())];
-    let path = "/authz?product=portal&action=tickets.read";
-    let asked = request(process.addr(), Method::GET, path, &asked, "").await;
-    answers + &format!("{:?}", asked.headers)
+    answers + &decided(process, tenant, keys).await
+}
+
+/// Every way to ask about a key: good, damaged, unknown, revoked, and where none may stand.
+async fn decided(process: &TestProcess, tenant: &Tenant, keys: &mut Vec<String>) -> String {
+    let addr = process.addr();
+    let admin = client(process, &tenant.admin_key);
+    let revoked = tenant.key(&admin, "psa", &["psa:*"]).await;
+    let me = client(process, &revoked)
+        .api_keys()
+        .who_am_i(WhoAmIRequest {})
+        .await;
+    let key_id = me.unwrap().into_inner().api_key.unwrap().key_id;
+    let request_to_end = RevokeApiKeyRequest {
+        key_id,
+        reason: "leaked".into(),
+    };
+    admin
+        .api_keys()
+        .revoke_api_key(request_to_end)
+        .await
+        .unwrap();
+    let unknown = hub_api_keys::Plaintext::generate().unwrap();
+    let damaged = format!("{}!", &revoked[..39]);
+    keys.extend([revoked, unknown.expose().to_owned(), damaged]);
+    let mut answers = String::new();
+    for key in keys.clone() {
+        let method = |name: &str| format!("hub.api_keys.v1.ApiKeys/{name}");
+        let ask = async |name: &str, body: String| {
+            let answer = post_json(addr, &method(name), &tenant.admin_key, &body).await;
+            format!("{:?} {}", answer.headers, answer.text())
+        };
+        let asked = r#","product":"portal","action":"tickets.read""#;
+        for shown in [key.clone(), format!("{key}\\u0000"), format!("{key} {key}")] {
+            answers += &ask("VerifyApiKey", format!(r#"{{"key":"{shown}"{asked}}}"#)).await;
+            answers += &ask("ExplainAccess", format!(r#"{{"key":"{shown}"{asked}}}"#)).await;
+            // Where a key does not belong.
+            answers += &ask("VerifyApiKey", format!(r#"{{"key":1,"{shown}":2}}"#)).await;
+            answers += &ask("VerifyApiKey", format!(r#"{{"product":"{shown}""#)).await;
+        }
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str())];
+        let path = "/authz?product=portal&action=tickets.read";
+        let proxied = request(addr, Method::GET, path, &headers, "").await;
+        answers += &format!("{:?} {}", proxied.headers, proxied.text());
+        answers += &checked(addr, &bearer, "/").await;
+        answers += &checked(addr, "", &format!("/?key={key}")).await;
+        let query = format!("{}?access_token={key}", method("WhoAmI"));
+        let refused = post_grpc(addr, &query, &headers, frame(&[])).await;
+        answers += &format!("{:?}", refused.headers);
+        let refused = post_json(addr, &query, &key, "{}").await;
+        answers += &format!("{:?} {}", refused.headers, refused.text());
+    }
+    for reason in [
+        "KEY_MALFORMED",
+        "KEY_NOT_RECOGNIZED",
+        "KEY_REVOKED",
+        "KEY_WELL_FORMED",
+    ] {
+        assert!(answers.contains(reason), "{reason}");
+    }
+    answers
+}
+
+/// What Envoy is told about a request with this `authorization` and path.
+async fn checked(addr: SocketAddr, authorization: &str, path: &str) -> String {
+    let header = ("authorization".to_owned(), authorization.to_owned());
+    let asked = Asked {
+        product: "portal",
+        action: "tickets.read",
+        client: "192.0.2.7",
+        host: "portal.example.com",
+        path: "/",
+        headers: Vec::new(),
+    };
+    let mut check = asked.check();
+    let http = check
+        .attributes
+        .as_mut()
+        .and_then(|all| all.request.as_mut());
+    let http = http.and_then(|request| request.http.as_mut()).unwrap();
+    http.path = path.to_owned();
+    http.headers.extend([header]);
+    let method = "envoy.service.auth.v3.Authorization/Check";
+    let body = frame(&check.encode_to_vec());
+    let answer = post_grpc(addr, method, &[], body).await;
+    format!(
+        "{:?} {}",
+        answer.headers,
+        String::from_utf8_lossy(&answer.body)
+    )
 }
 
 /// Payloads that are taken, read, and refused.

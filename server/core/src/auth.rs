@@ -398,10 +398,63 @@ mod tests {
             ("psa:tickets", "psa:tickets.read", false),
             ("psa:tickets.read", "psa:tickets", false),
             ("psa:tickets.read", "psa:*", false),
+            ("psa:tickets.*", "psa:tickets", false),
+            ("psa:tickets.*", "psa:tickets.notes.read", true),
+            ("psa:tickets.read", "psa:tickets.read.own", false),
+            ("psa:*", "psa:tickets.notes.read", true),
+            ("psa:*.read", "psa:tickets.notes.read", false),
+            ("psa:*.notes.*", "psa:tickets.notes.read", true),
+            ("psa:tickets.*", "psa:*.read", false),
+            ("psa:*", "crm:tickets.read", false),
             ("psa:*", "psa:*", true),
             ("hub:*", "psa:tickets.read", false),
         ] {
             assert_eq!(covers(held, asked), covered, "{held} {asked}");
+        }
+    }
+
+    /// The rule of the contract, said once more.
+    fn covers_by_the_rule(held: &[&str], asked: &[&str]) -> bool {
+        match (held, asked) {
+            (["*"], [_, ..]) => true,
+            ([one, held @ ..], [other, asked @ ..]) => {
+                (*one == "*" || one == other) && covers_by_the_rule(held, asked)
+            }
+            _ => held.is_empty() && asked.is_empty(),
+        }
+    }
+
+    /// Every action of at most so many of these segments.
+    fn actions(segments: &[&'static str], most: usize) -> Vec<Vec<&'static str>> {
+        let mut all: Vec<Vec<&str>> = segments.iter().map(|one| vec![*one]).collect();
+        let mut longest = all.clone();
+        for _ in 1..most {
+            let longer = longest.iter().flat_map(|action| {
+                let one_more = |last: &&'static str| [&action[..], &[*last]].concat();
+                segments.iter().map(one_more)
+            });
+            longest = longer.collect();
+            all.extend(longest.iter().cloned());
+        }
+        all
+    }
+
+    #[test]
+    fn whatever_is_held_and_asked_is_matched_by_the_rule_and_gives_nothing_beyond() {
+        let scope = |action: &[&str]| format!("psa:{}", action.join("."));
+        let scopes = actions(&["a", "b", "*"], 3);
+        let concrete = actions(&["a", "b", "c"], 4);
+        let concrete: Vec<String> = concrete.iter().map(|action| scope(action)).collect();
+        for held in &scopes {
+            for asked in &scopes {
+                let (all, some) = (scope(held), scope(asked));
+                let covered = covers(&all, &some);
+                assert_eq!(covered, covers_by_the_rule(held, asked), "{all} {some}");
+                // Who has a scope reaches at least what each scope that it covers reaches.
+                let reaches = |action: &&String| covers(&some, action) && !covers(&all, action);
+                let beyond = concrete.iter().find(reaches).filter(|_| covered);
+                assert_eq!(beyond, None, "{all} {some}");
+            }
         }
     }
 
