@@ -30,6 +30,7 @@ mod stream_ends;
 mod subscribe;
 mod subscriptions;
 mod subscriptions_consumed;
+mod subscriptions_far_behind;
 mod subscriptions_processes;
 mod subscriptions_routing;
 mod subscriptions_seek;

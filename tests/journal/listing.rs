@@ -92,6 +92,14 @@ both_databases! {
             assert_eq!(merged.next(&store.journal).await.unwrap(), Some(seq));
         }
         assert_eq!(merged.next(&store.journal).await.unwrap(), None);
+        let numbers = || kinds.iter().map(|listed| listed.number);
+        for after in [0, 7, 511, 512, 1700, 2099, 2100, 9000] {
+            let mut forward = store.journal.listed_after(&tenant, numbers(), after);
+            for seq in after + 1..=2100 {
+                assert_eq!(forward.next(&store.journal).await.unwrap(), Some(seq));
+            }
+            assert_eq!(forward.next(&store.journal).await.unwrap(), None, "after {after}");
+        }
         store.close().await;
     }
 

@@ -2,18 +2,22 @@
 //! it skips. A walk reads the log from a place back to another one, and ends early when it has
 //! examined as much as one call may.
 
+mod first;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
-use hub_core::journal::{Log, Page, StoredEvent};
+use hub_core::journal::{Log, StoredEvent};
 use hub_core::module::Core;
 use hub_core::products::Product;
 
 use crate::filter::Filter;
 use crate::routing::{self, Configuration, Configurations, Event, Outcome, Subscription};
 use crate::subscriptions::Stored;
+
+pub(crate) use first::{First, Probes};
 
 /// Decisions about pairs of type and product that are remembered.
 const REMEMBERED_MAX: usize = 16;
@@ -238,37 +242,6 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(before - 1)
-    }
-
-    /// When the first event behind `after` that `target` has was recorded. `None` if there is none,
-    /// or none in so many pages of the log. Errors: `STORE_BUSY`.
-    pub(crate) async fn first(
-        &mut self,
-        mut after: u64,
-        target: &mut Target,
-        pages: usize,
-    ) -> Result<Option<Micros>> {
-        for _ in 0..pages {
-            let segments = match self.core.journal.read_after(self.log, after).await? {
-                Page::Segments(segments) => segments,
-                Page::Gap { to, .. } => {
-                    after = to;
-                    continue;
-                }
-                Page::AtEnd => return Ok(None),
-            };
-            for segment in segments {
-                let configuration = self.configuration(segment.routing_epoch()).await?;
-                for event in segment.events() {
-                    let event = event.map_err(Error::internal)?;
-                    if event.seq > after && target.has(&configuration, &event) {
-                        return Ok(Some(segment.record_time()));
-                    }
-                }
-                after = segment.last();
-            }
-        }
-        Ok(None)
     }
 
     async fn configuration(&mut self, epoch: u64) -> Result<Arc<Configuration>> {

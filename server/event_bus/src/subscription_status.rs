@@ -11,7 +11,7 @@ use hub_proto::hub::event_bus::v1::{BlockedKey, SubscriptionStatus};
 
 use crate::event;
 use crate::log_entry::HUB;
-use crate::matching::{Budget, Passed, Target, Walk};
+use crate::matching::{Budget, First, Passed, Probes, Target, Walk};
 use crate::owners::{Asking, Blocked, Known, Live};
 use crate::routing::Configuration;
 use crate::store::progress::{self, Failed, Held};
@@ -26,10 +26,6 @@ pub(crate) use state::SILENT;
 const BACKLOG_MAX: u64 = 10_000;
 /// Events that one call examines to count backlogs; where that is not enough they are lower bounds.
 const EXAMINED_MAX: usize = 50_000;
-/// Subscriptions far behind for which one call looks for their oldest event, and pages of the log
-/// for each.
-const PROBES_MAX: usize = 20;
-const PROBE_PAGES_MAX: usize = 4;
 /// Keys that a status names.
 const BLOCKED_KEYS_MAX: usize = 20;
 /// Events that one call looks up, for the names of blocked keys.
@@ -44,16 +40,28 @@ pub(crate) struct Statuses<'a> {
     retention: Micros,
     budget: Budget,
     lookups_left: usize,
-    probes_left: usize,
 }
 
 /// What is before a subscription that it did not look at.
 #[derive(Debug, Clone, Copy, Default)]
 struct Ahead {
-    /// Events that it has.
+    /// Events of it that were found.
     count: u64,
-    /// When the oldest of them that was found was recorded.
+    /// When the oldest of them was recorded; where that is not known, not before this.
     oldest: Option<Micros>,
+    rest: Rest,
+}
+
+/// What is before a subscription beside that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Rest {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The oldest one, and maybe more that were not counted.
+    More,
+    /// Whether it has events from this one on that were not counted is not known.
+    Unknown(u64),
 }
 
 impl<'a> Statuses<'a> {
@@ -73,7 +81,6 @@ impl<'a> Statuses<'a> {
                 bytes: of.core.limits.listing_bytes_max,
             },
             lookups_left: LOOKED_UP_MAX,
-            probes_left: PROBES_MAX,
         })
     }
 
@@ -174,16 +181,44 @@ impl<'a> Statuses<'a> {
         };
         let reached = walk.back(lowest, self.head, each).await?;
         self.budget = walk.left();
-        for ((target, cursor), ahead) in wanted.iter_mut().zip(&mut ahead) {
-            // Not all were examined, so that the oldest one may be before those that were.
-            if (*cursor < reached || ahead.count >= BACKLOG_MAX) && self.probes_left > 0 {
-                self.probes_left -= 1;
-                let first = walk.first(*cursor, target, PROBE_PAGES_MAX).await?;
-                ahead.oldest = first.or(ahead.oldest);
-                ahead.count = ahead.count.max(u64::from(first.is_some()));
+        self.oldest_of(walk, wanted, &mut ahead, reached).await?;
+        Ok(ahead)
+    }
+
+    /// Not all events were examined: the oldest one may be before those that were, which are those
+    /// behind `reached`.
+    async fn oldest_of(
+        &self,
+        walk: Walk<'_>,
+        wanted: &mut [(Target, u64)],
+        ahead: &mut [Ahead],
+        reached: u64,
+    ) -> Result<()> {
+        let mut probes = Probes::new(walk);
+        for ((target, cursor), ahead) in wanted.iter_mut().zip(ahead) {
+            let to = match ahead.count >= BACKLOG_MAX {
+                true => self.head,
+                false => reached,
+            };
+            if *cursor >= to {
+                continue;
+            }
+            match probes.first(target, *cursor, to).await? {
+                First::Nothing => {}
+                First::At(oldest) => {
+                    ahead.oldest = Some(oldest);
+                    ahead.count = ahead.count.max(1);
+                    ahead.rest = Rest::More;
+                }
+                First::Unknown(after) => {
+                    let journal = &self.of.core.journal;
+                    let oldest = journal.record_time(self.log.tenant(), after + 1).await?;
+                    ahead.oldest = oldest.or(ahead.oldest);
+                    ahead.rest = Rest::Unknown(after + 1);
+                }
             }
         }
-        Ok(ahead)
+        Ok(())
     }
 
     async fn status(
@@ -194,7 +229,9 @@ impl<'a> Statuses<'a> {
         failed: Failed,
         held: &[Held],
     ) -> Result<SubscriptionStatus> {
-        let backlog = live.unsettled + ahead.count;
+        // Nobody is told that nothing is left where that is not known.
+        let guessed = u64::from(ahead.count == 0 && ahead.rest != Rest::Nothing);
+        let backlog = live.unsettled + ahead.count + guessed;
         let oldest = self.oldest(live, ahead).await?;
         let deadline = oldest.map(|oldest| oldest.saturating_add(self.retention));
         let blocked_keys = self.blocked_keys(&live.blocked, held).await?;
@@ -209,7 +246,9 @@ impl<'a> Statuses<'a> {
             retention: self.retention,
             live,
             backlog,
-            waiting: backlog.saturating_sub(under_way),
+            free: backlog.saturating_sub(under_way),
+            guessed,
+            rest: ahead.rest,
             blocking: blocked_keys.first(),
         };
         let (state, reason) = facts.state();

@@ -31,6 +31,14 @@ const NEWEST_ROW: Sql = Sql::same(
     "select first_seq, data from listing_postings
      where tenant_no = $1 and kind_no = $2 and first_seq < $3 order by first_seq desc limit 1",
 );
+// The row that a place lies in, or the last one before it, and the row behind that.
+const NEXT_ROWS: Sql = Sql::same(
+    "select first_seq, data from listing_postings
+     where tenant_no = $1 and kind_no = $2 and first_seq >= coalesce((
+        select max(first_seq) from listing_postings
+        where tenant_no = $1 and kind_no = $2 and first_seq <= $3), 0)
+     order by first_seq limit 2",
+);
 const GONE_ROWS: Sql = Sql::same(
     "select first_seq from listing_postings
      where tenant_no = $1 and kind_no = $2 and first_seq <= $3 and last_seq <= $3
@@ -42,7 +50,15 @@ const FORGET: Sql = Sql::same(
 );
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[COVERED, KINDS, KINDS_OF_TYPE, NEWEST_ROW, GONE_ROWS, FORGET];
+pub const STATEMENTS: &[Sql] = &[
+    COVERED,
+    KINDS,
+    KINDS_OF_TYPE,
+    NEWEST_ROW,
+    NEXT_ROWS,
+    GONE_ROWS,
+    FORGET,
+];
 
 /// A product and type with the number of its list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +84,24 @@ struct List {
     seqs: Vec<u64>,
     /// What is still in the database is before this.
     before: u64,
+    done: bool,
+}
+
+/// Events of some kinds, the oldest first, as far as the index reaches.
+#[derive(Debug)]
+pub struct ListedAfter {
+    tenant: TenantRef,
+    lists: Vec<Ahead>,
+}
+
+/// The list of one kind, read forward.
+#[derive(Debug)]
+struct Ahead {
+    number: i64,
+    /// Read and not yet taken, descending.
+    seqs: Vec<u64>,
+    /// What is still in the database is after this.
+    after: u64,
     done: bool,
 }
 
@@ -123,6 +157,25 @@ impl Journal {
         Listed {
             tenant: tenant.clone(),
             lists: numbers.chain([OTHERS]).map(list).collect(),
+        }
+    }
+
+    /// The same after `after`, the oldest first. Errors are told by [`ListedAfter::next`].
+    pub fn listed_after(
+        &self,
+        tenant: &TenantRef,
+        kinds: impl Iterator<Item = i64>,
+        after: u64,
+    ) -> ListedAfter {
+        let list = |number| Ahead {
+            number,
+            seqs: Vec::new(),
+            after,
+            done: false,
+        };
+        ListedAfter {
+            tenant: tenant.clone(),
+            lists: kinds.chain([OTHERS]).map(list).collect(),
         }
     }
 
@@ -198,6 +251,36 @@ impl List {
             self.seqs.retain(|seq| *seq < self.before);
             self.before = first;
         }
+        Ok(())
+    }
+}
+
+impl ListedAfter {
+    /// The next newer one; `None` at the end of the lists. Errors: `STORE_BUSY`.
+    pub async fn next(&mut self, journal: &Journal) -> Result<Option<u64>> {
+        for list in &mut self.lists {
+            list.fill(journal, &self.tenant).await?;
+        }
+        let lists = self.lists.iter_mut().filter(|list| !list.seqs.is_empty());
+        let oldest = lists.min_by_key(|list| list.seqs.last().copied());
+        Ok(oldest.and_then(|list| list.seqs.pop()))
+    }
+}
+
+impl Ahead {
+    async fn fill(&mut self, journal: &Journal, tenant: &TenantRef) -> Result<()> {
+        if !self.seqs.is_empty() || self.done {
+            return Ok(());
+        }
+        let query = journal.db.query(NEXT_ROWS).bind(tenant.number());
+        let query = query.bind(self.number).bind(self.after as i64);
+        let rows: Vec<(i64, Vec<u8>)> = query.all().await?;
+        let rows = rows.iter();
+        let seqs = rows.flat_map(|(first, data)| unpack(first.unsigned_abs(), data));
+        self.seqs = seqs.filter(|seq| *seq > self.after).collect();
+        self.after = self.seqs.last().copied().unwrap_or(self.after);
+        self.seqs.reverse();
+        self.done = self.seqs.is_empty();
         Ok(())
     }
 }

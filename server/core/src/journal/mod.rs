@@ -46,7 +46,7 @@ pub use erase::{Reduce, STATEMENTS as ERASE_STATEMENTS};
 pub use growth::{Growth, STATEMENTS as GROWTH_STATEMENTS};
 pub use heads::{STATEMENTS as HEAD_STATEMENTS, lock as lock_head};
 pub use identities::STATEMENTS as IDENTITY_STATEMENTS;
-pub use listing::{Listed, ListedKind, STATEMENTS as LISTING_STATEMENTS};
+pub use listing::{Listed, ListedAfter, ListedKind, STATEMENTS as LISTING_STATEMENTS};
 pub use listing_writer::STATEMENTS as LISTING_WRITER_STATEMENTS;
 pub use read::{Page, STATEMENTS as READ_STATEMENTS};
 pub use retention::{Kept, Removed, STATEMENTS as RETENTION_STATEMENTS};

@@ -24,6 +24,8 @@ const AT: Sql = Sql::same(concat!(
         select max(l.routing_epoch) from event_types l
         where l.tenant_no = $1 and l.type = t.type and l.routing_epoch <= $2)"
 ));
+const DESTINATIONS: Sql =
+    Sql::same("select distinct type, destinations from event_types where tenant_no = $1 limit $2");
 const FIND: Sql = Sql::same(concat!(
     "select ",
     columns!(),
@@ -51,7 +53,7 @@ const FORGET: Sql = Sql::same(
 );
 
 /// Every statement of this file, for the test that prepares them.
-pub const STATEMENTS: &[Sql] = &[LATEST, AT, FIND, SIZE, PUT, STRIP, FORGET];
+pub const STATEMENTS: &[Sql] = &[LATEST, AT, DESTINATIONS, FIND, SIZE, PUT, STRIP, FORGET];
 
 hub_core::row! {
     struct Row {
@@ -95,6 +97,25 @@ pub async fn at(db: &Db, tenant: &TenantRef, epoch: u64) -> Result<Vec<EventType
     let query = db.query(AT).bind(tenant.number()).bind(epoch.cast_signed());
     let rows: Vec<Row> = query.all().await?;
     rows.into_iter().map(Row::entry).collect()
+}
+
+/// The types of a tenant's own entries of all times that still matter, each with its destinations;
+/// `None` if there are more than `most`.
+pub async fn destinations(
+    db: &Db,
+    tenant: &TenantRef,
+    most: usize,
+) -> Result<Option<Vec<(String, Vec<String>)>>> {
+    let query = db.query(DESTINATIONS).bind(tenant.number());
+    let rows: Vec<(String, String)> = query.bind(most as i64 + 1).all().await?;
+    if rows.len() > most {
+        return Ok(None);
+    }
+    let read = |(kind, destinations): (String, String)| {
+        let destinations = serde_json::from_str(&destinations).map_err(Error::internal)?;
+        Ok((kind, destinations))
+    };
+    rows.into_iter().map(read).collect::<Result<_>>().map(Some)
 }
 
 /// A tenant's own entry of a type as it is now.

@@ -3,6 +3,7 @@
 use hub_core::clock::{Micros, timestamp};
 use hub_proto::hub::event_bus::v1::{BlockedKey, SubscriptionState};
 
+use super::Rest;
 use crate::owners::Live;
 use crate::subscriptions::Stored;
 
@@ -28,7 +29,11 @@ pub(super) struct Facts<'a> {
     pub(super) live: &'a Live,
     pub(super) backlog: u64,
     /// Events of the backlog that wait for nothing but a consumer.
-    pub(super) waiting: u64,
+    pub(super) free: u64,
+    /// Of both, those of which it is not known whether they are there.
+    pub(super) guessed: u64,
+    /// What is left beside the backlog.
+    pub(super) rest: Rest,
     /// The key that is held back the longest.
     pub(super) blocking: Option<&'a BlockedKey>,
 }
@@ -52,7 +57,12 @@ impl Facts<'_> {
         }
         if let Some(deadline) = self.deadline.filter(|deadline| self.is_risk(*deadline)) {
             let at = timestamp(deadline);
-            let reason = format!("The oldest unsettled event passes retention at {at}.");
+            let reason = match (self.rest, self.live.oldest_unsettled) {
+                (Rest::Unknown(seq), None) => {
+                    format!("{} Those pass retention from {at} on.", unknown(seq))
+                }
+                _ => format!("The oldest unsettled event passes retention at {at}."),
+            };
             return (State::RetentionRisk, reason);
         }
         if self.live.window_full {
@@ -67,25 +77,43 @@ impl Facts<'_> {
             };
             return (State::Failing, reason);
         }
-        let waiting = |count: u64| match count {
-            1 => "1 event waits".to_owned(),
-            count => format!("{count} events wait"),
-        };
         if self.live.is_silent {
             let (state, before) = match self.backlog {
                 0 => (State::Live, String::new()),
-                backlog => (State::CatchingUp, format!("{}. ", waiting(backlog))),
+                backlog => (State::CatchingUp, self.waits(backlog) + " "),
             };
             return (state, before + SILENT);
         }
         if self.backlog > 0 && self.live.members.is_empty() {
-            let reason = format!("{} and no consumer is connected.", waiting(self.backlog));
+            let reason = match self.waiting(self.backlog) {
+                Ok(waiting) => format!("{waiting} and no consumer is connected."),
+                Err(unknown) => format!("{unknown} No consumer is connected."),
+            };
             return (State::NoConsumer, reason);
         }
-        if self.waiting > 0 {
-            return (State::CatchingUp, format!("{}.", waiting(self.waiting)));
+        if self.free > 0 {
+            return (State::CatchingUp, self.waits(self.free));
         }
         (State::Live, String::new())
+    }
+
+    fn waits(&self, count: u64) -> String {
+        self.waiting(count)
+            .map_or_else(|unknown| unknown, |waiting| waiting + ".")
+    }
+
+    /// That so many events wait, without a full stop; or that it is not known whether any do.
+    fn waiting(&self, count: u64) -> Result<String, String> {
+        let count = count.saturating_sub(self.guessed);
+        let at_least = match self.rest {
+            Rest::Unknown(seq) if count == 0 => return Err(unknown(seq)),
+            Rest::Nothing => "",
+            Rest::More | Rest::Unknown(_) => "At least ",
+        };
+        Ok(match count {
+            1 => format!("{at_least}1 event waits"),
+            count => format!("{at_least}{count} events wait"),
+        })
     }
 
     fn is_risk(&self, deadline: Micros) -> bool {
@@ -119,6 +147,11 @@ impl Facts<'_> {
             None => format!("{unsettled} events are unsettled; settle or skip some."),
         }
     }
+}
+
+/// That nobody has looked yet.
+fn unknown(seq: u64) -> String {
+    format!("Whether there are matching events from sequence {seq} on is known once they are read.")
 }
 
 #[cfg(test)]
@@ -185,7 +218,9 @@ mod tests {
                 retention: 30 * DAY,
                 live: &live,
                 backlog: 3,
-                waiting: if step < 8 { 1 } else { 0 },
+                free: if step < 8 { 1 } else { 0 },
+                guessed: 0,
+                rest: Rest::Nothing,
                 blocking: None,
             };
             told.push(facts.state());
@@ -234,7 +269,9 @@ mod tests {
                 retention: DAY,
                 live: &live,
                 backlog,
-                waiting: backlog,
+                free: backlog,
+                guessed: 0,
+                rest: Rest::Nothing,
                 blocking: None,
             };
             facts.state()
@@ -243,6 +280,57 @@ mod tests {
         assert_eq!(state, SubscriptionState::CatchingUp);
         assert_eq!(reason, format!("2 events wait. {SILENT}"));
         assert_eq!(of_backlog(0), (SubscriptionState::Live, SILENT.to_owned()));
+    }
+
+    #[test]
+    fn where_not_all_was_looked_at_nobody_is_told_that_nothing_is_left() {
+        let told = |live: &Live, guessed: u64, rest: Rest, deadline: Option<Micros>| {
+            let backlog = live.unsettled + guessed;
+            let facts = Facts {
+                now: NOW,
+                stored: &Stored::default(),
+                entitled: true,
+                dormant: false,
+                deadline,
+                retention: DAY,
+                live,
+                backlog,
+                free: backlog - u64::from(live.in_flight),
+                guessed,
+                rest,
+                blocking: None,
+            };
+            facts.state()
+        };
+        let nobody = Live::default();
+        let (state, reason) = told(&nobody, 1, Rest::Unknown(7), None);
+        assert_eq!(state, SubscriptionState::NoConsumer);
+        assert_eq!(reason, unknown(7) + " No consumer is connected.");
+        let busy = Live {
+            unsettled: 2,
+            in_flight: 2,
+            members: vec!["one".to_owned()],
+            ..Live::default()
+        };
+        let (state, reason) = told(&busy, 1, Rest::Unknown(7), None);
+        assert_eq!((state, reason), (SubscriptionState::CatchingUp, unknown(7)));
+        let waiting = Live {
+            in_flight: 0,
+            ..busy.clone()
+        };
+        for rest in [Rest::Unknown(7), Rest::More] {
+            let guessed = u64::from(rest != Rest::More);
+            let (state, reason) = told(&waiting, guessed, rest, None);
+            assert_eq!(state, SubscriptionState::CatchingUp);
+            assert_eq!(reason, "At least 2 events wait.");
+        }
+        let (state, reason) = told(&nobody, 1, Rest::Unknown(7), Some(NOW));
+        assert_eq!(state, SubscriptionState::RetentionRisk);
+        assert!(reason.starts_with(&unknown(7)), "{reason}");
+        assert_eq!(
+            told(&busy, 0, Rest::Nothing, None).0,
+            SubscriptionState::Live
+        );
     }
 
     #[test]
@@ -261,7 +349,9 @@ mod tests {
             retention: DAY,
             live: &troubled(),
             backlog: 12,
-            waiting: 0,
+            free: 0,
+            guessed: 0,
+            rest: Rest::Nothing,
             blocking: Some(&blocking),
         };
         let (state, reason) = facts.state();
