@@ -11,6 +11,7 @@ mod event_types;
 mod explain;
 mod explain_delivery;
 mod explain_fixes;
+mod explain_processes;
 mod explain_search;
 mod filters;
 mod frames;

@@ -438,7 +438,7 @@ async fn listen(
         let frame = frames.recv().await?;
         Some((frame, frames))
     });
-    let mut said = forward::serve(core, process_id, caller, frames).await?;
+    let mut said = forward::open_branch(core, process_id, caller, frames).await?;
     let mut up = Some(up);
     loop {
         let next = said.message().await;

@@ -4,6 +4,8 @@
 //! A process that died is the owner until it counts as dead, and one that stops until it has let
 //! go. Who calls meanwhile waits a little instead of being sent away.
 
+mod serving;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
+
+pub(crate) use serving::{serve, serve_streams};
 
 use crate::branch;
 use crate::groups::Groups;
@@ -158,7 +162,7 @@ impl Life {
 }
 
 /// Opens a branch to another process.
-pub(crate) async fn serve(
+pub(crate) async fn open_branch(
     core: &Core,
     process_id: &Arc<str>,
     caller: &Caller,

@@ -94,6 +94,7 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
         groups: groups.clone(),
     };
     let owners: Arc<dyn Owners> = groups.clone();
+    let refused = refusals::router(configurations.clone());
     let service = grpc::Service {
         core: core.clone(),
         authenticator,
@@ -109,7 +110,7 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
         .max_encoding_message_size(usize::MAX);
     let router = tonic::service::Routes::new(server).into_axum_router();
     let router = router.merge(branches.router()).merge(passing.router());
-    let router = router.merge(asked.router());
+    let router = router.merge(asked.router()).merge(refused);
     Module {
         name: "event_bus",
         router,

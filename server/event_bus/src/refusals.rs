@@ -1,6 +1,8 @@
 //! What publishing refused of late, or had stored before: not in the log, so that who looks there
-//! for an event would not learn why it never came. This process remembers the last ones; nothing of
-//! the data of an event is kept.
+//! for an event would not learn why it never came. Each process remembers the last ones of its own;
+//! nothing of the data of an event is kept.
+
+mod asking;
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +14,9 @@ use hub_core::journal::TenantRef;
 use hub_proto::wire::{CloudEventView, attribute_value::Attr};
 use prost::Message;
 
-/// Refusals that are remembered, of all tenants.
+pub(crate) use asking::{all, router};
+
+/// Refusals that a process remembers, of all tenants.
 const REMEMBERED_MAX: usize = 1000;
 /// Of one tenant, so that a broken publisher does not make those of others forgotten.
 const OF_TENANT_MAX: usize = 100;
@@ -40,7 +44,7 @@ pub(crate) enum Why {
     /// It was refused.
     Refused {
         /// The reason that its publisher was told.
-        reason: &'static str,
+        reason: String,
         message: String,
     },
     /// Its source and id were used before.
@@ -76,7 +80,7 @@ impl Refusals {
             subject,
             time: self.clock.now(),
             why: Why::Refused {
-                reason: why.reason(),
+                reason: why.reason().to_owned(),
                 message: cut(why.message().to_owned()),
             },
         });

@@ -4,11 +4,10 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::post;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesOrdered};
 use futures_util::{FutureExt, StreamExt};
-use hub_core::auth::{self, Authenticator, Caller};
+use hub_core::auth::{Authenticator, Caller};
 use hub_core::clock::{Micros, micros};
 use hub_core::error::{Error, Result};
 use hub_core::module::Core;
@@ -18,13 +17,12 @@ use hub_proto::wire::consume_response::Frame as Told;
 use hub_proto::wire::{ConsumeResponse, LeasedEvents};
 use tokio::sync::watch;
 use tonic::codegen::BoxStream;
-use tonic::server::{Grpc, StreamingService};
-use tonic::{Request, Response, Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic::{Status, Streaming};
 
 use super::frames::{self, Asked, Enter, Left, Said, Standing, Turn, asked, said};
 use crate::acks::{self, Found};
 use crate::consume::{CONFIRMING_MAX, TURN_EVENTS_MAX, cut, log_cursor};
+use crate::forward;
 use crate::group::{Group, Want};
 use crate::groups::Groups;
 use crate::seat::{News, Seat};
@@ -38,22 +36,18 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Its route. Only processes of this hub are admitted to it.
+    /// Its route.
     pub(crate) fn router(self) -> Router {
-        let serve = move |request: axum::extract::Request| {
-            let service = self.clone();
-            async move {
-                let codec = ProstCodec::<Said, Asked>::default();
-                let answered = Grpc::new(codec).streaming(service, request).await;
-                answered.map(axum::body::Body::new)
-            }
-        };
-        Router::new().route(frames::PATH, post(serve))
+        forward::serve_streams(frames::PATH, move |caller, inbound| {
+            self.clone().open(caller, inbound)
+        })
     }
 
-    async fn open(self, request: Request<Streaming<Asked>>) -> Result<BoxStream<Said>, Status> {
-        let caller = auth::caller(&request)?;
-        let mut inbound = request.into_inner();
+    async fn open(
+        self,
+        caller: Caller,
+        mut inbound: Streaming<Asked>,
+    ) -> Result<BoxStream<Said>, Status> {
         let Some(asked::Frame::Enter(enter)) =
             inbound.message().await?.and_then(|asked| asked.frame)
         else {
@@ -69,17 +63,6 @@ impl Service {
             }
         });
         Ok(frames.boxed())
-    }
-}
-
-impl StreamingService<Asked> for Service {
-    type Response = Said;
-    type ResponseStream = BoxStream<Said>;
-    type Future = BoxFuture<'static, Result<Response<BoxStream<Said>>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<Asked>>) -> Self::Future {
-        let service = self.clone();
-        async move { Ok(Response::new(service.open(request).await?)) }.boxed()
     }
 }
 

@@ -232,6 +232,9 @@ fn not_received(question: &Question<'_>, branch: &mut Branch, never: &Never) {
         .detail(never.detail())
         .saw_text("type", &never.search.r#type);
     received = received.saw_text("subject", &never.search.subject);
+    if never.silent > 0 {
+        received = received.saw_number("silent_servers", never.silent as u64);
+    }
     for (key, near) in never.near() {
         received = received
             .saw_resource(key, &near.event_id)
@@ -267,8 +270,8 @@ fn not_stored(question: &Question<'_>, branch: &mut Branch, never: &Never, sent:
         (Why::Refused { reason, message }, _) => {
             let detail = format!("Publish refused it: {message} [{reason}]");
             let entry = question.present.catalogue.find(kind);
-            let entry = entry.filter(|_| *reason == "EVENT_SOURCE_NOT_ALLOWED");
-            let finding = valid.detail(detail).saw_text("reason", *reason);
+            let entry = entry.filter(|_| reason == "EVENT_SOURCE_NOT_ALLOWED");
+            let finding = valid.detail(detail).saw_text("reason", reason);
             let may = entry.is_some_and(|entry| entry.may_publish(product));
             let fix = match entry {
                 Some(entry) => fixes.allow(entry, product),

@@ -15,12 +15,12 @@ use hub_proto::hub::event_bus::v1::{
 };
 use prost::Message;
 
-use super::Question;
 use super::nearby::{Near, Nearby, nearest};
+use super::{Question, Sources};
 use crate::log_entry::{self, Named};
 use crate::log_list::{self, Asking};
 use crate::owners::{Known, Live};
-use crate::refusals::{Refusal, Why};
+use crate::refusals::{self, Refusal, Why};
 use crate::routing::{Configuration, Outcome};
 use crate::standing::{Standing, Standings};
 use crate::{event, log};
@@ -93,8 +93,10 @@ pub(super) struct Never {
     /// Not all that could match was looked at.
     pub(super) more: bool,
     pub(super) nearby: Nearby,
-    /// It was sent, and not stored, as far as this process remembers.
+    /// It was sent, and not stored, as far as the processes remember.
     pub(super) sent: Option<Sent>,
+    /// Processes that did not say what they refused.
+    pub(super) silent: usize,
 }
 
 /// An event that Publish did not store.
@@ -205,9 +207,11 @@ async fn of_search(question: &Question<'_>, search: EventSearch) -> Result<Subje
         .iter()
         .min_by_key(|entry| recorded(entry).abs_diff(around));
     let Some(record) = nearest.and_then(|entry| entry.record.as_ref()) else {
+        let (sent, silent) = sent(question, &search, around).await?;
         return Ok(Subject::Never(Box::new(Never {
             nearby: Nearby::look(question, &search, around).await?,
-            sent: sent(question, &search, around).await?,
+            sent,
+            silent,
             search,
             around,
             more,
@@ -259,18 +263,24 @@ async fn matches(question: &Question<'_>, search: &EventSearch) -> Result<Matche
     Ok(found)
 }
 
-/// What was sent around a time and not stored, of what a search is about.
+/// What was sent around a time and not stored, of what a search is about; and how many processes
+/// did not say what they refused.
 async fn sent(
     question: &Question<'_>,
     search: &EventSearch,
     around: Micros,
-) -> Result<Option<Sent>> {
-    let refusals = question.sources.configurations.refusals();
-    let (from, to) = (around.saturating_sub(AROUND), around.saturating_add(AROUND));
+) -> Result<(Option<Sent>, usize)> {
+    let Sources {
+        core,
+        configurations,
+        ..
+    } = question.sources;
+    let times = (around.saturating_sub(AROUND), around.saturating_add(AROUND));
+    let heard = refusals::all(core, configurations, question.caller, times).await?;
     let is_asked = |kind: &str, subject: &str| {
         kind == search.r#type && (search.subject.is_empty() || search.subject == subject)
     };
-    for refusal in refusals.between(question.log.tenant(), from, to) {
+    for refusal in heard.refusals {
         let first = match refusal.why {
             Why::Refused { .. } if is_asked(&refusal.kind, &refusal.subject) => None,
             Why::Refused { .. } => continue,
@@ -279,9 +289,9 @@ async fn sent(
                 _ => continue,
             },
         };
-        return Ok(Some(Sent { refusal, first }));
+        return Ok((Some(Sent { refusal, first }), heard.silent));
     }
-    Ok(None)
+    Ok((None, heard.silent))
 }
 
 /// Events of the type and subject of a search.
@@ -418,9 +428,21 @@ impl Never {
                 timestamp(near.recorded)
             ));
         }
-        match parts.is_empty() {
-            true => "Nothing like it was published.".to_owned(),
-            false => format!("{}.", parts.join("; ")),
+        if parts.is_empty() {
+            parts.push("Nothing like it was published".to_owned());
+        }
+        parts.extend(self.silence());
+        format!("{}.", parts.join("; "))
+    }
+
+    /// That not all processes said whether they refused it.
+    fn silence(&self) -> Option<String> {
+        match self.silent {
+            0 => None,
+            1 => Some("1 server of the hub did not say what it refused".to_owned()),
+            more => Some(format!(
+                "{more} servers of the hub did not say what they refused"
+            )),
         }
     }
 

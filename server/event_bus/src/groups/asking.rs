@@ -9,16 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::post;
 use futures_util::FutureExt;
 use futures_util::future::{self, BoxFuture};
-use hub_core::auth::{self, Caller};
+use hub_core::auth::Caller;
 use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
-use tonic::server::{Grpc, UnaryService};
-use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
 
 use super::Groups;
 use crate::forward;
@@ -302,17 +298,12 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Its route. Only processes of this hub are admitted to it.
+    /// Its route.
     pub(crate) fn router(self) -> Router {
-        let serve = move |request: axum::extract::Request| {
+        forward::serve(PATH, move |caller: Caller, asked| {
             let service = self.clone();
-            async move {
-                let codec = ProstCodec::<Told, Asked>::default();
-                let answered = Grpc::new(codec).unary(service, request).await;
-                answered.map(axum::body::Body::new)
-            }
-        };
-        Router::new().route(PATH, post(serve))
+            async move { Ok(service.tell(caller.tenant()?, asked)) }
+        })
     }
 
     /// What is at work here of what is asked for.
@@ -329,21 +320,6 @@ impl Service {
         Told {
             subscriptions: told.collect(),
         }
-    }
-}
-
-impl UnaryService<Asked> for Service {
-    type Response = Told;
-    type Future = BoxFuture<'static, Result<Response<Told>, Status>>;
-
-    fn call(&mut self, request: Request<Asked>) -> Self::Future {
-        let service = self.clone();
-        async move {
-            let caller = auth::caller(&request)?;
-            let told = service.tell(caller.tenant()?, request.into_inner());
-            Ok(Response::new(told))
-        }
-        .boxed()
     }
 }
 

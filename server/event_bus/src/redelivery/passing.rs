@@ -3,16 +3,10 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::post;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use hub_core::auth::{self, Caller};
+use hub_core::auth::Caller;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use hub_core::peers::moving;
-use tonic::server::{Grpc, UnaryService};
-use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
 
 use crate::forward::{self, Failed};
 use crate::group::Group;
@@ -173,17 +167,12 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Its route. Only processes of this hub are admitted to it.
+    /// Its route.
     pub(crate) fn router(self) -> Router {
-        let serve = move |request: axum::extract::Request| {
+        forward::serve(PATH, move |caller, again| {
             let service = self.clone();
-            async move {
-                let codec = ProstCodec::<Queued, Again>::default();
-                let answered = Grpc::new(codec).unary(service, request).await;
-                answered.map(axum::body::Body::new)
-            }
-        };
-        Router::new().route(PATH, post(serve))
+            async move { Ok(service.queue(&caller, &again).await?) }
+        })
     }
 
     async fn queue(&self, caller: &Caller, again: &Again) -> Result<Queued> {
@@ -191,20 +180,5 @@ impl Service {
         let settings = groups.resolve(tenant, None, &again.subscription_id).await?;
         let queueing = again.here(groups, tenant, &settings, true).await?;
         queueing.stored().await?.ok_or_else(|| moving("moved"))
-    }
-}
-
-impl UnaryService<Again> for Service {
-    type Response = Queued;
-    type Future = BoxFuture<'static, Result<Response<Queued>, Status>>;
-
-    fn call(&mut self, request: Request<Again>) -> Self::Future {
-        let service = self.clone();
-        async move {
-            let caller = auth::caller(&request)?;
-            let queued = service.queue(&caller, request.get_ref()).await?;
-            Ok(Response::new(queued))
-        }
-        .boxed()
     }
 }
