@@ -16,7 +16,7 @@ use hub_proto::hub::explain::v1::{
 use hub_proto::policy::method_policy;
 use serde_json::Value as Json;
 
-use crate::auth::Scopes;
+use crate::auth::{Scopes, TENANT_HEADER};
 use crate::clock::{Micros, timestamp};
 
 /// Longest text of a finding or fix, in bytes; the rest is cut.
@@ -330,7 +330,7 @@ impl Checklist {
             title: cut(title),
             actor: actor.into(),
             rpc: method.to_owned(),
-            cli: self.command_line(method, &request),
+            cli: self.command_line(method, &request, None),
             request: Some(structure(request)),
             required_scope: policy.map_or_else(String::new, |policy| policy.scope.to_owned()),
             affects: 0,
@@ -346,11 +346,10 @@ impl Checklist {
         method: &'static str,
         request: Json,
     ) -> Fix {
-        let fix = self.fix(FixActor::Operator, title, method, request);
-        let named = format!("curl -sS -H 'x-hub-tenant: {tenant_id}'");
+        let cli = self.command_line(method, &request, Some(tenant_id));
         Fix {
-            cli: fix.cli.replacen("curl -sS", &named, 1),
-            ..fix
+            cli,
+            ..self.fix(FixActor::Operator, title, method, request)
         }
     }
 
@@ -363,12 +362,14 @@ impl Checklist {
         }
     }
 
-    /// For a shell with the key in `HUB_KEY`.
-    fn command_line(&self, method: &str, request: &Json) -> String {
+    /// For a shell with the key in `HUB_KEY`; of a tenant that the key does not name.
+    fn command_line(&self, method: &str, request: &Json, tenant_id: Option<&str>) -> String {
         let json = request.to_string().replace('\'', r"'\''");
+        let named = tenant_id.map(|id| format!(" -H '{TENANT_HEADER}: {id}'"));
         format!(
-            "curl -sS -H \"authorization: Bearer $HUB_KEY\" -H 'content-type: application/json' \
-             -d '{json}' {}/{method}",
+            "curl -sS{} -H \"authorization: Bearer $HUB_KEY\" \
+             -H 'content-type: application/json' -d '{json}' {}/{method}",
+            named.unwrap_or_default(),
             self.public_url
         )
     }
