@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::{
-    ApiKey, ApiKeyState, RotateApiKeyRequest, RotateApiKeyResponse, SetRateLimitRequest,
-    UpdateApiKeyRequest,
+    ApiKey, ApiKeyState, GetApiKeyRequest, RotateApiKeyRequest, RotateApiKeyResponse,
+    SetRateLimitRequest, UpdateApiKeyRequest,
 };
 use hub_core::clock::timestamp;
 use prost_types::FieldMask;
@@ -56,6 +56,41 @@ async fn made(hub: &TestHub, scopes: &[&str]) -> (String, ApiKey) {
 }
 
 both_databases! {
+    async fn changes_at_once_that_name_no_etag_are_all_made(hub: TestHub) {
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (_, key) = made(&hub, &[]).await;
+        let values = |name: &str, scope: &str| ApiKey {
+            key_id: key.key_id.clone(),
+            etag: String::new(),
+            ..new_key(name, &[scope])
+        };
+        let labelled = ApiKey {
+            labels: [("team".to_owned(), "desk".to_owned())].into(),
+            ..values("", "")
+        };
+        let limited = ApiKey { allowed_cidrs: vec!["10.0.0.0/8".to_owned()], ..values("", "") };
+        let updates = [
+            (values("renamed", ""), "name"),
+            (values("", "psa:*"), "scopes"),
+            (labelled, "labels"),
+            (limited, "allowed_cidrs"),
+        ];
+        let updates = updates.map(|(values, path)| {
+            let admin = &admin;
+            async move { update(admin, values, &[path]).await }
+        });
+        let made = futures_util::future::join_all(updates).await;
+        assert!(made.iter().all(Result::is_ok), "{made:?}");
+        let request = GetApiKeyRequest { key_id: key.key_id.clone() };
+        let now = admin.api_keys().get_api_key(request).await.unwrap().into_inner();
+        let now = now.api_key.unwrap();
+        assert_eq!((&*now.name, &*now.scopes[0]), ("renamed", "psa:*"));
+        assert_eq!((now.labels.len(), now.allowed_cidrs.len()), (1, 1));
+        // Who says what he read is told that it is not so any more.
+        let stale = ApiKey { etag: key.etag.clone(), ..values("again", "") };
+        assert_eq!(reason(update(&admin, stale, &["name"]).await), "ETAG_MISMATCH");
+    }
+
     async fn the_fields_of_the_mask_change_and_no_others(hub: TestHub) {
         let admin = hub.client(&hub.first_tenant().admin_key);
         let (_, key) = made(&hub, &["psa:tickets.read"]).await;

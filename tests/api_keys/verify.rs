@@ -202,6 +202,8 @@ both_databases! {
         revoke(&admin, &made.api_key.unwrap().key_id, "leaked").await.unwrap();
         let answer = verify(&backend, tickets(&made.plaintext)).await.unwrap();
         assert_eq!(told(&answer), (403, "KEY_REVOKED"));
+        let named: Vec<&str> = answer.metadata.keys().map(String::as_str).collect();
+        assert_eq!(named, ["keyId", "revokedAt", "successorId"]);
         assert!(answer.headers.contains_key("X-RateLimit-Remaining"), "also when it is refused");
     }
 

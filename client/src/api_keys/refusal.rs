@@ -1,7 +1,7 @@
 //! Why a request is refused, as problem+json (RFC 9457) for HTTP and as `google.rpc.Status` for
 //! gRPC.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,7 +37,7 @@ pub(super) struct Refusal {
     domain: &'static str,
     reason: String,
     message: String,
-    metadata: Vec<(&'static str, String)>,
+    metadata: BTreeMap<String, String>,
     key_id: String,
     call_id: String,
     retry_after: Option<Duration>,
@@ -56,7 +56,7 @@ impl Refusal {
             domain: DOMAIN,
             reason: reason.to_owned(),
             message: message.into(),
-            metadata: Vec::new(),
+            metadata: BTreeMap::new(),
             key_id: String::new(),
             call_id: String::new(),
             retry_after: None,
@@ -139,7 +139,13 @@ impl Refusal {
         refusal.key_id = told.key_id.clone();
         refusal.call_id = told.call_id.clone();
         refusal.rate = Rate::told(told, 0);
-        refusal.metadata = metadata(told, asked);
+        // The hub names it; one of before did not, and what a verifier knows stands in.
+        let known = metadata(told, asked).into_iter();
+        let known = known.map(|(key, value)| (key.to_owned(), value));
+        refusal.metadata = match told.metadata.is_empty() {
+            true => known.collect(),
+            false => told.metadata.clone(),
+        };
         if told.reason() == ErrorReason::RateLimited {
             let header = told.headers.get("Retry-After");
             let seconds = header.and_then(|text| text.parse().ok());
@@ -156,7 +162,7 @@ impl Refusal {
     }
 
     fn with(mut self: Box<Self>, key: &'static str, value: &str) -> Box<Self> {
-        self.metadata.push((key, value.to_owned()));
+        self.metadata.insert(key.to_owned(), value.to_owned());
         self
     }
 
@@ -209,7 +215,7 @@ impl Refusal {
         let mut details = ErrorDetails::new();
         let values = self.metadata.iter();
         let mut metadata: HashMap<String, String> = values
-            .map(|(key, value)| ((*key).to_owned(), cut(value, VALUE_BYTES_MAX)))
+            .map(|(key, value)| (key.clone(), cut(value, VALUE_BYTES_MAX)))
             .collect();
         if !self.call_id.is_empty() {
             metadata.insert("callId".to_owned(), self.call_id.clone());
@@ -231,7 +237,7 @@ impl Refusal {
     }
 }
 
-/// The variables that the contract lists for the reason, as far as a verifier knows them.
+/// The variables that the contract lists for the reason, as far as a verifier knows them itself.
 fn metadata(told: &VerifyApiKeyResponse, asked: &Question) -> Vec<(&'static str, String)> {
     let key_id = ("keyId", told.key_id.clone());
     let product = ("product", asked.product.clone());

@@ -26,7 +26,8 @@ use crate::unknown::Unknown;
 /// Hashes that wait for their query; with more, calls with keys that are not in memory are told to
 /// come again.
 pub(crate) const WAITING_MAX: usize = 10_000;
-/// Queries for one key while revocations go on; then the call is told to come again.
+/// Queries for one key while revocations go on, and attempts to change one that others change; then
+/// the call is told to come again.
 pub(crate) const ATTEMPTS_MAX: u32 = 10;
 /// How long one look-up may take, in time of its own.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);

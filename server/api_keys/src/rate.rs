@@ -206,7 +206,9 @@ fn span(wanted: Wanted, now: Micros) -> Result<Span> {
     };
     // A span that begins this very moment is one of them.
     let until = wanted.until.map_or(now + 1, |until| until.min(now + 1));
-    let since = wanted.since.unwrap_or(now - DAY);
+    // A day of minutes is more than an answer has: as many as it has then, up to the last one.
+    let first = until.saturating_sub(BUCKETS_MAX * length) + length - 1;
+    let since = wanted.since.unwrap_or_else(|| first.max(now - DAY));
     let since = since - since.rem_euclid(length);
     if until.saturating_sub(since) > BUCKETS_MAX * length {
         let problem = format!("and until must have at most {BUCKETS_MAX} intervals between them");
@@ -277,5 +279,37 @@ mod tests {
         assert!(span(wanted(now - 1000 * HOUR), now).is_ok());
         assert!(span(wanted(now - 1000 * HOUR - 1), now).is_err());
         assert!(span(wanted(Micros::MIN / 2), now).is_err());
+    }
+
+    #[test]
+    fn a_span_without_a_beginning_is_a_day_or_what_an_answer_has_of_it() {
+        for now in [
+            5000 * HOUR,
+            5000 * HOUR + 1,
+            5000 * HOUR - 1,
+            5000 * HOUR + 17,
+        ] {
+            for (interval, buckets) in [(MINUTE, BUCKETS_MAX), (HOUR, 25), (DAY, 2)] {
+                let wanted = Wanted {
+                    interval,
+                    ..Wanted::default()
+                };
+                let span = span(wanted, now).unwrap();
+                let covered = span.until - span.since;
+                assert!(covered <= BUCKETS_MAX * interval, "{interval} {now}");
+                assert!(
+                    (covered + interval - 1) / interval <= buckets,
+                    "{interval} {now}"
+                );
+                assert!(covered > (buckets - 2) * interval, "{interval} {now}");
+                assert_eq!((span.since.rem_euclid(interval), span.until), (0, now + 1));
+            }
+        }
+        let long_ago = Wanted {
+            until: Some(HOUR),
+            interval: MINUTE,
+            ..Wanted::default()
+        };
+        assert!(span(long_ago, 5000 * HOUR).is_ok());
     }
 }

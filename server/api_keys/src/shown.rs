@@ -46,7 +46,15 @@ pub(crate) fn verdict(verdict: Verdict) -> VerifyApiKeyResponse {
         hint: refused.map_or("", Error::message).to_owned(),
         degraded: verdict.degraded,
         call_id: verdict.call_id,
+        metadata: refused.map_or_else(BTreeMap::new, metadata),
     }
+}
+
+/// The variables of a refusal.
+fn metadata(refused: &Error) -> BTreeMap<String, String> {
+    let named = refused.metadata().iter();
+    let named = named.map(|(key, value)| ((*key).to_owned(), value.clone()));
+    named.collect()
 }
 
 /// The headers with which the product answers.

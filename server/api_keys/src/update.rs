@@ -13,6 +13,7 @@ use hub_proto::hub::api_keys::v1::ApiKeyState;
 use crate::error;
 use crate::key::Key;
 use crate::keys::{Keys, check_cidrs, check_expire_time, distinct, key_event, tenant_of};
+use crate::lookup::{ATTEMPTS_MAX, busy};
 use crate::scopes;
 use crate::store;
 
@@ -36,7 +37,8 @@ pub(crate) struct NewValues {
 
 impl Keys {
     /// Changes a key. Errors: `KEY_NOT_FOUND`, `KEY_STATE_INVALID`, `SCOPE_INVALID`,
-    /// `SCOPE_ESCALATION`, `PRODUCT_NOT_FOUND`, `ETAG_MISMATCH`, `FIELD_INVALID`.
+    /// `SCOPE_ESCALATION`, `PRODUCT_NOT_FOUND`, `ETAG_MISMATCH` only if it names an etag,
+    /// `FIELD_INVALID`, `STORE_BUSY` if others change it all the time.
     ///
     /// It runs to its end even if the caller is gone, as a revocation does.
     pub(crate) async fn update(
@@ -47,18 +49,33 @@ impl Keys {
     ) -> Result<Key> {
         let keys = self.clone();
         let (caller, key_id) = (caller.clone(), key_id.to_owned());
-        let task = tokio::spawn(async move { keys.update_now(&caller, &key_id, new).await });
+        let task = tokio::spawn(async move {
+            for _ in 0..ATTEMPTS_MAX {
+                let updated = keys.try_update(&caller, &key_id, new.clone()).await?;
+                if let Some(updated) = updated {
+                    return Ok(updated);
+                }
+            }
+            Err(busy("keys_change"))
+        });
         task.await
             .map_err(|error| Error::internal(format!("a change of a key panicked: {error}")))?
     }
 
-    async fn update_now(&self, caller: &Caller, key_id: &str, new: NewValues) -> Result<Key> {
+    /// None if the key was changed meanwhile, and whoever asks did not say as what he read it.
+    async fn try_update(
+        &self,
+        caller: &Caller,
+        key_id: &str,
+        new: NewValues,
+    ) -> Result<Option<Key>> {
+        let is_any = new.etag.is_empty();
         let (tenant, now) = (tenant_of(caller), self.core.clock.now());
         let before = self.get(caller, key_id).await?;
         let after = self.changed(caller, &before, new, now).await?;
         // A repetition is answered as the first time, whatever became of the key since.
         if after == before {
-            return Ok(before);
+            return Ok(Some(before));
         }
         let changes = differences(&before, &after);
         let log = self.system_log().await?;
@@ -78,6 +95,9 @@ impl Keys {
         };
         let Some(after) = store::update(&mut tx, &tenant, &after).await? else {
             drop(tx);
+            if is_any {
+                return Ok(None);
+            }
             let current = self.get(caller, key_id).await?;
             return Err(Error::etag_mismatch(current.version));
         };
@@ -94,7 +114,7 @@ impl Keys {
         // Whatever came of it: after a lost answer of the database the key may be changed.
         self.cache.forget(key_id);
         committed?;
-        Ok(after)
+        Ok(Some(after))
     }
 
     /// What the key is to be, if the caller may make it that.

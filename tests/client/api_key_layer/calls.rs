@@ -5,7 +5,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use super::{UNKNOWN, caller, key, layer, set_limit, tonic_server};
-use crate::api_keys::{create, new_key, who_am_i};
+use crate::api_keys::{create, new_key, revoke, who_am_i};
 use crate::support::TestHub;
 
 both_databases! {
@@ -54,6 +54,24 @@ both_databases! {
         assert_eq!(error.metadata()["heldScopes"], "psa:tickets.read");
         assert_eq!(error.help(), Some("https://hub.example.com/errors/SCOPE_MISSING"));
         assert!(error.call_id().unwrap().starts_with("req_"));
+    }
+
+    async fn a_refused_call_names_what_the_hub_names(hub: TestHub) {
+        let server = tonic_server(&layer(&hub).await).await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let (plaintext, key_id) = key(&hub, &["psa:*"]).await;
+        let revoked = revoke(&admin, &key_id, "leaked").await.unwrap().api_key.unwrap();
+        let error = who_am_i(&caller(&server, &plaintext)).await.unwrap_err();
+        assert_eq!(error.reason(), Some("KEY_REVOKED"));
+        let own = who_am_i(&hub.client(&plaintext)).await.unwrap_err();
+        let named = |error: &hub_client::Error| {
+            let mut named = error.metadata().clone();
+            named.remove("callId");
+            named
+        };
+        assert_eq!(named(&error), named(&own), "as in an answer of the hub itself");
+        let at = revoked.revocation.unwrap().time.unwrap().to_string();
+        assert_eq!(error.metadata()["revokedAt"], at);
     }
 
     async fn a_call_over_the_limit_is_told_when_to_come_again(hub: TestHub) {
