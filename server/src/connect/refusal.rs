@@ -26,7 +26,7 @@ pub(super) struct Refusal {
     error: Error,
     allow: Option<HeaderValue>,
     /// What the answer says beside.
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Box<HeaderMap>,
 }
 
 impl From<Error> for Refusal {
@@ -41,12 +41,13 @@ impl Refusal {
             http,
             error,
             allow: None,
-            headers: HeaderMap::new(),
+            headers: Box::default(),
         }
     }
 
     /// The same with the headers of the answer in whose place it is.
     pub(super) fn with(self, headers: HeaderMap) -> Self {
+        let headers = Box::new(headers);
         Refusal { headers, ..self }
     }
 
@@ -61,7 +62,7 @@ impl Refusal {
         let record = Record::begin(call, path);
         let explained = explainer.explain(&Status::from(self.error), call, record.method());
         record.finish(explained.status.code(), &explained.reason);
-        let mut response = error_response(&explained.status, self.headers, transcoder);
+        let mut response = error_response(&explained.status, *self.headers, transcoder);
         *response.status_mut() = self.http;
         if let Some(allow) = self.allow {
             response.headers_mut().insert(header::ALLOW, allow);
