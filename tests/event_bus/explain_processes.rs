@@ -36,7 +36,7 @@ fn searched(kind: &str) -> Value {
 }
 
 /// Another process of the program on the same database, which the first one has seen.
-async fn other_of(hub: &TestHub) -> TestProcess {
+pub(super) async fn other_of(hub: &TestHub) -> TestProcess {
     let same = Database::at(hub.database_url().to_owned());
     let other = TestProcess::start_on(Command::Serve, same, &[]).await;
     let mut peers = hub.core.processes.watch();

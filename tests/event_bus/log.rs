@@ -44,7 +44,7 @@ impl Product {
 }
 
 /// Sees all of the tenant, and speaks for no product.
-async fn admin(hub: &TestHub) -> Product {
+pub(super) async fn admin(hub: &TestHub) -> Product {
     let key = hub.first_tenant().admin_key.clone();
     Product {
         bus: hub.client(&key).event_bus(),

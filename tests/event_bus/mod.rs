@@ -17,6 +17,7 @@ mod filters;
 mod frames;
 mod interrupted;
 mod log;
+mod log_processes;
 mod own_subscriptions;
 mod owner;
 mod positions;

@@ -209,7 +209,7 @@ async fn write_changes(
             Change::Put(exception) => {
                 let stored = Exception {
                     seq: exception.seq,
-                    state: Change::state(exception.state),
+                    state: Change::state(exception.state).into(),
                     attempts: exception.attempts,
                     error: &exception.error,
                     held_key: exception.held_key.as_ref().map_or(0, |key| key.0),
@@ -219,7 +219,7 @@ async fn write_changes(
             }
             Change::Remove(seq) => positions::remove_exception(tx, whose, *seq).await?,
             Change::Range(from, to, state) => {
-                let state = Change::state(*state);
+                let state = Change::state(*state).into();
                 positions::put_range(tx, whose, (*from, *to), state, now).await?;
             }
             Change::Pause(pause) => {

@@ -24,7 +24,7 @@ pub(crate) use self::asking::Service;
 use self::leaving::Owed;
 use crate::group::{Group, Parts};
 use crate::hall::{Hall, Halls};
-use crate::owners::{Asking, Known, Owners, What};
+use crate::owners::{Asking, Known, Owners, Wanted, What};
 use crate::seat::Seat;
 use crate::store::positions;
 use crate::whereabouts::Whereabouts;
@@ -343,8 +343,8 @@ impl Owners for Groups {
         &'a self,
         asking: &'a Asking<'a>,
         ids: &'a [&'a str],
-        seq: Option<u64>,
+        wanted: Wanted<'a>,
     ) -> BoxFuture<'a, Result<HashMap<String, Known>>> {
-        Box::pin(self.ask(asking, ids, seq))
+        Box::pin(self.ask(asking, ids, wanted))
     }
 }

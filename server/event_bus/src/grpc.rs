@@ -32,6 +32,7 @@ use crate::consume::Session;
 use crate::event_types::{self, Catalogues};
 use crate::explain::{self, Sources};
 use crate::groups::Groups;
+use crate::owners::Asking;
 use crate::publish::{self, Publisher};
 use crate::publish_stream::PublishSession;
 use crate::redelivery::Redelivery;
@@ -147,15 +148,9 @@ impl EventBus for Service {
         request: Request<GetEventRequest>,
     ) -> Result<Response<GetEventResponse>, Status> {
         let caller = auth::caller(&request)?;
-        let asked = request.into_inner().event;
-        let entry = log::get(
-            &self.core,
-            &self.configurations,
-            &*self.groups,
-            &caller,
-            asked,
-        )
-        .await?;
+        let (asked, owners) = (request.into_inner().event, Asking::of(&caller));
+        let (core, configurations) = (&self.core, &self.configurations);
+        let entry = log::get(core, configurations, &*self.groups, &owners, asked).await?;
         Ok(Response::new(GetEventResponse { entry: Some(entry) }))
     }
 

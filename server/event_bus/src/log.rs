@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use hub_core::auth::Caller;
 use hub_core::error::{Error, Result};
 use hub_core::id;
 use hub_core::journal::{Log, Segment};
@@ -11,6 +10,7 @@ use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{EventIdentity, EventLogEntry};
 
 use crate::log_entry::Entries;
+use crate::owners::Asking;
 use crate::routing::Configurations;
 use crate::standing::{AtWork, Standings};
 use crate::visibility::Viewer;
@@ -23,12 +23,12 @@ pub(crate) async fn get(
     core: &Core,
     configurations: &Configurations,
     at_work: &dyn AtWork,
-    caller: &Caller,
+    owners: &Asking<'_>,
     asked: Option<Asked>,
 ) -> Result<EventLogEntry> {
-    let tenant = caller.tenant()?;
+    let tenant = owners.caller.tenant()?;
     let log = core.journal.log(tenant).await?;
-    let viewer = Viewer::of(caller);
+    let viewer = Viewer::of(owners.caller);
     let asked = asked.ok_or_else(|| Error::field("event", "is required"))?;
     let name = name_of(&log, &asked);
     let found = match sequence(core, &log, &viewer, asked).await? {
@@ -42,7 +42,8 @@ pub(crate) async fn get(
     let stored = segment.event_at(seq).map_err(Error::internal)?;
     let stored = stored.ok_or_else(|| Error::internal("a segment lacks its event"))?;
     let named = entries.destinations(&segment, &stored).await?;
-    let standings = Standings::load(core, tenant, at_work, None, &[seq]).await?;
+    let events = [(seq, named.as_slice())];
+    let standings = Standings::now(core, owners, at_work, None, &events).await?;
     let deliveries = entries.deliveries(&standings, &segment, seq, &named);
     if !viewer.sees(stored.product, &deliveries) {
         return Err(not_found(core, &log, &name).await?);

@@ -19,7 +19,7 @@ use crate::log_walk::Walk;
 use crate::routing::Configurations;
 use crate::standing::AtWork;
 use crate::visibility::Viewer;
-use crate::{default_subscriptions, error};
+use crate::{default_subscriptions, error, owners};
 
 /// What of the log is asked for.
 pub(crate) struct Asking<'a> {
@@ -73,7 +73,8 @@ pub(crate) async fn list(
         omit_data: request.omit_data,
         examined_max: usize::MAX,
     };
-    let found = find(core, configurations, at_work, caller, asking).await?;
+    let owners = owners::Asking::of(caller);
+    let found = find(core, configurations, at_work, &owners, asking).await?;
     Ok(ListEventsResponse {
         entries: found.entries,
         next_page_token: match found.more {
@@ -90,9 +91,10 @@ pub(crate) async fn find(
     core: &Core,
     configurations: &Configurations,
     at_work: &dyn AtWork,
-    caller: &Caller,
+    owners: &owners::Asking<'_>,
     asking: Asking<'_>,
 ) -> Result<Found> {
+    let caller = owners.caller;
     let (tenant, wanted) = (caller.tenant()?, asking.wanted);
     let filter = Filter::new(&wanted.event.clone().unwrap_or_default())?;
     let viewer = Viewer::of(caller);
@@ -105,6 +107,7 @@ pub(crate) async fn find(
         filter: &filter,
         wanted,
         at_work,
+        owners,
         entries: Entries::new(configurations, tenant, &viewer, asking.omit_data),
         candidates: Vec::new(),
         found: Vec::new(),

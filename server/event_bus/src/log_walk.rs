@@ -19,6 +19,7 @@ use prost::Message;
 use crate::filter::Filter;
 use crate::log_entry::{Entries, Named};
 use crate::log_exceptions::Exceptions;
+use crate::owners::Asking;
 use crate::standing::{AtWork, Standings};
 
 /// Bytes of a page of entries; one larger entry goes alone.
@@ -64,6 +65,9 @@ pub(crate) struct Walk<'a> {
     pub(crate) filter: &'a Filter,
     pub(crate) wanted: &'a EventLogFilter,
     pub(crate) at_work: &'a dyn AtWork,
+    /// The owners of subscriptions are asked once for a page, where only some states are asked for
+    /// once for [`CANDIDATES_MAX`] events.
+    pub(crate) owners: &'a Asking<'a>,
     pub(crate) entries: Entries<'a>,
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) found: Vec<EventLogEntry>,
@@ -282,14 +286,17 @@ impl Walk<'_> {
     /// full.
     async fn settle(&mut self) -> Result<bool> {
         let candidates = std::mem::take(&mut self.candidates);
-        let seqs: Vec<u64> = candidates.iter().map(|candidate| candidate.seq).collect();
-        let (tenant, asked) = (self.log.tenant(), &self.wanted.subscription_id);
+        let events = candidates.iter();
+        let events = events.map(|candidate| (candidate.seq, candidate.destinations.as_slice()));
+        let events: Vec<(u64, &[Named])> = events.collect();
+        let asked = &self.wanted.subscription_id;
         // Who sees an event by its own subscription must not be judged by another one.
         let only =
             Some(asked.as_str()).filter(|id| !id.is_empty() && self.entries.viewer.sees_all());
-        let standings = Standings::load(self.core, tenant, self.at_work, only, &seqs).await?;
-        for candidate in candidates {
-            let Some(entry) = self.entry(&standings, &candidate)? else {
+        let (core, owners, at_work) = (self.core, self.owners, self.at_work);
+        let standings = Standings::now(core, owners, at_work, only, &events).await?;
+        for candidate in &candidates {
+            let Some(entry) = self.entry(&standings, candidate)? else {
                 continue;
             };
             let length = entry.encoded_len();

@@ -9,6 +9,7 @@ use hub_core::auth::Caller;
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
+use hub_proto::hub::event_bus::v1::EventDeliveryState;
 
 use crate::leasing::{self, Key, Leasing, Saved, UnsettledState};
 use crate::store::progress::Held;
@@ -17,6 +18,9 @@ use crate::subscriptions::Settings;
 
 /// Blocked keys that are told.
 const BLOCKED_MAX: usize = 20;
+
+/// Events of which is told where they stand, at once: those of a page of the log.
+pub const SEQS_MAX: usize = 1000;
 
 /// What was changed of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,13 +44,43 @@ pub struct Asking<'a> {
 pub enum Known {
     /// By its owner.
     Told {
-        /// How it is doing.
+        /// How it is doing; empty if only events were asked for.
         live: Box<Live>,
-        /// Where the event stands that was asked for, if it is not settled.
-        state: Option<UnsettledState>,
+        /// Where the events stand that were asked for and that it has come to.
+        said: HashMap<u64, Said>,
     },
     /// Its owner, another process, did not answer.
     Silent,
+}
+
+/// What is wanted of subscriptions at work.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// How they are doing.
+    pub live: bool,
+    /// Where these events stand; at most [`SEQS_MAX`], of more nothing is said.
+    pub seqs: &'a [u64],
+}
+
+/// Where an event stands that a subscription has come to, as its owner knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// It is not settled.
+    Unsettled(UnsettledState),
+    /// It was settled so, which may not be stored yet.
+    Settled {
+        /// What became of it.
+        state: EventDeliveryState,
+        /// Times it was leased.
+        attempts: u32,
+        /// Error of the last attempt, or why it was skipped; may be empty.
+        error: String,
+        /// When, if it was not by its place alone.
+        time: Option<Micros>,
+    },
+    /// What is stored of how it was settled is all there is: if that is nothing, it was
+    /// acknowledged, if it was routed here.
+    Passed,
 }
 
 /// The subscriptions at work, of this process and of the others.
@@ -61,15 +95,16 @@ pub trait Owners: Send + Sync {
     /// this is over.
     fn changed<'a>(&'a self, tenant: &'a TenantRef, id: &'a str, what: What) -> BoxFuture<'a, ()>;
 
-    /// How subscriptions of the caller's tenant that are at work are doing now, and where one event
-    /// stands at them. One that is missing is not at work: what is stored of it is all there is.
+    /// How subscriptions of the caller's tenant that are at work are doing now, and where events
+    /// stand at them. One that is missing is not at work: what is stored of it is all there is.
+    /// What they say is joined with what is read of the database after it.
     ///
     /// Errors: `STORE_BUSY`.
     fn live<'a>(
         &'a self,
         asking: &'a Asking<'a>,
         ids: &'a [&'a str],
-        seq: Option<u64>,
+        wanted: Wanted<'a>,
     ) -> BoxFuture<'a, Result<HashMap<String, Known>>>;
 }
 

@@ -29,7 +29,7 @@ use crate::log_list::{self, Asking};
 use crate::routing::{self, Configuration, Event, Outcome};
 use crate::standing::Standings;
 use crate::visibility::Viewer;
-use crate::{default_subscriptions, error, log, subscriptions};
+use crate::{default_subscriptions, error, log, owners, subscriptions};
 use parameters::Parameters;
 pub(crate) use passing::Service;
 use round::Chosen;
@@ -160,8 +160,9 @@ impl Redelivery {
     /// How many deliveries match, as far as they are counted.
     async fn count(&self, caller: &Caller, request: &RedeliverRequest) -> Result<u64> {
         let (mut matched, mut examined, mut before) = (0, 0, None);
+        let owners = owners::Asking::of(caller);
         loop {
-            let page = self.page(caller, request, before).await?;
+            let page = self.page(&owners, request, before).await?;
             for named in page.entries {
                 let entry = named.entry?;
                 matched += self.targets(caller, request, &entry).await?.len() as u64;
@@ -181,7 +182,7 @@ impl Redelivery {
     /// Entries of the log that are asked for, before a position.
     async fn page(
         &self,
-        caller: &Caller,
+        owners: &owners::Asking<'_>,
         request: &RedeliverRequest,
         before: Option<u64>,
     ) -> Result<Page> {
@@ -194,7 +195,7 @@ impl Redelivery {
                 let at_work = &*self.groups;
                 entries.push(Chosen {
                     event_id: id.clone(),
-                    entry: log::get(core, configurations, at_work, caller, asked).await,
+                    entry: log::get(core, configurations, at_work, owners, asked).await,
                 });
             }
             let next = before.unwrap_or(0) + entries.len() as u64;
@@ -210,7 +211,7 @@ impl Redelivery {
             omit_data: false,
             examined_max: usize::MAX,
         };
-        let found = log_list::find(core, configurations, &*self.groups, caller, asking).await?;
+        let found = log_list::find(core, configurations, &*self.groups, owners, asking).await?;
         let named = |entry: EventLogEntry| Chosen {
             event_id: entry
                 .record

@@ -3,10 +3,10 @@
 //! would say something else.
 //!
 //! The first of these that holds:
-//! 1. A group at work in this process has it, or one of another process that was asked: it is not
-//!    stored yet.
+//! 1. Its owner says so, this process or another one that was asked: it is not settled, or was
+//!    settled a moment ago, which is not stored yet.
 //! 2. It was settled otherwise than by an ack: there is an exception.
-//! 3. It is among the unsettled ones that were stored.
+//! 3. It is among the unsettled ones that were stored, and its owner does not say that it is not.
 //! 4. It was not routed to the subscription.
 //! 5. It is of the hub's own default subscription, which is settled at once.
 //! 6. It is in a range that was never looked at: skipped by a seek, or expired.
@@ -24,7 +24,7 @@ use hub_proto::hub::event_bus::v1::{EventDelivery, EventDeliveryState, NotRouted
 use crate::groups::Groups;
 use crate::leasing::{self, Key, Phase, Saved, UnsettledState};
 use crate::log_entry::{HUB, Named};
-use crate::owners::{self, Owners};
+use crate::owners::{self, Asking, Owners, Said, Wanted};
 use crate::routing::Outcome;
 use crate::store::standings::{self as store, Row};
 
@@ -100,7 +100,7 @@ pub(crate) struct Standings<'a> {
     /// By event, the subscriptions of which it is stored what became of it.
     told: HashMap<u64, BTreeSet<String>>,
     /// Where events stand at subscriptions, as their owners said.
-    heard: HashMap<u64, HashMap<String, UnsettledState>>,
+    heard: HashMap<String, HashMap<u64, Said>>,
 }
 
 /// What is stored about a subscription.
@@ -151,6 +151,44 @@ impl<'a> Standings<'a> {
         Ok(standings)
     }
 
+    /// The same of this moment: asks the owners of the subscriptions in question first, and then
+    /// reads what is stored. Of those that do not answer, what is stored is all that is known.
+    /// Errors: `STORE_BUSY`.
+    pub(crate) async fn now(
+        core: &Core,
+        asking: &'a Asking<'a>,
+        at_work: &'a dyn AtWork,
+        subscription_id: Option<&str>,
+        events: &[(u64, &[Named])],
+    ) -> Result<Standings<'a>> {
+        let tenant = asking.caller.tenant()?;
+        let seqs: Vec<u64> = events.iter().map(|(seq, _)| *seq).collect();
+        let wanted = Wanted {
+            live: false,
+            seqs: &seqs,
+        };
+        let named = events.iter().flat_map(|(_, named)| *named);
+        let named =
+            named.filter(|named| subscription_id.is_none_or(|id| named.subscription_id == id));
+        let mut asked: BTreeSet<&str> = named.map(|named| &*named.subscription_id).collect();
+        asked.remove("");
+        let ids: Vec<&str> = asked.iter().copied().collect();
+        let mut said = at_work.live(asking, &ids, wanted).await?;
+        let mut standings = Standings::load(core, tenant, at_work, subscription_id, &seqs).await?;
+        let given = standings.told.values().flatten();
+        let given: BTreeSet<String> = given
+            .filter(|id| !asked.contains(id.as_str()))
+            .cloned()
+            .collect();
+        if !given.is_empty() {
+            let ids: Vec<&str> = given.iter().map(String::as_str).collect();
+            said.extend(at_work.live(asking, &ids, wanted).await?);
+            standings = Standings::load(core, tenant, at_work, subscription_id, &seqs).await?;
+        }
+        standings.hear(said);
+        Ok(standings)
+    }
+
     fn tell(&mut self, seqs: &[u64]) {
         let asked: HashSet<u64> = seqs.iter().copied().collect();
         for (id, known) in &self.subscriptions {
@@ -188,15 +226,21 @@ impl<'a> Standings<'a> {
 
     /// Where one of the events stands at a destination that is named for it.
     pub(crate) fn of(&self, named: &Named, seq: u64, recorded: Micros) -> Standing {
-        if let Some(state) = self.at_work.state_of(&named.subscription_id, seq) {
+        let heard = self.heard.get(&named.subscription_id);
+        let heard = heard.and_then(|heard| heard.get(&seq));
+        if let Some(told) = heard.and_then(|heard| told(heard, recorded)) {
+            return told;
+        }
+        if heard.is_none()
+            && let Some(state) = self.at_work.state_of(&named.subscription_id, seq)
+        {
             return of_group(state, recorded);
         }
-        let heard = self.heard.get(&seq);
-        if let Some(state) = heard.and_then(|heard| heard.get(&named.subscription_id)) {
-            return of_group(state.clone(), recorded);
-        }
         let known = self.subscriptions.get(&named.subscription_id);
-        let stored = known.and_then(|known| known.stored(seq, recorded));
+        let stored = known.and_then(|known| match heard {
+            Some(_) => known.exceptions.get(&seq).cloned(),
+            None => known.stored(seq, recorded),
+        });
         if let Some(standing) = stored {
             return standing;
         }
@@ -216,7 +260,7 @@ impl<'a> Standings<'a> {
         if let Some(range) = known.and_then(|known| known.range(seq)) {
             return range;
         }
-        if known.is_some_and(|known| seq <= known.cursor) {
+        if heard.is_some() || known.is_some_and(|known| seq <= known.cursor) {
             return Standing {
                 attempts: 1,
                 ..Standing::new(EventDeliveryState::Delivered)
@@ -240,16 +284,14 @@ impl<'a> Standings<'a> {
         found
     }
 
-    /// What the owners of subscriptions say about one event, who may be other processes.
-    pub(crate) fn hear(&mut self, seq: u64, said: &HashMap<String, owners::Known>) {
-        for (id, said) in said {
-            if let owners::Known::Told { state, .. } = said
-                && let Some(state) = state
-            {
-                let heard = self.heard.entry(seq).or_default();
-                heard.insert(id.clone(), state.clone());
-            }
-        }
+    /// What the owners of subscriptions said, who may be other processes, before what is stored was
+    /// read.
+    pub(crate) fn hear(&mut self, said: HashMap<String, owners::Known>) {
+        let told = said.into_iter().filter_map(|(id, known)| match known {
+            owners::Known::Told { said, .. } => Some((id, said)),
+            owners::Known::Silent => None,
+        });
+        self.heard.extend(told);
     }
 
     /// Up to where a subscription has looked at events; none if it never did.
@@ -350,6 +392,25 @@ impl Known {
         let mut ranges = self.ranges.iter();
         let found = ranges.find(|(from, to, _)| (*from..=*to).contains(&seq));
         found.map(|(_, _, standing)| standing.clone())
+    }
+}
+
+/// Where an event stands as an owner said; `None` if what is stored decides.
+fn told(said: &Said, recorded: Micros) -> Option<Standing> {
+    match said {
+        Said::Unsettled(state) => Some(of_group(state.clone(), recorded)),
+        Said::Settled {
+            state,
+            attempts,
+            error,
+            time,
+        } => Some(Standing {
+            attempts: *attempts,
+            error: error.clone(),
+            time: *time,
+            ..Standing::new(*state)
+        }),
+        Said::Passed => None,
     }
 }
 

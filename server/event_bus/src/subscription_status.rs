@@ -12,7 +12,7 @@ use hub_proto::hub::event_bus::v1::{BlockedKey, SubscriptionStatus};
 use crate::event;
 use crate::log_entry::HUB;
 use crate::matching::{Budget, First, Passed, Probes, Target, Walk};
-use crate::owners::{Asking, Blocked, Known, Live};
+use crate::owners::{Asking, Blocked, Known, Live, Wanted};
 use crate::routing::Configuration;
 use crate::store::progress::{self, Failed, Held};
 use crate::subscriptions::{Settings, Stored, Subscriptions};
@@ -92,7 +92,11 @@ impl<'a> Statuses<'a> {
     ) -> Result<Vec<SubscriptionStatus>> {
         let (db, tenant) = (&self.of.core.db, self.log.tenant().clone());
         let ids: Vec<&str> = stored.iter().map(|one| one.id.as_str()).collect();
-        let mut live = self.of.owners.live(asking, &ids, None).await?;
+        let wanted = Wanted {
+            live: true,
+            seqs: &[],
+        };
+        let mut live = self.of.owners.live(asking, &ids, wanted).await?;
         // Only now: what was let go before somebody was asked is stored.
         let positions = progress::positions(db, &tenant, &ids).await?;
         let held = progress::held(db, &tenant, &ids).await?;

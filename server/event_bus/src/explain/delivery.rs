@@ -329,11 +329,10 @@ impl Delivered<'_> {
         let question = self.way.question;
         let (core, tenant) = (question.sources.core, question.log.tenant());
         let at_work = question.sources.at_work;
-        let mut standings = Standings::load(core, tenant, at_work, Some(self.id()), &[seq]).await?;
-        let said = at_work
-            .live(&question.asking, &[self.id()], Some(seq))
-            .await?;
-        standings.hear(seq, &said);
+        let named = std::slice::from_ref(&self.landed.named);
+        let events = [(seq, named)];
+        let only = Some(self.id());
+        let standings = Standings::now(core, &question.asking, at_work, only, &events).await?;
         let before = standings.of(&self.landed.named, seq, self.stored.recorded);
         let event_id = id::event(tenant.key(seq));
         let finding = finding

@@ -19,7 +19,7 @@ use super::nearby::{Near, Nearby, nearest};
 use super::{Question, Sources};
 use crate::log_entry::{self, Named};
 use crate::log_list::{self, Asking};
-use crate::owners::{Known, Live};
+use crate::owners::{Known, Live, Wanted};
 use crate::refusals::{self, Refusal, Why};
 use crate::routing::{Configuration, Outcome};
 use crate::standing::{Standing, Standings};
@@ -179,11 +179,17 @@ async fn landed(
         .iter()
         .map(|named| named.subscription_id.as_str())
         .collect();
-    let mut known = at_work.live(&question.asking, &ids, Some(seq)).await?;
-    standings.hear(seq, &known);
+    let wanted = Wanted {
+        live: true,
+        seqs: &[seq],
+    };
+    let known = at_work.live(&question.asking, &ids, wanted).await?;
+    // Only now: what was settled before somebody was asked is stored, or told.
+    standings = Standings::load(core, tenant, at_work, None, &[seq]).await?;
+    standings.hear(known.clone());
     let landed = named.iter().map(|named| {
-        let (live, is_silent) = match known.remove(&named.subscription_id) {
-            Some(Known::Told { live, .. }) => (Some(*live), false),
+        let (live, is_silent) = match known.get(&named.subscription_id) {
+            Some(Known::Told { live, .. }) => (Some((**live).clone()), false),
             Some(Known::Silent) => (None, true),
             None => (None, false),
         };
@@ -341,7 +347,7 @@ impl Question<'_> {
         };
         let sources = &self.sources;
         let (core, configurations) = (sources.core, sources.configurations);
-        log_list::find(core, configurations, sources.at_work, self.caller, asking).await
+        log_list::find(core, configurations, sources.at_work, &self.asking, asking).await
     }
 
     /// The same over some pages, until there are so many or the end is reached.

@@ -10,6 +10,7 @@ use hub_proto::hub::event_bus::v1::EventDeliveryState;
 use super::{Group, State};
 use crate::checkpoint::Checkpoints;
 use crate::leasing::{self, Changes, Exception, Settled};
+use crate::owners::Said;
 use crate::store::positions::{self, Saving};
 use crate::subscriptions::Pause;
 
@@ -65,6 +66,27 @@ impl Unsaved {
         self.changes.extend(put.chain(removed).chain(ranges));
     }
 
+    /// How an event was settled, if the next checkpoint stores that.
+    pub(super) fn of(&self, seq: u64) -> Option<Said> {
+        self.changes.iter().rev().find_map(|change| match change {
+            Change::Put(exception) if exception.seq == seq => Some(Said::Settled {
+                state: Change::state(exception.state),
+                attempts: exception.attempts,
+                error: exception.error.to_string(),
+                time: Some(exception.at),
+            }),
+            Change::Range(from, to, settled) if (*from..=*to).contains(&seq) => {
+                Some(Said::Settled {
+                    state: Change::state(*settled),
+                    attempts: 0,
+                    error: String::new(),
+                    time: None,
+                })
+            }
+            _ => None,
+        })
+    }
+
     /// The generation that the changes so far belong to.
     pub(super) fn generation(&self) -> u64 {
         self.prepared + u64::from(self.listed)
@@ -77,15 +99,14 @@ impl Unsaved {
 }
 
 impl Change {
-    /// Number of the state as it is stored.
-    pub(crate) fn state(settled: Settled) -> i32 {
+    /// The state as it is stored.
+    pub(crate) fn state(settled: Settled) -> EventDeliveryState {
         match settled {
             Settled::Failed => EventDeliveryState::Failed,
             Settled::Skipped => EventDeliveryState::Skipped,
             Settled::Expired => EventDeliveryState::Expired,
             Settled::Delivered => EventDeliveryState::Delivered,
         }
-        .into()
     }
 }
 

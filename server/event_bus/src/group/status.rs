@@ -1,5 +1,6 @@
 //! How a group is doing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use hub_core::clock::Micros;
@@ -8,7 +9,7 @@ use hub_proto::hub::event_bus::v1::{NackAction, SubscriptionState};
 
 use super::{Group, PULLED, Settling, State};
 use crate::leasing::UnsettledState;
-use crate::owners::Live;
+use crate::owners::{Live, Said};
 
 /// Failures alone for so long mean that it fails, in microseconds.
 const FAILING: Micros = 60_000_000;
@@ -76,6 +77,22 @@ impl Group {
             true => None,
             false => state.leasing.state_of(seq),
         }
+    }
+
+    /// Where events stand that it has come to; `None` if it is over.
+    pub(crate) fn said(&self, seqs: &[u64]) -> Option<HashMap<u64, Said>> {
+        let state = self.lock();
+        if state.over {
+            return None;
+        }
+        let cursor = state.leasing.position().cursor;
+        let seqs = seqs.iter().copied();
+        let said = seqs.filter_map(|seq| match state.leasing.state_of(seq) {
+            Some(unsettled) => Some((seq, Said::Unsettled(unsettled))),
+            None if seq > cursor => None,
+            None => Some((seq, state.unsaved.of(seq).unwrap_or(Said::Passed))),
+        });
+        Some(said.collect())
     }
 
     /// Its state for those who consume it, who are there by being told.

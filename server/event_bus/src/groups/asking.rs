@@ -15,11 +15,12 @@ use hub_core::auth::Caller;
 use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
+use hub_proto::hub::event_bus::v1::EventDeliveryState;
 
 use super::Groups;
 use crate::forward;
 use crate::leasing::{Phase, UnsettledState};
-use crate::owners::{Asking, Known, Live};
+use crate::owners::{Asking, Known, Live, SEQS_MAX, Said, Wanted};
 use crate::store::progress;
 
 /// Path of the call; of no contract, as that of a branch.
@@ -37,9 +38,12 @@ const ROUNDS_MAX: usize = 2;
 pub(crate) struct Asked {
     #[prost(string, repeated, tag = "1")]
     subscription_ids: Vec<String>,
-    /// The event of which it is asked where it stands.
-    #[prost(uint64, optional, tag = "2")]
-    seq: Option<u64>,
+    /// The events of which it is asked where they stand.
+    #[prost(uint64, repeated, tag = "2")]
+    seqs: Vec<u64>,
+    /// It is asked how the subscriptions are doing.
+    #[prost(bool, tag = "3")]
+    live: bool,
 }
 
 /// What it has at work of that.
@@ -56,12 +60,12 @@ struct One {
     subscription_id: String,
     #[prost(message, optional, tag = "2")]
     live: Option<Live>,
-    /// Only if the event is not settled.
-    #[prost(message, optional, tag = "3")]
-    state: Option<State>,
+    /// Of the events that it has come to.
+    #[prost(message, repeated, tag = "3")]
+    states: Vec<State>,
 }
 
-/// Where an event stands. It is queued if it waits for nothing else.
+/// Where an event stands. It is queued if it is unsettled and waits for nothing else.
 #[derive(Clone, PartialEq, prost::Message)]
 struct State {
     #[prost(uint64, optional, tag = "1")]
@@ -78,10 +82,45 @@ struct State {
     error: Option<String>,
     #[prost(bool, tag = "6")]
     redelivery: bool,
+    #[prost(uint64, tag = "7")]
+    seq: u64,
+    /// How it was settled; 0 = as what is stored says.
+    #[prost(enumeration = "EventDeliveryState", optional, tag = "8")]
+    settled: Option<i32>,
+    /// When it was.
+    #[prost(int64, optional, tag = "9")]
+    time: Option<Micros>,
 }
 
 impl State {
-    fn of(state: UnsettledState) -> State {
+    fn of(seq: u64, said: Said) -> State {
+        let plain = State {
+            seq,
+            ..State::default()
+        };
+        let state = match said {
+            Said::Unsettled(state) => state,
+            Said::Passed => {
+                return State {
+                    settled: Some(EventDeliveryState::Unspecified.into()),
+                    ..plain
+                };
+            }
+            Said::Settled {
+                state,
+                attempts,
+                error,
+                time,
+            } => {
+                return State {
+                    settled: Some(state.into()),
+                    attempts,
+                    error: Some(error),
+                    time,
+                    ..plain
+                };
+            }
+        };
         let (mut behind, mut due, mut until) = (None, None, None);
         match state.phase {
             Phase::Queued => {}
@@ -96,29 +135,40 @@ impl State {
             attempts: state.attempts,
             error: state.error.as_deref().map(str::to_owned),
             redelivery: state.redelivery,
+            ..plain
         }
     }
 
-    fn told(self) -> UnsettledState {
-        let phase = match (self.behind, self.due, self.until) {
-            (Some(behind), ..) => Phase::KeyBlocked { behind },
-            (_, Some(due), _) => Phase::RetryWait { due },
-            (.., Some(until)) => Phase::InFlight { until },
-            (None, None, None) => Phase::Queued,
+    fn told(self) -> (u64, Said) {
+        let settled = self.settled.map(|_| self.settled());
+        let said = match settled {
+            Some(EventDeliveryState::Unspecified) => Said::Passed,
+            Some(state) => Said::Settled {
+                state,
+                attempts: self.attempts,
+                error: self.error.unwrap_or_default(),
+                time: self.time,
+            },
+            None => Said::Unsettled(UnsettledState {
+                phase: match (self.behind, self.due, self.until) {
+                    (Some(behind), ..) => Phase::KeyBlocked { behind },
+                    (_, Some(due), _) => Phase::RetryWait { due },
+                    (.., Some(until)) => Phase::InFlight { until },
+                    (None, None, None) => Phase::Queued,
+                },
+                attempts: self.attempts,
+                error: self.error.map(Into::into),
+                redelivery: self.redelivery,
+            }),
         };
-        UnsettledState {
-            phase,
-            attempts: self.attempts,
-            error: self.error.map(Into::into),
-            redelivery: self.redelivery,
-        }
+        (self.seq, said)
     }
 }
 
 /// Subscriptions under way to be known.
 struct Search<'a> {
     asking: &'a Asking<'a>,
-    seq: Option<u64>,
+    wanted: Wanted<'a>,
     /// Those of which nothing is known yet.
     left: Vec<&'a str>,
     /// Who said that it does not have a subscription.
@@ -135,12 +185,12 @@ impl Groups {
         &'a self,
         asking: &'a Asking<'a>,
         ids: &'a [&'a str],
-        seq: Option<u64>,
+        wanted: Wanted<'a>,
     ) -> Result<HashMap<String, Known>> {
         let tenant = asking.caller.tenant()?;
         let mut search = Search {
             asking,
-            seq,
+            wanted,
             left: ids.to_vec(),
             denied: HashMap::new(),
             known: HashMap::new(),
@@ -165,23 +215,27 @@ impl Groups {
     }
 
     /// What is known here of a subscription of a tenant, if it is at work here.
-    fn known_here(&self, tenant: &TenantRef, id: &str, seq: Option<u64>) -> Option<Known> {
+    fn known_here(&self, tenant: &TenantRef, id: &str, wanted: Wanted<'_>) -> Option<Known> {
         let group = self.find(id)?;
         if group.tenant.number() != tenant.number() {
             return None;
         }
+        let seqs = &wanted.seqs[..wanted.seqs.len().min(SEQS_MAX)];
         Some(Known::Told {
-            live: Box::new(group.live()?),
-            state: seq.and_then(|seq| group.state_of(seq)),
+            live: match wanted.live {
+                true => Box::new(group.live()?),
+                false => Box::default(),
+            },
+            said: group.said(seqs)?,
         })
     }
 }
 
 impl<'a> Search<'a> {
     fn look_here(&mut self, groups: &Groups, tenant: &TenantRef) {
-        let (seq, known) = (self.seq, &mut self.known);
+        let (wanted, known) = (self.wanted, &mut self.known);
         self.left
-            .retain(|id| match groups.known_here(tenant, id, seq) {
+            .retain(|id| match groups.known_here(tenant, id, wanted) {
                 Some(told) => {
                     known.insert((*id).to_owned(), told);
                     false
@@ -237,7 +291,7 @@ impl<'a> Search<'a> {
         let mut calls: Vec<BoxFuture<'_, Answer<'a>>> = Vec::new();
         for (owner, ids) in &owners {
             for ids in ids.chunks(IDS_MAX) {
-                calls.push(call(groups, self.asking.caller, owner, ids, self.seq).boxed());
+                calls.push(call(groups, self.asking.caller, owner, ids, self.wanted).boxed());
             }
         }
         for (owner, ids, told) in future::join_all(calls).await {
@@ -247,10 +301,9 @@ impl<'a> Search<'a> {
                 continue;
             };
             for one in told.subscriptions {
-                let Some(live) = one.live else { continue };
                 let told = Known::Told {
-                    live: Box::new(live),
-                    state: one.state.map(State::told),
+                    live: Box::new(one.live.unwrap_or_default()),
+                    said: one.states.into_iter().map(State::told).collect(),
                 };
                 self.known.insert(one.subscription_id, told);
             }
@@ -270,11 +323,12 @@ async fn call<'a>(
     caller: &Caller,
     owner: &Arc<str>,
     ids: &[&'a str],
-    seq: Option<u64>,
+    wanted: Wanted<'_>,
 ) -> Answer<'a> {
     let asked = Asked {
         subscription_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
-        seq,
+        seqs: wanted.seqs.iter().copied().take(SEQS_MAX).collect(),
+        live: wanted.live,
     };
     let calling = forward::unary::<_, Told>(&groups.parts.core, owner, caller, PATH, asked);
     let told = match tokio::time::timeout(PATIENCE, calling).await {
@@ -308,12 +362,19 @@ impl Service {
 
     /// What is at work here of what is asked for.
     fn tell(&self, tenant: &TenantRef, asked: Asked) -> Told {
+        let wanted = Wanted {
+            live: asked.live,
+            seqs: &asked.seqs,
+        };
         let ids = asked.subscription_ids.into_iter().take(IDS_MAX);
-        let told = ids.filter_map(|id| match self.groups.known_here(tenant, &id, asked.seq)? {
-            Known::Told { live, state } => Some(One {
+        let told = ids.filter_map(|id| match self.groups.known_here(tenant, &id, wanted)? {
+            Known::Told { live, said } => Some(One {
                 subscription_id: id,
-                live: Some(*live),
-                state: state.map(State::of),
+                live: asked.live.then_some(*live),
+                states: said
+                    .into_iter()
+                    .map(|(seq, said)| State::of(seq, said))
+                    .collect(),
             }),
             Known::Silent => None,
         });
@@ -329,6 +390,17 @@ mod tests {
 
     #[test]
     fn where_an_event_stands_is_told_as_it_is() {
+        let mut all = vec![Said::Passed];
+        for error in ["", "refused"] {
+            for time in [None, Some(0), Some(7)] {
+                all.push(Said::Settled {
+                    state: EventDeliveryState::Failed,
+                    attempts: 3,
+                    error: error.to_owned(),
+                    time,
+                });
+            }
+        }
         for phase in [
             Phase::Queued,
             Phase::KeyBlocked { behind: 0 },
@@ -336,14 +408,16 @@ mod tests {
             Phase::InFlight { until: 7 },
         ] {
             for error in [None, Some("refused".into())] {
-                let state = UnsettledState {
+                all.push(Said::Unsettled(UnsettledState {
                     phase,
                     attempts: 3,
                     error,
                     redelivery: true,
-                };
-                assert_eq!(State::of(state.clone()).told(), state);
+                }));
             }
+        }
+        for said in all {
+            assert_eq!(State::of(9, said.clone()).told(), (9, said));
         }
     }
 }

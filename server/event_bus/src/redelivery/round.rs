@@ -16,6 +16,7 @@ use super::parameters::{Parameters, Progress};
 use super::passing::{self, Again, Queued, Queueing};
 use super::{Redelivery, Target};
 use crate::group::{Group, key_of, ordering_key};
+use crate::owners::Asking;
 
 /// An entry of the log that is asked for, or why there is none.
 pub(super) struct Chosen {
@@ -40,7 +41,9 @@ impl Redelivery {
         let caller = parameters.caller(run.job(), run.tenant());
         let request = &parameters.request;
         let progress = Progress::decode(run.progress())?;
-        let page = self.page(&caller, request, progress.before).await?;
+        let page = self
+            .page(&Asking::of(&caller), request, progress.before)
+            .await?;
         let (size, mut at) = (page.entries.len(), progress.skip);
         let mut round = Round {
             redelivery: self,

@@ -5,7 +5,7 @@ use EventDeliveryState::{
 use futures_util::future::{self, BoxFuture};
 
 use super::*;
-use crate::owners::{Asking, What};
+use crate::owners::What;
 
 const RECORDED: Micros = 100;
 const LATER: Micros = 200;
@@ -38,7 +38,7 @@ impl Owners for Group {
         &'a self,
         _: &'a Asking<'a>,
         _: &'a [&'a str],
-        _: Option<u64>,
+        _: Wanted<'a>,
     ) -> BoxFuture<'a, Result<HashMap<String, owners::Known>>> {
         Box::pin(future::ready(Ok(HashMap::new())))
     }
@@ -215,6 +215,44 @@ fn a_group_at_work_knows_better_than_what_is_stored() {
     assert_eq!((standing.state, standing.due), (RetryWait, Some(900)));
     assert_eq!((standing.attempts, &*standing.error), (2, "refused"));
     assert_eq!(standings.of(&portal, 3, RECORDED).state, Delivered);
+}
+
+#[test]
+fn what_an_owner_says_is_joined_with_what_was_stored_after_it() {
+    let rows = vec![
+        position(1, &[saved(1, 0)]),
+        exception(3, Failed, "refused"),
+        range(5, 5, Skipped),
+    ];
+    let mut standings = standings(&NOBODY, rows);
+    let settled = Said::Settled {
+        state: Failed,
+        attempts: 4,
+        error: "no".to_owned(),
+        time: Some(LATER),
+    };
+    let mut said: HashMap<u64, Said> = [1, 2, 3, 5, 6].map(|seq| (seq, Said::Passed)).into();
+    said.insert(4, settled);
+    let live = Box::default();
+    let known = owners::Known::Told { live, said };
+    standings.hear([("sub_1".to_owned(), known)].into());
+    let portal = named("portal", Outcome::Flows);
+    let of = |seq| standings.of(&portal, seq, RECORDED);
+    // What is stored of an event that is settled since is old; how it was settled is not.
+    let states = [1, 2, 3, 4, 5, 6, 7].map(|seq| of(seq).state);
+    let expected = [
+        Delivered, Delivered, Failed, Failed, Skipped, Delivered, Queued,
+    ];
+    assert_eq!(states, expected);
+    assert_eq!(
+        (of(4).attempts, &*of(4).error, of(4).time),
+        (4, "no", Some(LATER))
+    );
+    let off = Outcome::NotRouted(NotRoutedReason::IntegrationOff);
+    assert_eq!(
+        standings.of(&named("portal", off), 2, RECORDED).state,
+        NotRouted
+    );
 }
 
 #[test]
