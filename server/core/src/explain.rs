@@ -175,10 +175,10 @@ pub struct Checklist {
     public_url: String,
     scopes: Scopes,
     checks: Vec<Check>,
+    /// Of each, whether it is no obstacle any more, although it failed.
+    overcome: Vec<bool>,
     /// How many of them are those of the list that this one branched from.
     inherited: usize,
-    /// How many of them are no obstacle any more for what was recorded of them.
-    overcome: usize,
 }
 
 /// What an answer says beside its checks.
@@ -205,8 +205,8 @@ impl Checklist {
             public_url: public_url.to_owned(),
             scopes: scopes.clone(),
             checks: Vec::new(),
+            overcome: Vec::new(),
             inherited: 0,
-            overcome: 0,
         }
     }
 
@@ -229,6 +229,7 @@ impl Checklist {
         }
         let results = (check.result(), check.result_now());
         self.checks.push(check);
+        self.overcome.push(false);
         results
     }
 
@@ -252,16 +253,22 @@ impl Checklist {
     pub fn append(&mut self, branch: Checklist) {
         let own = branch.checks.into_iter().skip(branch.inherited);
         self.checks.extend(own);
+        let own = branch.overcome.into_iter().skip(branch.inherited);
+        self.overcome.extend(own);
     }
 
     /// It was let pass later, by a call, whatever was recorded of the checks so far.
     pub fn overcome(&mut self) {
-        self.overcome = self.checks.len();
+        let checks = self.checks.iter().zip(&mut self.overcome);
+        for (check, overcome) in checks {
+            *overcome |= check.basis() == CheckBasis::Recorded;
+        }
     }
 
-    /// Takes over what the branch that comes first behind this list has overcome.
-    pub fn overcome_as(&mut self, first: &Checklist) {
-        self.overcome = first.overcome;
+    /// Takes over what a branch of this list has overcome of what they have in common.
+    pub fn overcome_as(&mut self, branch: &Checklist) {
+        let common = self.overcome.iter_mut().zip(&branch.overcome);
+        common.for_each(|(own, of_branch)| *own = *of_branch);
     }
 
     /// The earliest check that failed and was not overcome; its needs did not.
@@ -272,11 +279,8 @@ impl Checklist {
 
     /// Those that may be in the way.
     fn standing(&self) -> impl Iterator<Item = &Check> {
-        let checks = self.checks.iter().enumerate();
-        let standing = checks.filter(|(index, check)| {
-            *index >= self.overcome || check.basis() != CheckBasis::Recorded
-        });
-        standing.map(|(_, check)| check)
+        let checks = self.checks.iter().zip(&self.overcome);
+        checks.filter_map(|(check, overcome)| (!overcome).then_some(check))
     }
 
     /// The answer in one word:

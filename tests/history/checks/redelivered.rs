@@ -112,7 +112,9 @@ fn kept(tenant: &Tenant<'_>, id: &str, sequence: u64, delivered: &HashSet<u64>) 
     let Some(row) = tenant.row(sequence, id) else {
         return sequence < tenant.earliest();
     };
-    let is_lost = row.state == State::Failed && row.attempts > 0;
+    let had_failed = |again: &Again| again.before == State::Failed;
+    let is_new = !tenant.again(sequence, id).is_some_and(had_failed);
+    let is_lost = is_new && row.state == State::Failed && row.attempts > 0;
     delivered.contains(&sequence) || is_lost
 }
 

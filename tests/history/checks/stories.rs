@@ -246,7 +246,8 @@ impl Story<'_> {
             How::Retry { .. } => gives_up,
             How::Release | How::Extend { .. } => false,
         });
-        let expired = gives_up.then_some(self.leased.until);
+        // With its connection, if that was lost too often.
+        let expired = gives_up.then_some(self.leased.until.min(self.lost));
         settling.map(|step| step.at).chain(expired).min()
     }
 

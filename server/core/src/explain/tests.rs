@@ -126,6 +126,13 @@ fn what_was_overcome_since_is_no_cause_and_stands_in_nobodys_way() {
     all.overcome_as(&branch);
     all.append(branch);
     assert_eq!(all.primary_cause().unwrap().code, "C");
+    // Of several, each has overcome what is its own.
+    let mut other = trunk.branch();
+    other.add(check("E", Fail, Fail));
+    other.overcome();
+    all.append(other);
+    let standing: Vec<_> = all.standing().map(|check| &*check.code).collect();
+    assert_eq!(standing, ["B", "C"]);
     // What is so now is in the way, whoever let it pass.
     let mut now = list(&[]);
     now.add(Finding::current("D", "It holds").both(Fail));

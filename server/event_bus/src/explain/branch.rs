@@ -56,11 +56,13 @@ impl Branch {
         }
     }
 
-    /// The same for a subscription, which may have it although the ways were closed then.
+    /// The same for a subscription, which may have it although the ways were closed then: to try
+    /// that again is of no use any more.
     pub(super) fn subscription(&self, name: &str, has_it: bool) -> Branch {
         let mut branch = self.branch(name);
         if has_it {
             branch.checks.overcome();
+            branch.replay = None;
         }
         branch
     }
@@ -112,6 +114,10 @@ impl Branch {
         self.sentence = summary(&branches);
         self.verdict = verdict;
         self.checks.overcome_as(&branches[0].checks);
+        // What was in the way before the ways part is so no more.
+        if verdict == Verdict::InProgress {
+            self.fixes.clear();
+        }
         for branch in branches {
             self.fixes.extend(branch.fixes);
             self.checks.append(branch.checks);

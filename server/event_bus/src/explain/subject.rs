@@ -1,5 +1,6 @@
 //! What is explained: an event of the log, one that retention removed, or one that never came.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,6 +30,8 @@ use crate::{event, log};
 pub(super) const AROUND: Micros = 3600 * 1_000_000;
 /// Events that match a search, of which the nearest is explained.
 const MATCHES_MAX: usize = 100;
+/// First events of repeated ones that one search looks at.
+const REPEATED_MAX: usize = 100;
 /// Pages of the log that one search examines.
 const PAGES_MAX: usize = 5;
 
@@ -286,10 +289,14 @@ async fn sent(
     let is_asked = |kind: &str, subject: &str| {
         kind == search.r#type && (search.subject.is_empty() || search.subject == subject)
     };
+    // Who sends the same again and again is looked at once.
+    let mut others = HashSet::new();
     for refusal in heard.refusals {
         let first = match refusal.why {
             Why::Refused { .. } if is_asked(&refusal.kind, &refusal.subject) => None,
             Why::Refused { .. } => continue,
+            Why::Repeated { .. } if others.len() >= REPEATED_MAX => continue,
+            Why::Repeated { seq, .. } if !others.insert(seq) => continue,
             Why::Repeated { seq, .. } => match Near::at(question, seq).await? {
                 Some(first) if is_asked(&first.event.r#type, first.subject()) => Some(first),
                 _ => continue,

@@ -20,6 +20,10 @@ const KINDS_MAX: usize = 256;
 const LISTS_MAX: usize = 2000;
 /// Events that the index names which are looked at for one subscription.
 const LISTED_MAX: usize = 10_000;
+/// Segments that are fetched for them, for one subscription and for all of one call: each costs a
+/// query.
+const FETCHED_MAX: usize = 100;
+const FETCHED_OF_CALL_MAX: usize = 500;
 /// Pages of the log that are read for one subscription, and for all of one call.
 const PAGES_MAX: usize = 4;
 const PAGES_OF_CALL_MAX: usize = 80;
@@ -43,6 +47,7 @@ pub(crate) struct Probes<'a> {
     walk: Walk<'a>,
     index: Option<Index>,
     lists_left: usize,
+    fetched_left: usize,
     bytes_left: usize,
 }
 
@@ -67,6 +72,7 @@ impl<'a> Probes<'a> {
             walk,
             index: None,
             lists_left: LISTS_MAX,
+            fetched_left: FETCHED_OF_CALL_MAX,
             bytes_left: page * PAGES_OF_CALL_MAX,
         }
     }
@@ -139,15 +145,18 @@ impl<'a> Probes<'a> {
         let mut listed = journal.listed_after(tenant, kinds.into_iter(), after);
         let mut held: Option<Arc<Segment>> = None;
         let mut before = after;
+        let mut fetched_left = self.fetched_left.min(FETCHED_MAX);
         for _ in 0..LISTED_MAX {
             let Some(seq) = listed.next(journal).await?.filter(|seq| *seq <= to) else {
                 return Ok(First::Nothing);
             };
             held = held.filter(|held| held.last() >= seq);
             if held.is_none() {
-                if *bytes == 0 {
+                if *bytes == 0 || fetched_left == 0 {
                     return Ok(First::Unknown(before));
                 }
+                fetched_left -= 1;
+                self.fetched_left -= 1;
                 held = journal.stored_segment(tenant, seq).await?;
                 let size = held.as_ref().map_or(1, |held| held.size());
                 *bytes = bytes.saturating_sub(size);
