@@ -162,7 +162,7 @@ pub struct NewJob {
     pub kind: &'static str,
     /// What it works on: a resource id or a product slug.
     pub resource: String,
-    /// Items to do; 0 if they are not counted yet.
+    /// Items to do, or as many as were counted; 0 if they are not counted yet.
     pub total: i64,
     /// It counts only; the kind minds it.
     pub dry_run: bool,

@@ -69,7 +69,7 @@ pub struct Chunk {
     /// Where the next chunk begins, in the domain's own encoding, a few KiB at most; none = where
     /// this one began.
     pub progress: Option<Vec<u8>>,
-    /// Items of the whole job, if more is known than before.
+    /// Items of the whole job, if more is known than before; what is done counts at least.
     pub total: Option<i64>,
     /// Items that this chunk finished, failures included. They are what `max_per_second` counts.
     pub done: i64,
@@ -163,6 +163,7 @@ impl Claimed {
     /// Where the job stands after a chunk that went well.
     pub fn after(&self, chunk: Chunk, now: Micros) -> Progress {
         let job = &self.job;
+        let done = job.done + chunk.done;
         let mut counters = job.counters.clone();
         for (name, count) in chunk.counters {
             let known = counters.len() < COUNTERS_MAX || counters.contains_key(&name);
@@ -179,8 +180,9 @@ impl Claimed {
         };
         Progress {
             bytes: chunk.progress.unwrap_or_else(|| self.progress.clone()),
-            total: chunk.total.unwrap_or(job.total),
-            done: job.done + chunk.done,
+            // What was counted may be a lower bound.
+            total: chunk.total.unwrap_or(job.total).max(done),
+            done,
             failed: job.failed + chunk.failed,
             counters,
             errors: job.errors.iter().cloned().chain(new).collect(),
@@ -280,6 +282,19 @@ mod tests {
             resource: format!("evt_{number}"),
             reason: "EVENT_NOT_FOUND".to_owned(),
             message: "x".repeat(5000),
+        }
+    }
+
+    #[test]
+    fn what_is_to_do_is_never_less_than_what_is_done() {
+        for (total, expected) in [(None, 33), (Some(20), 33), (Some(33), 33), (Some(34), 34)] {
+            let chunk = Chunk {
+                total,
+                done: 30,
+                ..Chunk::default()
+            };
+            let after = claimed(0, 2).after(chunk, NOW);
+            assert_eq!((after.total, after.done), (expected, 33), "{total:?}");
         }
     }
 
