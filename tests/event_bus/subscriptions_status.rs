@@ -11,7 +11,7 @@ use hub_proto::hub::event_bus::v1::{
 };
 use hub_proto::hub::platform::v1::SetProductSubscriptionRequest;
 
-use super::consume_shared::pull_of;
+use super::consume_shared::{acks_of, backend_of_all, pull_of};
 use super::consumer::open;
 use super::owner::{Owner, named, paused, starting, state, status};
 use super::subscriptions_seek::{fail, place, reach, waiting};
@@ -200,6 +200,35 @@ both_databases! {
         assert_eq!(state(&found), SubscriptionState::RetentionRisk);
         reach(&hub, &id, 1).await;
         assert_eq!(state(&crm.get(&id).await.unwrap()), SubscriptionState::Live);
+    }
+
+    async fn who_pulls_is_told_the_state_that_others_see(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let psa = Product::new(&hub, "psa").await;
+        let portal = Product::new(&hub, "portal").await;
+        let admin = Owner::admin(&hub);
+        let told = async |count, wanted| {
+            let pulled = portal.pull(pull_of(count, 0)).await;
+            assert_eq!(pulled.state(), wanted);
+            assert_eq!(consumer_state(&admin, wanted).await.backlog, pulled.backlog);
+            pulled.events
+        };
+        told(1, SubscriptionState::Live).await;
+        psa.publish(vec![ticket("1"), ticket("2")]).await;
+        assert_eq!(told(1, SubscriptionState::CatchingUp).await.len(), 1);
+        // All that is left is under way.
+        assert_eq!(told(5, SubscriptionState::Live).await.len(), 1);
+        hub.clock.advance(DAY * 24);
+        let again = told(5, SubscriptionState::Failing).await;
+        assert!(again.is_empty(), "the leases expired");
+        hub.clock.advance(Duration::from_secs(3600));
+        let again = told(5, SubscriptionState::RetentionRisk).await;
+        assert_eq!(again.len(), 2);
+        let acks = acks_of(&again);
+        portal.acknowledge("portal", acks).await;
+        told(5, SubscriptionState::Live).await;
+        let all = backend_of_all(&hub).await.pull(pull_of(5, 0)).await;
+        assert_eq!((all.state(), all.backlog), (SubscriptionState::Unspecified, 0));
     }
 
     async fn a_consumer_that_answers_nothing_fails_and_one_that_skips_does_not(backend: Backend) {

@@ -100,6 +100,7 @@ struct State {
     told_caught_up: bool,
     told_paused: bool,
     outcomes: status::Outcomes,
+    safe: Option<status::Safe>,
     unsaved: saving::Unsaved,
     /// Nothing more happens here.
     over: bool,
@@ -153,6 +154,7 @@ impl Group {
                 told_caught_up: false,
                 told_paused: false,
                 outcomes: status::Outcomes::default(),
+                safe: None,
                 unsaved: saving::Unsaved::default(),
                 over: false,
                 idle_since: None,

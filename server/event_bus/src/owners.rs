@@ -17,7 +17,7 @@ use crate::store::seeks::Stored;
 use crate::subscriptions::Settings;
 
 /// Blocked keys that are told.
-const BLOCKED_MAX: usize = 20;
+pub(crate) const BLOCKED_MAX: usize = 20;
 
 /// Events of which is told where they stand, at once: those of a page of the log.
 pub const SEQS_MAX: usize = 1000;

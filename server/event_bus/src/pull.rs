@@ -109,8 +109,9 @@ async fn pull_all(
         };
         let mut pulled = PullResponse {
             events: hand_over(visit.collect(core, wait, length).await?),
+            // There are as many states as tenants.
             backlog: 0,
-            state: SubscriptionState::Live.into(),
+            state: SubscriptionState::Unspecified.into(),
         };
         for process_id in others {
             if !pulled.events.is_empty() {
@@ -144,8 +145,8 @@ async fn pull_here(
     let wait = (until - core.clock.now()).max(0);
     let taken = visit.collect(core, wait, length).await?;
     let (backlog, state) = match &visit.at {
-        At::One(group) => (group.backlog().await?, group.state()),
-        At::All { .. } => (0, SubscriptionState::Live),
+        At::One(group) => group.pulled().await?,
+        At::All { .. } => (0, SubscriptionState::Unspecified),
     };
     Ok(PullResponse {
         backlog,

@@ -20,7 +20,7 @@ use crate::subscriptions::{Settings, Stored, Subscriptions};
 mod state;
 
 use state::Facts;
-pub(crate) use state::SILENT;
+pub(crate) use state::{RISK_PART, SILENT};
 
 /// A backlog is counted up to this.
 const BACKLOG_MAX: u64 = 10_000;

@@ -81,6 +81,17 @@ pub(super) enum Read {
     AtEnd,
 }
 
+/// What is not settled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Backlog {
+    /// Events, as far as they were counted.
+    pub(super) count: u64,
+    /// The first of them.
+    pub(super) first: Option<u64>,
+    /// There are no more.
+    pub(super) whole: bool,
+}
+
 /// A matching event.
 struct Found {
     seq: u64,
@@ -279,12 +290,14 @@ impl Group {
 
     /// Matching events that are not settled; beyond [`BACKLOG_EVENTS_MAX`] events that were not
     /// looked at yet, a lower bound. Errors: `STORE_BUSY`.
-    pub(crate) async fn backlog(&self) -> Result<u64> {
-        let (mut count, mut at) = {
+    pub(super) async fn backlog(&self) -> Result<Backlog> {
+        let (unsettled, mut first, mut at) = {
             let state = self.lock();
             let unsettled = state.leasing.counts().unsettled;
-            (unsettled as u64, state.leasing.position().cursor)
+            let oldest = state.leasing.oldest_unsettled();
+            (unsettled, oldest, state.leasing.position().cursor)
         };
+        let mut count = unsettled as u64;
         let last = at + BACKLOG_EVENTS_MAX;
         while at < last {
             let page = self.parts.core.journal.read_after(&self.log, at).await?;
@@ -296,9 +309,14 @@ impl Group {
                 let mut found = Vec::new();
                 at = self.select(&segment, &configuration, (at, usize::MAX), &mut found)?;
                 count += found.len() as u64;
+                first = first.or(found.first().map(|found| found.seq));
             }
         }
-        Ok(count)
+        Ok(Backlog {
+            count,
+            first,
+            whole: at >= self.log.head().seq,
+        })
     }
 
     fn is_ordered_by_key(&self) -> bool {

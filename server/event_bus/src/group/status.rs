@@ -7,12 +7,31 @@ use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_proto::hub::event_bus::v1::{NackAction, SubscriptionState};
 
+use super::reading::Backlog;
 use super::{Group, PULLED, Settling, State};
 use crate::leasing::UnsettledState;
-use crate::owners::{Live, Said};
+use crate::owners::{BLOCKED_MAX, Live, Said};
+use crate::subscription_status::RISK_PART;
 
 /// Failures alone for so long mean that it fails, in microseconds.
 const FAILING: Micros = 60_000_000;
+
+/// How long it is believed that retention is what it was, in microseconds.
+const SAFE_FOR: Micros = 10_000_000;
+
+/// Retention reaches no event from one on for a while.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Safe {
+    from: u64,
+    since: Micros,
+    until: Micros,
+}
+
+impl Safe {
+    fn holds(&self, oldest: u64, now: Micros) -> bool {
+        oldest >= self.from && (self.since..self.until).contains(&now)
+    }
+}
 
 /// What came of its attempts lately.
 #[derive(Debug, Default)]
@@ -114,6 +133,60 @@ impl Group {
         } else {
             SubscriptionState::Live
         }
+    }
+
+    /// Events that are not settled, of what was not looked at only about those of the next 1000 of
+    /// the log; and the state, for who pulls: as a status tells it to others, but that it follows
+    /// a change of retention only within 10 s. Errors: `STORE_BUSY`.
+    pub(crate) async fn pulled(self: &Arc<Self>) -> Result<(u64, SubscriptionState)> {
+        use SubscriptionState as State;
+        let backlog = self.backlog().await?;
+        let state = match self.state() {
+            stopped @ (State::NotEntitled | State::Paused) => stopped,
+            _ if self.is_at_risk(backlog).await? => State::RetentionRisk,
+            held @ (State::WindowFull | State::Failing) => held,
+            _ if self.has_waiting(backlog) => State::CatchingUp,
+            _ => State::Live,
+        };
+        Ok((backlog.count, state))
+    }
+
+    /// Whether retention soon reaches an event that is not settled.
+    async fn is_at_risk(&self, backlog: Backlog) -> Result<bool> {
+        let (Some(oldest), now) = (backlog.first, self.now()) else {
+            return Ok(false);
+        };
+        if self.lock().safe.is_some_and(|safe| safe.holds(oldest, now)) {
+            return Ok(false);
+        }
+        let journal = &self.parts.core.journal;
+        let Some(recorded) = journal.record_time(&self.tenant, oldest).await? else {
+            return Ok(false);
+        };
+        let age = journal.retention_age(&self.tenant).await?;
+        let until = recorded.saturating_add(age - age / RISK_PART);
+        if until < now {
+            return Ok(true);
+        }
+        self.lock().safe = Some(Safe {
+            from: oldest,
+            since: now,
+            until: until.min(now.saturating_add(SAFE_FOR)),
+        });
+        Ok(false)
+    }
+
+    /// Whether events wait for nothing but a consumer.
+    fn has_waiting(&self, backlog: Backlog) -> bool {
+        let state = self.lock();
+        let counts = state.leasing.counts();
+        let under_way = (counts.in_flight + counts.retrying) as u64;
+        if backlog.count <= under_way {
+            return !backlog.whole;
+        }
+        let blocked = state.leasing.blocked_keys(BLOCKED_MAX).into_iter();
+        let held_back: usize = blocked.map(|blocked| blocked.waiting).sum();
+        !backlog.whole || backlog.count > under_way + held_back as u64
     }
 
     /// Newest sequence of the log, and up to where everything is settled.

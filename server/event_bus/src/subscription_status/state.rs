@@ -8,7 +8,7 @@ use crate::owners::Live;
 use crate::subscriptions::Stored;
 
 /// The part of the retention within which the removal of unsettled events is a risk.
-const RISK_PART: Micros = 5;
+pub(crate) const RISK_PART: Micros = 5;
 
 /// What is said of one whose owner does not answer. It has consumers, or will be let go.
 pub(crate) const SILENT: &str = "It is at work at another server of the hub, which did not answer: \
