@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -9,7 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use hub_core::auth::{self, Authenticator, Caller, Credential, Origin, Refusal};
+use hub_core::auth::{self, Authenticator, Caller, Credential, Holder, Origin, Refusal};
 use hub_core::error::{Error, Result};
 use hub_core::internal::{self, Internal};
 use hub_core::processes::Processes;
@@ -31,6 +32,8 @@ use crate::{unexplained, unknown};
 const PUBLIC: [&str; 2] = [HEALTH, "/grpc.reflection."];
 /// Probes have no certificate.
 const HEALTH: &str = "/grpc.health.v1.";
+/// How long a request that is refused anyhow waits to know whose key it has.
+const LOOKED_UP_WITHIN: Duration = Duration::from_millis(200);
 
 /// What decides.
 #[derive(Clone)]
@@ -207,19 +210,24 @@ impl Gate {
     pub async fn left_of_refused(&self, parts: &Parts) -> Option<Left> {
         let (headers, extensions) = (&parts.headers, &parts.extensions);
         let credential = self.needed(&parts.uri, headers, extensions)?;
-        let known = match self.authenticator.authenticate(credential).await {
-            Ok(caller) => Some(caller),
-            Err(_) => self.authenticator.remembered(credential),
-        };
-        self.left_of(known?, headers)
+        if let Some(holder) = self.authenticator.remembered(credential) {
+            return self.left_of_holder(holder, headers);
+        }
+        // A refusal does not wait long for the database.
+        let asked = self.authenticator.authenticate(credential);
+        let caller = tokio::time::timeout(LOOKED_UP_WITHIN, asked).await.ok()?;
+        match caller {
+            Ok(caller) => self.left_of(caller, headers),
+            Err(_) => self.left_of_holder(self.authenticator.remembered(credential)?, headers),
+        }
     }
 
     /// The same from memory.
     pub fn left_of_crowded(&self, request: &Request) -> Option<Left> {
         let (headers, extensions) = (request.headers(), request.extensions());
         let credential = self.needed(request.uri(), headers, extensions)?;
-        let known = self.authenticator.remembered(credential)?;
-        self.left_of(known, headers)
+        let holder = self.authenticator.remembered(credential)?;
+        self.left_of_holder(holder, headers)
     }
 
     /// What a request presents, if it is for an RPC that needs a key.
@@ -232,6 +240,12 @@ impl Gate {
         let is_shown = !self.certificates || extensions.get::<Verified>().is_some();
         let policy = method_policy(uri.path()).filter(|policy| is_shown && !policy.public);
         policy.map(|_| credential(uri, headers, extensions))
+    }
+
+    /// The same of a key that may work no more: nothing is left to its holder then.
+    fn left_of_holder(&self, holder: Holder, headers: &HeaderMap) -> Option<Left> {
+        let left = self.left_of(holder.caller, headers)?;
+        Some(if holder.works { left } else { left.nothing() })
     }
 
     /// What is left of the limit of the tenant of a call: of its key, or the one that it names.
@@ -261,8 +275,8 @@ impl Gate {
                 .map(|(key, value)| (*key, value.as_str()))
                 .collect(),
         };
-        let caller = self.authenticator.refused(credential, refusal)?;
-        self.left_of(caller, credential.headers)
+        let holder = self.authenticator.refused(credential, refusal)?;
+        self.left_of_holder(holder, credential.headers)
     }
 
     async fn decide(

@@ -19,6 +19,9 @@ use tonic::Code;
 /// and if there are none, a new one is not counted.
 const WINDOWS_MAX: usize = 100_000;
 
+/// Length of a window, in microseconds.
+const MINUTE: Micros = 60_000_000;
+
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -38,6 +41,7 @@ pub struct Left {
     limit: u32,
     remaining: u64,
     reset_at: Micros,
+    asked_at: Micros,
     retry_after: Option<Duration>,
 }
 
@@ -104,12 +108,24 @@ impl ApiLimit {
             limit: self.per_minute,
             remaining: limit.saturating_sub(window.used()),
             reset_at: window.reset_at(now),
+            asked_at: now,
             retry_after: (!fits).then(|| Duration::from_micros(wait.max(1).unsigned_abs())),
         })
     }
 }
 
 impl Left {
+    /// The same limit with nothing left, whatever others may have used of it.
+    pub fn nothing(&self) -> Left {
+        Left {
+            limit: self.limit,
+            remaining: 0,
+            reset_at: self.asked_at + MINUTE,
+            asked_at: self.asked_at,
+            retry_after: None,
+        }
+    }
+
     /// Writes `x-ratelimit-…`, and `retry-after` if the call was too many.
     pub fn write(&self, headers: &mut HeaderMap) {
         let reset = self.reset_at.div_euclid(1_000_000) + 1;

@@ -1,16 +1,17 @@
 //! ExplainAccess about keys that serve all tenants: what a call named decides, and who sees it.
 
-use hub_client::Hub;
 use hub_client::proto::hub::api_keys::v1::explain_access_request::Subject;
 use hub_client::proto::hub::api_keys::v1::{ApiKey, ListApiKeysRequest, VerifyApiKeyRequest};
+use hub_client::proto::hub::event_bus::v1::PublishStreamRequest;
 use hub_client::proto::hub::explain::v1::evidence::Value;
 use hub_client::proto::hub::explain::v1::{CheckResult, Explanation, Fix, Verdict};
 use hub_client::proto::hub::platform::v1::SetProductSubscriptionRequest;
+use hub_client::{CloudEvent, Hub};
 
 use super::explain::{about, call, explain, fix, result};
 use super::verify::{tickets, told, verify};
 use super::{Outcome, create, new_key, reason, revoke, who_am_i};
-use crate::support::TestHub;
+use crate::support::{Tenant, TestHub};
 
 const SUBSCRIBED: &str = "KEY_PRODUCT_SUBSCRIBED";
 
@@ -148,6 +149,53 @@ both_databases! {
             assert!(me.all_tenants && me.product == "psa");
             list(&made).await.unwrap();
         }
+    }
+
+    async fn refusals_for_one_tenant_leave_room_for_those_for_another(hub: TestHub) {
+        let (key, _) = of_all(&hub, &["psa:*"]).await;
+        let operator = hub.client(&hub.operator_key);
+        let (one, other) = (hub.first_tenant().id.clone(), Tenant::create(&operator).await);
+        for _ in 0..20 {
+            list(&naming(&hub, &key, &one)).await.unwrap_err();
+        }
+        let refused = list(&naming(&hub, &key, &other.id)).await.unwrap_err();
+        let explained = explain(&operator, call(refused.call_id().unwrap())).await.unwrap();
+        assert_eq!(explained.primary_cause, "KEY_ACTION", "{explained:#?}");
+    }
+
+    async fn a_stream_that_was_refused_for_one_of_its_tenants_is_not_said_to_be_mended(
+        hub: TestHub
+    ) {
+        let (key, _) = of_all(&hub, &["hub:events.publish"]).await;
+        end_subscription(&hub).await;
+        let frame = PublishStreamRequest {
+            frame: 1,
+            tenant_id: hub.first_tenant().id.clone(),
+            events: vec![CloudEvent {
+                id: "1".to_owned(),
+                source: "/psa".to_owned(),
+                spec_version: "1.0".to_owned(),
+                r#type: "ticket.created".to_owned(),
+                ..CloudEvent::default()
+            }],
+            ..PublishStreamRequest::default()
+        };
+        let frames = tokio_stream::iter([frame]);
+        let answers = hub.client(&key).event_bus().publish_stream(frames).await.unwrap();
+        let mut answers = answers.into_inner();
+        let refused = loop {
+            match answers.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it is refused"),
+                Err(status) => break hub_client::Error::from(status),
+            }
+        };
+        assert_eq!(refused.reason(), Some("SUBSCRIPTION_INACTIVE"));
+        let operator = hub.client(&hub.operator_key);
+        let explained = explain(&operator, call(refused.call_id().unwrap())).await.unwrap();
+        assert_eq!(explained.primary_cause, SUBSCRIBED, "{explained:#?}");
+        assert_ne!(explained.verdict(), Verdict::FixedSince, "{explained:#?}");
+        assert_ne!(result(&explained, "KEY_WOULD_PASS_NOW"), CheckResult::Pass);
     }
 
     async fn a_refusal_of_a_key_of_all_tenants_is_seen_by_itself_and_by_operators(hub: TestHub) {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
-use hub_core::auth::{self, Answer, Authenticator, Caller, Credential, Refusal, Scopes};
+use hub_core::auth::{self, Answer, Authenticator, Caller, Credential, Holder, Refusal, Scopes};
 use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
@@ -51,19 +51,20 @@ impl Authenticator for Keys {
         })
     }
 
-    fn remembered(&self, credential: Credential<'_>) -> Option<Caller> {
-        let record = self.in_memory(credential, self.core.clock.now())?;
-        Some(record.caller.clone())
+    fn remembered(&self, credential: Credential<'_>) -> Option<Holder> {
+        let now = self.core.clock.now();
+        let record = self.in_memory(credential, now)?;
+        Some(holder(&record, credential, now))
     }
 
-    fn refused(&self, credential: Credential<'_>, refusal: Refusal<'_>) -> Option<Caller> {
+    fn refused(&self, credential: Credential<'_>, refusal: Refusal<'_>) -> Option<Holder> {
         let now = self.core.clock.now();
         let record = self.in_memory(credential, now)?;
         let named_tenant = auth::named_tenant(credential.headers).ok().flatten();
         if let Some(denial) = denial(&refusal, named_tenant, credential.peer, now) {
             self.denials.note(&record, denial);
         }
-        Some(record.caller.clone())
+        Some(holder(&record, credential, now))
     }
 
     fn refused_later(&self, caller: &Caller, refusal: Refusal<'_>) {
@@ -117,6 +118,14 @@ impl Keys {
             }
         }
         Err(busy("keys_change"))
+    }
+}
+
+fn holder(record: &Known, credential: Credential<'_>, now: Micros) -> Holder {
+    let is_here = record.check_address(credential.peer).is_ok();
+    Holder {
+        caller: record.caller.clone(),
+        works: is_here && record.check_works(now).is_ok(),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::store::denials as store;
 
 /// How long they are kept.
 pub(crate) const KEPT: Micros = 7 * 24 * 3600 * 1_000_000;
-/// Kept of a key in a minute.
+/// Kept of a key in a minute, for each tenant that it names.
 const OF_KEY_MAX: u32 = 10;
 /// Kept of all keys in a minute, at each process.
 const OF_MINUTE_MAX: usize = 1_000;
@@ -54,7 +54,8 @@ pub(crate) struct Denial {
 struct Pending {
     denials: Vec<Denial>,
     minute: Micros,
-    of_keys: HashMap<Arc<str>, u32>,
+    /// By key and tenant.
+    of_keys: HashMap<(Arc<str>, String), u32>,
     in_minute: usize,
 }
 
@@ -74,28 +75,27 @@ impl Denials {
             pending.in_minute = 0;
             pending.of_keys.clear();
         }
-        let of_key = pending.of_keys.get(&record.caller.key_id).copied();
-        let of_key = of_key.unwrap_or(0);
-        let full = pending.in_minute >= OF_MINUTE_MAX || pending.denials.len() >= PENDING_MAX;
-        if full || of_key >= OF_KEY_MAX {
-            return;
-        }
-        let key_id = record.caller.key_id.clone();
-        pending.of_keys.insert(key_id, of_key + 1);
-        pending.in_minute += 1;
-        denial.key_id = record.caller.key_id.to_string();
         let tenant = record.caller.tenant.as_ref();
-        denial.tenant_no = tenant.map_or(0, TenantRef::number);
         if tenant.is_some() {
             // It can name its own only.
             denial.named_tenant.clear();
         }
+        cut(&mut denial.named_tenant, TEXT_BYTES_MAX);
+        let holder = (record.caller.key_id.clone(), denial.named_tenant.clone());
+        let of_key = pending.of_keys.get(&holder).copied().unwrap_or(0);
+        let full = pending.in_minute >= OF_MINUTE_MAX || pending.denials.len() >= PENDING_MAX;
+        if full || of_key >= OF_KEY_MAX {
+            return;
+        }
+        pending.of_keys.insert(holder, of_key + 1);
+        pending.in_minute += 1;
+        denial.key_id = record.caller.key_id.to_string();
+        denial.tenant_no = tenant.map_or(0, TenantRef::number);
         let texts = [
             &mut denial.product,
             &mut denial.action,
             &mut denial.host,
             &mut denial.path,
-            &mut denial.named_tenant,
         ];
         texts.into_iter().for_each(|text| cut(text, TEXT_BYTES_MAX));
         cut(&mut denial.lacking, LACKING_BYTES_MAX);

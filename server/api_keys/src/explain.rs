@@ -21,6 +21,7 @@ use hub_core::tenancy;
 use hub_proto::hub::explain::v1::{CheckResult, Explanation, Verdict};
 
 use crate::decision::{self, Asked, ORDER, Snapshot, Step};
+use crate::denials::Denial;
 use crate::key::{Key, Record};
 use crate::keys::Keys;
 use crate::limits::Left;
@@ -150,6 +151,11 @@ impl Case<'_> {
             return unknown("Name the product to know.");
         }
         match step {
+            Step::Subscription if self.names_no_tenant() => {
+                return unknown(
+                    "It is not known of which tenant it was: name one in x-hub-tenant.",
+                );
+            }
             Step::Address if asked.client.is_none() && !self.key.cidrs.is_empty() => {
                 return unknown("Name the address of the client, client_ip, to know.");
             }
@@ -165,6 +171,13 @@ impl Case<'_> {
             Ok(()) => Look::passed(),
             Err(error) => Look::failed(&error),
         }
+    }
+
+    /// A stream of all tenants was refused for one of them.
+    fn names_no_tenant(&self) -> bool {
+        let denial = self.subject.denial.as_ref();
+        let inactive = |denial: &Denial| denial.reason == "SUBSCRIPTION_INACTIVE";
+        self.tenant.is_none() && denial.is_some_and(inactive)
     }
 
     /// As it is decided: by `decision.rs`, or for the hub's own API by admission.
@@ -326,7 +339,9 @@ impl Case<'_> {
         let result = match fits {
             false => CheckResult::Fail,
             true if fails(&looks) || fails(&beyond) => CheckResult::Fail,
-            true if beyond.contains(&CheckResult::Unknown) => CheckResult::Unknown,
+            true if beyond.contains(&CheckResult::Unknown) || self.names_no_tenant() => {
+                CheckResult::Unknown
+            }
             _ if self.subject.asked.product.is_empty() || self.subject.action.is_empty() => {
                 CheckResult::Unknown
             }

@@ -191,6 +191,16 @@ pub struct Refusal<'a> {
     pub metadata: BTreeMap<&'a str, &'a str>,
 }
 
+/// Whose key a call presents that is not admitted.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    /// As it would be, were it admitted.
+    pub caller: Caller,
+    /// Whether the key works, and from there. Whoever has another one learns nothing of what its
+    /// owner does.
+    pub works: bool,
+}
+
 /// A future of [`Authenticator`].
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
@@ -205,13 +215,13 @@ pub trait Authenticator: Send + Sync {
 
     /// Whose key it is, from memory alone, also of one that works no more: to say what is left of
     /// its limits, and to admit nobody.
-    fn remembered(&self, _: Credential<'_>) -> Option<Caller> {
+    fn remembered(&self, _: Credential<'_>) -> Option<Holder> {
         None
     }
 
     /// A call was refused: the domain of keys may keep that, to explain it later. Returns whose key
     /// it is, as [`Authenticator::remembered`] does.
-    fn refused(&self, _: Credential<'_>, _: Refusal<'_>) -> Option<Caller> {
+    fn refused(&self, _: Credential<'_>, _: Refusal<'_>) -> Option<Holder> {
         None
     }
 

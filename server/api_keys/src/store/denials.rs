@@ -8,7 +8,7 @@ use hub_core::storage::{Db, Sql};
 
 use crate::denials::Denial;
 
-/// The newest that are kept of each tenant.
+/// The newest that are kept of each tenant; of keys of all tenants, of each that they name.
 const OF_TENANT_MAX: i64 = 10_000;
 /// Rows that one transaction of a sweep removes.
 const SWEPT_MAX: i64 = 1000;
@@ -25,9 +25,9 @@ const FIND: Sql = Sql::same(
      from key_denials where call_id = $1",
 );
 const CROP: Sql = Sql::same(
-    "delete from key_denials where tenant_no = $1 and time < (
-         select time from key_denials where tenant_no = $1
-         order by time desc limit 1 offset $2)",
+    "delete from key_denials where tenant_no = $1 and named_tenant = $2 and time < (
+         select time from key_denials where tenant_no = $1 and named_tenant = $2
+         order by time desc limit 1 offset $3)",
 );
 // Processes that sweep at once do not wait for each other.
 const SWEEP: Sql = Sql::each(
@@ -78,10 +78,11 @@ pub(crate) async fn insert(db: &Db, denials: &[Denial]) -> Result<()> {
             .execute()
             .await?;
     }
-    let tenants: BTreeSet<i64> = denials.iter().map(|denial| denial.tenant_no).collect();
-    for tenant_no in tenants {
-        let query = tx.query(CROP).bind(tenant_no).bind(OF_TENANT_MAX - 1);
-        query.execute().await?;
+    let tenants = denials.iter();
+    let tenants = tenants.map(|denial| (denial.tenant_no, &denial.named_tenant));
+    for (tenant_no, named_tenant) in tenants.collect::<BTreeSet<_>>() {
+        let query = tx.query(CROP).bind(tenant_no).bind(named_tenant.clone());
+        query.bind(OF_TENANT_MAX - 1).execute().await?;
     }
     tx.commit().await?;
     Ok(())
