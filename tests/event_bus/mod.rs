@@ -3,6 +3,7 @@
 mod consume;
 mod consume_moved;
 mod consume_processes;
+mod consume_retention;
 mod consume_shared;
 mod consumer;
 mod erase;

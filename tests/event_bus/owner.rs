@@ -1,5 +1,7 @@
 //! Who has durable subscriptions, and what it asks for.
 
+use std::time::Duration;
+
 use hub_client::{Error, Hub, start_at::At};
 use hub_proto::hub::event_bus::v1::{
     CreateSubscriptionRequest, DeleteSubscriptionRequest, EventFilter, GetSubscriptionRequest,
@@ -166,4 +168,19 @@ pub(super) fn seeking(id: &str, at: At) -> SeekSubscriptionRequest {
         to: Some(StartAt { at: Some(at) }),
         ..SeekSubscriptionRequest::default()
     }
+}
+
+/// Waits until a subscription is in a state.
+pub(super) async fn becomes(owner: &Owner, id: &str, wanted: SubscriptionState) -> Subscription {
+    let found = async {
+        loop {
+            let found = owner.get(id).await.unwrap();
+            if state(&found) == wanted {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(20), found).await;
+    found.unwrap_or_else(|_| panic!("it never was {wanted:?}"))
 }

@@ -8,7 +8,7 @@ use hub_core::clock::timestamp;
 use hub_proto::hub::event_bus::v1::{EventFilter, Subscription, SubscriptionState};
 
 use super::consumer::open;
-use super::owner::{Owner, starting, state, status};
+use super::owner::{Owner, becomes, starting, state, status};
 use super::subscriptions_seek::reach;
 use super::{Product, earliest, event, numbered, of_types, ticket};
 use crate::support::{Backend, TestHub};
@@ -51,21 +51,6 @@ fn of_urgent_deals() -> EventFilter {
     let urgent = ("priority".to_owned(), "urgent".to_owned());
     deals.attributes.extend([urgent]);
     deals
-}
-
-/// Waits until a subscription is in a state.
-async fn becomes(owner: &Owner, id: &str, wanted: SubscriptionState) -> Subscription {
-    let found = async {
-        loop {
-            let found = owner.get(id).await.unwrap();
-            if state(&found) == wanted {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let found = tokio::time::timeout(Duration::from_secs(20), found).await;
-    found.unwrap_or_else(|_| panic!("it never was {wanted:?}"))
 }
 
 both_databases! {

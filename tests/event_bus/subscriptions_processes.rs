@@ -14,11 +14,14 @@ use super::consume_processes::{another, at, subscription_of};
 use super::consume_shared::pull_of;
 use super::consumer::{nack, of_key, open};
 use super::explain::{CHECKS, Explained};
-use super::owner::{Owner, state, status};
-use super::{Product, numbered, ticket};
+use super::owner::{Owner, named, state, status};
+use super::{Product, numbered, of_types, ticket};
 use crate::support::{Backend, Command, Database, TestHub, TestProcess, post_json};
 
 const EXPLAIN: &str = "hub.event_bus.v1.EventBus/ExplainEvent";
+
+/// More than one question to an owner has.
+const MANY: usize = 120;
 
 /// What takes longer hangs: an owner that does not answer is waited for a second.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -121,6 +124,38 @@ async fn a_full_window_is_seen_at_every_process() {
     assert_eq!(status(&found).members, ["puller"]);
     let explained = explained_alike(&hub, second.addr, &third.results[0].event_id).await;
     assert_eq!(explained.results("EVT_CURSOR_PASSED").1, "FAIL");
+    second.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_subscriptions_than_one_question_has_are_asked_for_at_once() {
+    let hub = TestHub::start(Backend::Postgres).await;
+    let second = another(&hub).await;
+    let crm = Owner::new(&hub, "crm").await;
+    let here = Product::new(&hub, "crm").await;
+    let names = numbered("many", MANY);
+    for name in &names {
+        crm.create(named(name, of_types(&["deal.*"]))).await;
+    }
+    let there = at(second.addr, &here);
+    let mut consumers = Vec::new();
+    for name in &names {
+        consumers.push(there.consume(open(name, 0)).await);
+    }
+    let request = ListSubscriptionsRequest {
+        product: "crm".to_owned(),
+        page_size: 1000,
+        ..ListSubscriptionsRequest::default()
+    };
+    let (listed, pages) = crm.list(request).await.unwrap();
+    let own = listed.iter().filter(|one| one.name.starts_with("many-"));
+    let members: Vec<Vec<String>> = own.map(|one| status(one).members).collect();
+    assert_eq!((members.len(), pages), (MANY, 1));
+    assert!(
+        members.iter().all(|members| members == &["test"]),
+        "{members:?}"
+    );
+    drop(consumers);
     second.drain().await;
 }
 

@@ -250,6 +250,23 @@ both_databases! {
         consumer_state(&admin, SubscriptionState::Live).await;
     }
 
+    async fn a_consumer_that_is_lost_with_the_same_event_again_and_again_fails(hub: TestHub) {
+        let psa = Product::new(&hub, "psa").await;
+        let portal = Product::new(&hub, "portal").await;
+        psa.publish(vec![ticket("poison")]).await;
+        let admin = Owner::admin(&hub);
+        for losses in 0..3 {
+            let mut consumer = portal.consume(open("portal", 1)).await;
+            consumer.events(1).await;
+            let told = consumer_state(&admin, SubscriptionState::Live).await;
+            assert_eq!((told.in_flight, &*told.last_error), (1, ""), "after {losses} losses");
+            drop(consumer);
+        }
+        let told = consumer_state(&admin, SubscriptionState::Failing).await;
+        assert!(told.last_error.starts_with("the connection was lost again"), "{told:?}");
+        assert!(told.reason.ends_with(&told.last_error), "{told:?}");
+    }
+
     async fn after_a_restart_all_is_as_it_was(hub: TestHub) {
         let mut hub = hub;
         publish_deals(&hub, 3).await;

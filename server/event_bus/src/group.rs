@@ -30,7 +30,7 @@ pub(crate) use settings::rules;
 pub(crate) use taking::{Taken, Want};
 
 use crate::checkpoint::Checkpoints;
-use crate::leasing::{self, LeaseId, Leasing, MemberId, Nack, Outcome};
+use crate::leasing::{self, CONNECTION_LOST, LeaseId, Leasing, MemberId, Nack, Outcome};
 use crate::routing::Configurations;
 use crate::seat::{News, Seat};
 use crate::subscriptions::Settings;
@@ -221,7 +221,9 @@ impl Group {
     pub(crate) fn leave(self: &Arc<Self>, seat: &Seat) {
         let (now, jitter) = (self.now(), self.jitter());
         let mut state = self.lock();
-        state.leasing.leave(seat.member, now, jitter);
+        if state.leasing.leave(seat.member, now, jitter) {
+            state.outcomes.failed(CONNECTION_LOST, now);
+        }
         state.seats.retain(|other| other.member != seat.member);
         self.changed(&mut state);
     }

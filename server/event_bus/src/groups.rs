@@ -24,7 +24,7 @@ pub(crate) use self::asking::Service;
 use self::leaving::Owed;
 use crate::group::{Group, Parts};
 use crate::hall::{Hall, Halls};
-use crate::owners::{Asking, Known, Owners, Wanted, What};
+use crate::owners::{Altered, Asking, Known, Owners, Wanted};
 use crate::seat::Seat;
 use crate::store::positions;
 use crate::whereabouts::Whereabouts;
@@ -320,9 +320,9 @@ impl Owners for Groups {
         Box::pin(Groups::close(self, id))
     }
 
-    fn changed<'a>(&'a self, _: &'a TenantRef, id: &'a str, what: What) -> BoxFuture<'a, ()> {
+    fn changed<'a>(&'a self, _: &'a TenantRef, id: &'a str, what: Altered) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            if what == What::Settings {
+            if what == Altered::Settings {
                 let Err(error) = self.settings_changed(id).await else {
                     return;
                 };

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use hub_core::clock::Micros;
 
 pub use changes::{Changes, Exception, Settled};
-pub(crate) use leases::LEASE_EXPIRED;
+pub(crate) use leases::{CONNECTION_LOST, LEASE_EXPIRED};
 pub use saved::{Damaged, Saved, pack, unpack};
 pub use status::{Blocked, Counts, Phase, UnsettledState};
 

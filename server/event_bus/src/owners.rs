@@ -24,7 +24,7 @@ pub const SEQS_MAX: usize = 1000;
 
 /// What was changed of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum Altered {
     /// Its settings, or its pause: who works on it goes on with those.
     Settings,
     /// Something that fences. Whoever began to work on it since it was closed began with what was
@@ -93,7 +93,12 @@ pub trait Owners: Send + Sync {
 
     /// A subscription was changed. Called after the commit; in this process the change holds once
     /// this is over.
-    fn changed<'a>(&'a self, tenant: &'a TenantRef, id: &'a str, what: What) -> BoxFuture<'a, ()>;
+    fn changed<'a>(
+        &'a self,
+        tenant: &'a TenantRef,
+        id: &'a str,
+        what: Altered,
+    ) -> BoxFuture<'a, ()>;
 
     /// How subscriptions of the caller's tenant that are at work are doing now, and where events
     /// stand at them. One that is missing is not at work: what is stored of it is all there is.

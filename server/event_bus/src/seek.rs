@@ -22,7 +22,7 @@ use prost::Message;
 
 use crate::log_entry::HUB;
 use crate::matching::{Budget, Passed, Target, Walk};
-use crate::owners::{What, unsettled};
+use crate::owners::{Altered, unsettled};
 use crate::start;
 use crate::store::progress::{self, Failed};
 use crate::store::seeks::{self, Range, Stored as Position};
@@ -214,7 +214,7 @@ impl Subscriptions {
                 "skipped": seek.counted.skipped,
             }),
         };
-        self.commit(tx, told, What::Place).await?;
+        self.commit(tx, told, Altered::Place).await?;
         Ok(answer)
     }
 }

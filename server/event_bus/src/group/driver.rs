@@ -110,7 +110,7 @@ impl Group {
                 .iter()
                 .for_each(|seat| seat.tell(self, News::State));
         }
-        if state.leasing.tick(now, jitter) > 0 {
+        if state.leasing.tick(now, jitter) {
             state.outcomes.failed(LEASE_EXPIRED, now);
         }
         self.expire_removed(&mut state, floor, now);

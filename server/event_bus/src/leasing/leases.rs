@@ -19,7 +19,8 @@ const JITTER: f64 = 0.1;
 
 /// The error of an attempt that was not answered in time.
 pub(crate) const LEASE_EXPIRED: &str = "the lease expired";
-const CONNECTION_LOST: &str = "the connection was lost again while the event was leased";
+/// The error of an attempt that ended with the connection too often.
+pub(crate) const CONNECTION_LOST: &str = "the connection was lost again while the event was leased";
 
 impl Leasing {
     /// A member is here. In total order the one that joined before all others gets the events.
@@ -29,9 +30,10 @@ impl Leasing {
 
     /// A member lost its connection: its leases return without costing an attempt, but an event
     /// that was held at [`LOSSES_MAX`] losses is retried as after a nack. Costs O(leases) if it has
-    /// any.
-    pub fn leave(&mut self, member: MemberId, now: Micros, jitter: f64) {
+    /// any. Returns whether an attempt failed.
+    pub fn leave(&mut self, member: MemberId, now: Micros, jitter: f64) -> bool {
         self.retire(member);
+        let mut failed = false;
         let leased = match self.members.outstanding(member) {
             0 => Vec::new(),
             _ => self.leased(Some(member)),
@@ -43,10 +45,12 @@ impl Leasing {
             event.losses = event.losses.saturating_add(1);
             if event.losses >= LOSSES_MAX {
                 self.fail_attempt(seq, Some(Arc::from(CONNECTION_LOST)), None, now, jitter);
+                failed = true;
             } else {
                 self.queue_again(seq, now);
             }
         }
+        failed
     }
 
     /// A member is not here any more; its leases go on.
@@ -210,10 +214,10 @@ impl Leasing {
         }
     }
 
-    /// Time passed: expired leases end as after a nack, and due retries may be leased. Returns how
-    /// many leases expired.
-    pub fn tick(&mut self, now: Micros, jitter: f64) -> usize {
-        let mut expired = 0;
+    /// Time passed: expired leases end as after a nack, and due retries may be leased. Returns
+    /// whether a lease expired.
+    pub fn tick(&mut self, now: Micros, jitter: f64) -> bool {
+        let mut expired = false;
         while let Some((until, seq)) = self.leases.pop_first() {
             if until > now {
                 self.leases.insert((until, seq));
@@ -221,7 +225,7 @@ impl Leasing {
             }
             self.end_lease(seq);
             self.fail_attempt(seq, Some(Arc::from(LEASE_EXPIRED)), None, now, jitter);
-            expired += 1;
+            expired = true;
         }
         self.wake(now);
         self.look_at_rate(now);

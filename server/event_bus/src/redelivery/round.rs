@@ -35,7 +35,8 @@ struct Round<'a> {
 }
 
 impl Redelivery {
-    /// Delivers again what a page names; at most `left` deliveries.
+    /// Delivers again what a page names, up to the event with which as many deliveries are done as
+    /// the run has items left (`Run::items_max`).
     pub(super) async fn work(&self, run: &Run) -> Result<Ended> {
         let parameters = Parameters::decode(run.parameters())?;
         let caller = parameters.caller(run.job(), run.tenant());

@@ -5,7 +5,7 @@ use EventDeliveryState::{
 use futures_util::future::{self, BoxFuture};
 
 use super::*;
-use crate::owners::What;
+use crate::owners::Altered;
 
 const RECORDED: Micros = 100;
 const LATER: Micros = 200;
@@ -30,7 +30,7 @@ impl Owners for Group {
         Box::pin(future::ready(Ok(())))
     }
 
-    fn changed<'a>(&'a self, _: &'a TenantRef, _: &'a str, _: What) -> BoxFuture<'a, ()> {
+    fn changed<'a>(&'a self, _: &'a TenantRef, _: &'a str, _: Altered) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 

@@ -19,7 +19,7 @@ use super::settings::{self, Changed};
 use super::{ID_PREFIX, Stored, Subscriptions, Told, show};
 use crate::filter::Filter;
 use crate::matching::Target;
-use crate::owners::What;
+use crate::owners::Altered;
 use crate::store::progress::Failed;
 use crate::store::{seeks, subscription_filters, subscriptions as store};
 use crate::subscription_status::Statuses;
@@ -99,7 +99,7 @@ impl Subscriptions {
             time: now,
             more: serde_json::json!({ "settledSequence": place }),
         };
-        self.commit(tx, told, What::Settings).await?;
+        self.commit(tx, told, Altered::Settings).await?;
         Ok(answer)
     }
 

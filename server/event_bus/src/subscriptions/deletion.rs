@@ -9,7 +9,7 @@ use hub_core::journal;
 use hub_core::module::Core;
 
 use super::{Stored, Subscriptions, Told, find_in};
-use crate::owners::What;
+use crate::owners::Altered;
 use crate::store::{seeks, subscription_filters, subscriptions as store};
 
 /// The RPC, as its policy names it.
@@ -66,7 +66,7 @@ impl Subscriptions {
             time: now,
             more: serde_json::json!({}),
         };
-        self.commit(tx, told, What::Place).await?;
+        self.commit(tx, told, Altered::Place).await?;
         if more {
             // The subscription is gone whatever comes of this: the sweep deletes what is left.
             let left = delete_outcomes(&self.core, id).await;

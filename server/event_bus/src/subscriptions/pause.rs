@@ -10,7 +10,7 @@ use hub_proto::hub::event_bus::v1::{PauseSubscriptionRequest, Subscription};
 
 use super::told::tell;
 use super::{Pause, Stored, Subscriptions, Told, find_in};
-use crate::owners::What;
+use crate::owners::Altered;
 use crate::store::subscriptions as store;
 
 /// The RPCs, as their policies name them.
@@ -98,7 +98,7 @@ impl Subscriptions {
             time: now,
             more: more(after.pause.as_ref()),
         };
-        self.commit(tx, told, What::Settings).await?;
+        self.commit(tx, told, Altered::Settings).await?;
         self.shown(caller, after).await
     }
 }

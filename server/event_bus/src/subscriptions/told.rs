@@ -11,7 +11,7 @@ use hub_core::module::Core;
 use hub_core::storage::Tx;
 
 use super::{Stored, Subscriptions};
-use crate::owners::What;
+use crate::owners::Altered;
 
 /// Where the events about subscriptions come from.
 const SOURCE: &str = "/hub/subscriptions";
@@ -71,12 +71,12 @@ impl Subscriptions {
     /// of its own: a caller that goes away must not leave an owner that goes on as before.
     ///
     /// Errors: `STORE_BUSY`.
-    pub(crate) async fn commit(&self, tx: Tx, told: Told<'_>, what: What) -> Result<()> {
+    pub(crate) async fn commit(&self, tx: Tx, told: Told<'_>, what: Altered) -> Result<()> {
         let (core, owners) = (self.core.clone(), self.owners.clone());
         let (tenant, id) = (told.log.tenant().clone(), told.stored.id.clone());
         let append = told.append();
         let committing = tokio::spawn(async move {
-            let done = commit(&core, tx, append).await;
+            let done = commit_with(&core, tx, append).await;
             // Also if it is not known whether it was committed.
             owners.changed(&tenant, &id, what).await;
             done
@@ -86,7 +86,7 @@ impl Subscriptions {
 }
 
 /// Ends `tx` with the event that tells of it. Errors: `STORE_BUSY`.
-async fn commit(core: &Core, tx: Tx, append: Append) -> Result<()> {
+async fn commit_with(core: &Core, tx: Tx, append: Append) -> Result<()> {
     let appended = core.journal.commit(tx, vec![append]).await?;
     let mut outcomes = appended.iter().flat_map(|one| &one.outcomes);
     match outcomes.all(|outcome| matches!(outcome, Outcome::Stored { .. })) {

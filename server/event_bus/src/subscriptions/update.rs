@@ -11,7 +11,7 @@ use hub_proto::hub::event_bus::v1::{EventFilter, Subscription, UpdateSubscriptio
 use super::settings::{self, Changed};
 use super::{Stored, Subscriptions, Told, find_in};
 use crate::filter::Filter;
-use crate::owners::What;
+use crate::owners::Altered;
 use crate::store::{seeks, subscription_filters, subscriptions as store};
 
 /// The RPC, as its policy names it.
@@ -77,8 +77,8 @@ impl Subscriptions {
             more: serde_json::json!({ "filterChanged": after.filter != before.filter }),
         };
         let what = match after.filter == before.filter {
-            true => What::Settings,
-            false => What::Place,
+            true => Altered::Settings,
+            false => Altered::Place,
         };
         self.commit(tx, told, what).await?;
         self.shown(caller, after).await
