@@ -28,6 +28,7 @@ mod publish_refusals;
 mod publish_stream;
 mod redeliver;
 mod retention;
+mod seen_elsewhere;
 mod standings;
 mod stream_ends;
 mod subscribe;
