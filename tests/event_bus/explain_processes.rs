@@ -16,6 +16,9 @@ use crate::support::{Backend, Command, Database, TestHub, TestProcess, post_json
 
 const EXPLAIN: &str = "hub.event_bus.v1.EventBus/ExplainEvent";
 
+/// Before that, a process that stops does not count as dead. On a machine that is slow enough it may
+/// be noticed before the question comes.
+const LIVES_FOR: Duration = Duration::from_millis(900);
 /// What takes longer hangs: another process is waited for a second.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -116,6 +119,10 @@ async fn a_process_that_does_not_say_what_it_refused_is_told_of() {
     let untold = explained_at(&hub, &key, hub.addr, &asked).await;
     assert!(started.elapsed() < PATIENCE);
     assert_eq!(untold.cause(), "EVT_RECEIVED", "{untold:?}");
+    if !format!("{untold:?}").contains("silent_servers") {
+        assert!(started.elapsed() > LIVES_FOR, "{untold:?}");
+        return;
+    }
     assert_eq!(untold.evidence("EVT_RECEIVED", "silent_servers"), "1");
     let detail = untold.check("EVT_RECEIVED")["detail"].as_str().unwrap();
     assert!(
@@ -143,8 +150,14 @@ async fn an_owner_that_hangs_holds_up_no_explanation_for_long_and_is_told_of() {
         "{told:?}"
     );
     other.signal("STOP");
+    let started = Instant::now();
     let untold = explained_at(&hub, &key, hub.addr, &asked).await;
+    assert!(started.elapsed() < PATIENCE);
     let check = untold.check("EVT_SUBSCRIBER_CONNECTED");
+    if untold.results("EVT_SUBSCRIBER_CONNECTED").0 == "FAIL" {
+        assert!(started.elapsed() > LIVES_FOR, "{untold:?}");
+        return;
+    }
     let detail = check["detail"].as_str().unwrap_or_default();
     assert!(detail.contains("which did not answer"), "{untold:?}");
     assert_eq!(untold.results("EVT_SUBSCRIBER_CONNECTED").0, "UNKNOWN");
