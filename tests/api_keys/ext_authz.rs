@@ -310,6 +310,11 @@ both_databases! {
             assert_eq!((denial.status, denial.reason()), (403, reason));
             assert_eq!(denial.code, Code::PermissionDenied);
             assert_eq!(denial.headers["x-ratelimit-limit"], "100");
+            let named = denial.problem["metadata"].as_object().unwrap();
+            assert!(!named.is_empty(), "{reason}");
+            let missing = if reason == "SCOPE_MISSING" { "psa:tickets.write" } else { "" };
+            let told = named.get("missingScope").and_then(Value::as_str);
+            assert_eq!(told.unwrap_or_default(), missing);
         }
         passed_on(check(&hub, tickets(&bearer(&reads)).check()).await);
         let inside = Asked { client: "10.1.2.3", ..tickets(&bearer(&office)) };

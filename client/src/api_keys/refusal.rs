@@ -191,6 +191,7 @@ impl Refusal {
 
     fn problem(&self, page: Option<&str>) -> Response<Full<Bytes>> {
         let body = serde_json::json!({
+            "metadata": self.metadata,
             "type": page.unwrap_or("about:blank"),
             "title": self.reason,
             "status": self.status.as_u16(),

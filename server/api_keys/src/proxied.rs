@@ -140,6 +140,7 @@ impl Answer {
             "reason": self.reason,
             "keyId": self.told.key_id,
             "callId": self.told.call_id,
+            "metadata": self.told.metadata,
         })
         .to_string()
     }

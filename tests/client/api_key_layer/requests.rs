@@ -43,6 +43,7 @@ both_databases! {
         let unknown = ask(&server, "/write", UNKNOWN).await;
         assert_eq!(refused(&unknown), (401, "KEY_NOT_RECOGNIZED".to_owned()));
         assert_eq!(unknown.json()["keyId"], "");
+        assert_eq!(unknown.json()["metadata"], serde_json::json!({}), "nothing more is told");
         assert_eq!(unknown.header("x-ratelimit-limit"), "");
         let in_url = ask(&server, &format!("/write?key={UNKNOWN}"), UNKNOWN).await;
         assert_eq!(refused(&in_url), (401, "KEY_MALFORMED".to_owned()));
@@ -53,6 +54,9 @@ both_databases! {
         let answer = ask(&server, "/write", &reader).await;
         assert_eq!(refused(&answer), (403, "SCOPE_MISSING".to_owned()));
         assert_eq!(answer.header("x-ratelimit-remaining"), "100", "denials count nothing");
+        let metadata = &answer.json()["metadata"];
+        assert_eq!(metadata["missingScope"], "psa:tickets.write");
+        assert_eq!(metadata["heldScopes"], "psa:tickets.read");
         let call_id = answer.json()["callId"].as_str().unwrap().to_owned();
         let asked = ExplainAccessRequest {
             subject: Some(Subject::CallId(call_id)),
