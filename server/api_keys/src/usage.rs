@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ahash::{HashMap, HashMapExt};
 use hub_core::clock::Micros;
-use hub_core::error::Result;
+use hub_core::error::{Error, Result};
 use hub_core::id;
 use hub_core::storage::Db;
 
@@ -71,6 +71,25 @@ struct Pending {
 
 /// Number of requests of a key family in a minute with an outcome.
 type Count = (Of, &'static str, u64);
+/// When a key was used last.
+type Use = (Arc<str>, Micros);
+
+impl Pending {
+    /// In the order of the rows: a chunk then lies on few pages, and as many are written.
+    fn sorted(self) -> (Vec<Count>, Vec<Use>) {
+        let counts = self.counts.into_iter();
+        let mut counts: Vec<Count> = counts
+            .flat_map(|(of, counts)| {
+                let outcomes = counts.into_outcomes();
+                outcomes.map(move |(outcome, requests)| (of.clone(), outcome, requests))
+            })
+            .collect();
+        counts.sort_unstable();
+        let mut uses: Vec<Use> = self.uses.into_iter().collect();
+        uses.sort_unstable();
+        (counts, uses)
+    }
+}
 
 /// Counts requests.
 pub(crate) struct Usage {
@@ -147,16 +166,10 @@ impl Usage {
             self.send(db, batches.last, chunk, now).await?;
             batches.unsure = None;
         }
-        let Pending { counts, uses } = self.take();
-        let counts = counts.into_iter();
-        let mut counts: Vec<Count> = counts
-            .flat_map(|(of, counts)| {
-                let outcomes = counts.into_outcomes();
-                outcomes.map(move |(outcome, requests)| (of.clone(), outcome, requests))
-            })
-            .collect();
-        // In the order of the rows: a chunk then lies on few pages, and as many are written.
-        counts.sort_unstable();
+        let pending = self.take();
+        // Of many keys it takes a while, in which calls go on.
+        let sorting = tokio::task::spawn_blocking(|| pending.sorted());
+        let (mut counts, mut uses) = sorting.await.map_err(Error::internal)?;
         while !counts.is_empty() {
             let chunk = counts.split_off(counts.len().saturating_sub(CHUNK_COUNTS));
             batches.last += 1;
@@ -166,13 +179,11 @@ impl Usage {
                 return Err(error);
             }
         }
-        let mut uses: Vec<(Arc<str>, Micros)> = uses.into_iter().collect();
-        uses.sort_unstable();
         while !uses.is_empty() {
             let chunk = uses.split_off(uses.len().saturating_sub(CHUNK_USES));
             if let Err(error) = store::set_last_use(db, &chunk).await {
                 uses.extend(chunk);
-                self.put_back(Vec::new(), uses.into_iter().collect());
+                self.put_back(Vec::new(), uses);
                 return Err(error);
             }
         }
@@ -187,7 +198,7 @@ impl Usage {
         store::add(db, batch, &rows(chunk), now).await
     }
 
-    fn put_back(&self, counts: Vec<Count>, uses: HashMap<Arc<str>, Micros>) {
+    fn put_back(&self, counts: Vec<Count>, uses: Vec<Use>) {
         let mut pending = self.pending();
         for (of, outcome, requests) in counts {
             pending.counts.entry(of).or_default().add(outcome, requests);
