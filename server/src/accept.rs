@@ -205,7 +205,7 @@ impl Acceptor {
                 answer.map(Ok::<_, Infallible>)
             });
             let (stream, cork) = cork(stream);
-            let turns = Turns::new(arrivals, cork);
+            let mut turns = Turns::new(arrivals, cork);
             let mut serving =
                 std::pin::pin!(protocol.serve_connection(TokioIo::new(stream), service));
             let mut finishing = false;

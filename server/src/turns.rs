@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use hyper::rt::Executor;
 use tokio::io::AsyncWrite;
+use tokio::runtime::Handle;
 use tokio::task::coop::unconstrained;
 
 use crate::corked::Cork;
@@ -23,9 +24,9 @@ use crate::pace::{Paced, Stream};
 /// How long turns may take before what they wrote leaves, so that the client has something to do
 /// meanwhile.
 const SLICE: Duration = Duration::from_micros(100);
-/// How long slices go on in a row. The streams that are left then have their first turn in tasks of
-/// their own, on other threads, and other tasks have theirs on this one; so a turn that computes
-/// for long holds up nobody but itself.
+/// How long slices go on in a row. Then other tasks have a turn on this thread. The streams that
+/// are left have theirs in tasks of their own, on other threads; so a turn that computes for long
+/// holds up nobody but itself. Where there is no other thread, they have it here, later.
 const SLICES: Duration = Duration::from_millis(1);
 
 /// Streams that have had no turn yet; what HTTP calls an executor.
@@ -63,24 +64,32 @@ where
 /// The turns of a connection and of its streams.
 pub struct Turns<S> {
     arrivals: Arrivals,
+    /// Had no turn yet. As many as HTTP/2 lets be open on a connection.
+    waiting: VecDeque<Stream>,
+    /// There are other threads.
+    others: bool,
     cork: Cork<S>,
 }
 
 impl<S: AsyncWrite + Unpin> Turns<S> {
     /// Those of a connection that gives its streams to `arrivals` and writes behind `cork`.
     pub fn new(arrivals: Arrivals, cork: Cork<S>) -> Self {
-        Turns { arrivals, cork }
+        Turns {
+            arrivals,
+            waiting: VecDeque::new(),
+            others: Handle::current().metrics().num_workers() > 1,
+            cork,
+        }
     }
 
     /// Polls the connection, gives its new streams their turn, and lets go what they wrote. Ends
     /// as the connection does, which shuts its stream down before, and so has written all.
     pub fn poll<E>(
-        &self,
+        &mut self,
         mut connection: Pin<&mut impl Future<Output = E>>,
         cx: &mut Context<'_>,
     ) -> Poll<E> {
         let began = Instant::now();
-        let mut waiting = VecDeque::new();
         loop {
             let polled = connection.as_mut().poll(cx);
             self.pull(cx);
@@ -89,14 +98,19 @@ impl<S: AsyncWrite + Unpin> Turns<S> {
                 // Only HTTP/2 has streams.
                 self.cork.put_in();
             }
-            waiting.extend(new);
-            if polled.is_ready() || waiting.is_empty() {
-                waiting.into_iter().for_each(spawn);
+            self.waiting.extend(new);
+            if polled.is_ready() || self.waiting.is_empty() {
+                // With its memory: most connections are idle.
+                std::mem::take(&mut self.waiting)
+                    .into_iter()
+                    .for_each(spawn);
                 return polled;
             }
-            slice(&mut waiting, cx);
+            slice(&mut self.waiting, cx);
             if began.elapsed() >= SLICES {
-                waiting.into_iter().for_each(spawn);
+                if self.others {
+                    self.waiting.drain(..).for_each(spawn);
+                }
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -162,7 +176,7 @@ mod tests {
     }
 
     /// One look at a connection that has nothing else to do.
-    async fn look(subject: &Subject) {
+    async fn look(subject: &mut Subject) {
         let mut connection = pending::<()>();
         poll_fn(|cx| {
             let polled = subject.turns.poll(Pin::new(&mut connection), cx);
@@ -174,7 +188,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_need_not_wait_has_ended_after_the_turn_of_its_connection() {
-        let subject = subject();
+        let mut subject = subject();
         let (tell, mut told) = mpsc::unbounded_channel();
         for number in 0..3 {
             let tell = tell.clone();
@@ -182,28 +196,28 @@ mod tests {
                 tell.send(number).unwrap();
             });
         }
-        look(&subject).await;
+        look(&mut subject).await;
         let told: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
         assert_eq!(told, [0, 1, 2]);
     }
 
     #[tokio::test]
     async fn a_stream_that_has_to_wait_goes_on_without_its_connection() {
-        let subject = subject();
+        let mut subject = subject();
         let (go, wait) = oneshot::channel::<()>();
         let (tell, told) = oneshot::channel();
         subject.arrivals.execute(async move {
             wait.await.unwrap();
             tell.send("done").unwrap();
         });
-        look(&subject).await;
+        look(&mut subject).await;
         go.send(()).unwrap();
         assert_eq!(told.await.unwrap(), "done");
     }
 
     #[tokio::test]
     async fn a_stream_that_panics_ends_alone() {
-        let subject = subject();
+        let mut subject = subject();
         let (tell, told) = oneshot::channel();
         subject
             .arrivals
@@ -211,13 +225,17 @@ mod tests {
         subject.arrivals.execute(async move {
             tell.send("done").unwrap();
         });
-        look(&subject).await;
+        look(&mut subject).await;
+        // To show a panic may take longer than slices do.
+        while !subject.turns.waiting.is_empty() {
+            look(&mut subject).await;
+        }
         assert_eq!(told.await.unwrap(), "done");
     }
 
     #[tokio::test]
     async fn a_connection_that_never_stops_taking_streams_lets_others_have_a_turn() {
-        let subject = subject();
+        let mut subject = subject();
         let arrivals = subject.arrivals.clone();
         let mut connection = poll_fn(|_| {
             arrivals.execute(ready(()));
@@ -232,8 +250,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn streams_that_are_left_after_their_slices_have_their_turn_later() {
+        let mut subject = subject();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let streams = 20;
+        for number in 0..streams {
+            let tell = tell.clone();
+            subject.arrivals.execute(async move {
+                let began = Instant::now();
+                while began.elapsed() < SLICES / 5 {}
+                tell.send(number).unwrap();
+            });
+        }
+        look(&mut subject).await;
+        let first: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
+        assert!(!first.is_empty() && first.len() < streams, "{first:?}");
+        while !subject.turns.waiting.is_empty() {
+            look(&mut subject).await;
+        }
+        let all = first
+            .into_iter()
+            .chain(std::iter::from_fn(|| told.try_recv().ok()));
+        assert!(all.eq(0..streams));
+    }
+
+    #[tokio::test]
+    async fn streams_that_are_left_at_the_end_of_their_connection_have_their_turn() {
+        let mut subject = subject();
+        let (tell, told) = oneshot::channel();
+        subject.arrivals.execute(async move {
+            tell.send("done").unwrap();
+        });
+        poll_fn(|cx| subject.turns.poll(Pin::new(&mut ready(())), cx)).await;
+        assert_eq!(told.await.unwrap(), "done");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_stream_that_computes_for_long_holds_up_no_other() {
-        let subject = subject();
+        let mut subject = subject();
         let (tell, mut told) = mpsc::unbounded_channel();
         for length in [SLICES, Duration::ZERO] {
             let tell = tell.clone();
@@ -243,7 +297,7 @@ mod tests {
                 tell.send(length).unwrap();
             });
         }
-        look(&subject).await;
+        look(&mut subject).await;
         assert_eq!(told.try_recv().ok(), Some(SLICES));
         assert!(told.try_recv().is_err(), "it went on in the connection");
         assert_eq!(told.recv().await, Some(Duration::ZERO));
@@ -253,7 +307,7 @@ mod tests {
     async fn what_was_written_in_a_turn_has_left_after_it() {
         let mut subject = subject();
         subject.corked.write_all(b"an answer").await.unwrap();
-        look(&subject).await;
+        look(&mut subject).await;
         let mut read = [0; 9];
         subject.other.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"an answer");
