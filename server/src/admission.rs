@@ -15,7 +15,7 @@ use hub_core::error::{Error, Result};
 use hub_core::internal::{self, Internal};
 use hub_core::processes::Processes;
 use hub_core::tenancy::Tenancy;
-use hub_proto::policy::{MethodPolicy, method_policy};
+use hub_proto::policy::MethodPolicy;
 use metrics::Counter;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -23,7 +23,7 @@ use tonic::Status;
 use crate::api_limit::{ApiLimit, Left};
 use crate::call::Call;
 use crate::known::Known;
-use crate::modules;
+use crate::methods::Method;
 use crate::tls::Verified;
 use crate::until_drained::UntilDrained;
 use crate::{unexplained, unknown};
@@ -96,7 +96,8 @@ where
             Err(error) => refuse(error),
         };
     }
-    let Some(policy) = method_policy(path) else {
+    let method = Method::of(path);
+    let Some((method, policy)) = method.and_then(|known| Some((known, known.policy?))) else {
         // Not of the contract: a service that finds out itself who is calling, or the router.
         return next(introduced(request)).await;
     };
@@ -125,7 +126,7 @@ where
     }
     known.admitted(caller.clone());
     // Strangers do not learn what is built.
-    if modules::is_built(policy.method) {
+    if method.is_built {
         request.extensions_mut().insert(caller);
         next(request).await
     } else {
@@ -238,7 +239,8 @@ impl Gate {
         extensions: &Extensions,
     ) -> Option<Credential<'a>> {
         let is_shown = !self.certificates || extensions.get::<Verified>().is_some();
-        let policy = method_policy(uri.path()).filter(|policy| is_shown && !policy.public);
+        let policy = Method::of(uri.path()).and_then(|method| method.policy);
+        let policy = policy.filter(|policy| is_shown && !policy.public);
         policy.map(|_| credential(uri, headers, extensions))
     }
 

@@ -1,8 +1,11 @@
 //! The server with whatever domains it is built with; `tests/run --only alone` builds it with each
 //! of them alone, and with none.
 
+use axum::Router;
+use axum::body::Body;
 use hub_client::Hub;
 use hub_core::clock::Clock;
+use hub_core::services::Services;
 use hub_proto::policy::{MethodPolicy, method_policies};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -12,7 +15,10 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic_prost::ProstCodec;
 
-use crate::{Config, Running, modules};
+use crate::explain::Explainer;
+use crate::listen::{Parts, Stack};
+use crate::pages::Pages;
+use crate::{Config, Running, modules, telemetry};
 
 /// A server on a database of its own.
 struct Alone {
@@ -118,6 +124,30 @@ async fn the_rpcs_of_its_domains_are_there_and_those_of_others_are_not() {
     }
     assert_eq!(there > 0, !modules::DOMAINS.is_empty());
     assert!(missing > 0);
+}
+
+/// What a call is while it waits, and what is moved when it begins: more than the caches next to
+/// the processor hold would slow down everything that it does.
+#[tokio::test]
+async fn a_call_takes_little_memory_while_it_is_answered() {
+    let alone = Alone::start().await;
+    let core = &alone.running.core;
+    let authenticator = modules::keys(core).unwrap().authenticator;
+    let stack = Stack::new(Parts {
+        services: Services::default(),
+        http: Router::new(),
+        health: Services::default(),
+        gate: crate::gate(&alone.config, core, authenticator),
+        explainer: Explainer::new(&core.public_url),
+        pages: Pages {
+            core: core.clone(),
+            metrics: telemetry::recorder().unwrap(),
+        },
+        limits: core.limits.clone(),
+    });
+    let call = stack.unwrap().call(axum::http::Request::new(Body::empty()));
+    let size = size_of_val(&call);
+    assert!(size <= 8 << 10, "{size} bytes");
 }
 
 #[tokio::test]

@@ -18,13 +18,13 @@ use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
 use hub_core::auth::{Authenticator, Refusal};
 use tonic::Status;
-use tracing::{Instrument, Span};
 
 use crate::call::Call;
 use crate::explain::{Explained, Explainer};
 use crate::known::Known;
 use crate::pace;
 use crate::rpc_log::Record;
+use crate::telemetry::at_work::AtWork;
 
 /// What answers are completed with; cheap to clone.
 #[derive(Clone)]
@@ -62,9 +62,11 @@ where
 {
     let call = Call::of(&request);
     let record = Record::begin(&call, request.uri().path());
-    let span = record.span();
-    let answered = next(request).instrument(span.clone());
-    let answered = AssertUnwindSafe(answered).catch_unwind().await;
+    // In one piece, as a name for a part of it would be a second place for that part: this is most
+    // of what a call takes in memory.
+    let answered = AssertUnwindSafe(record.at_work().during(next(request)))
+        .catch_unwind()
+        .await;
     let mut response = answered.unwrap_or_else(|_| Status::internal(PANICKED).into_http());
     let mut ending = Ending {
         desk: desk.inner.clone(),
@@ -82,7 +84,7 @@ where
     response.map(|inner| {
         let answer = Answer {
             inner,
-            span,
+            at_work: ending.record.at_work(),
             ending: Some(ending),
         };
         pace::watch(Body::new(answer), id)
@@ -110,7 +112,7 @@ impl Ending {
         let status = Status::from_header_map(headers)
             .unwrap_or_else(|| Status::internal("an answer ended without a status"));
         let explainer = &self.desk.explainer;
-        let explained = explainer.explain(&status, &self.call, self.record.method());
+        let explained = explainer.explain(&status, &self.call, self.record.method_name());
         write(&explained, headers);
         self.tell(&explained);
         self.record
@@ -124,7 +126,7 @@ impl Ending {
         let Some(caller) = &self.record.caller else {
             return;
         };
-        let Some(policy) = self.record.policy() else {
+        let Some(policy) = self.record.method().and_then(|method| method.policy) else {
             return;
         };
         let metadata = explained.metadata.iter();
@@ -150,7 +152,7 @@ fn write(explained: &Explained, headers: &mut HeaderMap) {
 /// The body of an answer, whose trailers are completed as they pass.
 struct Answer {
     inner: Body,
-    span: Span,
+    at_work: Arc<AtWork>,
     /// Taken by the trailers; dropped with the body if the caller leaves before.
     ending: Option<Ending>,
 }
@@ -181,7 +183,8 @@ impl http_body::Body for Answer {
             return Poll::Ready(None);
         }
         let inner = Pin::new(&mut this.inner);
-        let polled = || this.span.in_scope(|| inner.poll_frame(cx));
+        let at_work = this.at_work.clone();
+        let polled = || at_work.within(|| inner.poll_frame(cx));
         let polled = std::panic::catch_unwind(AssertUnwindSafe(polled));
         match polled {
             Err(_) => this.failed(PANICKED),

@@ -1,5 +1,6 @@
 //! How long a call may take, and how many a connection may have at work.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use hub_core::clock;
 use hub_core::error::Error;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
@@ -61,7 +63,7 @@ where
 {
     let asked = requested(request.headers());
     let allowed = asked.map_or(longest, |asked| asked.min(longest));
-    match tokio::time::timeout(allowed, next(request)).await {
+    match clock::timeout(allowed, pin!(next(request))).await {
         Ok(response) => response,
         Err(_) => refuse(unexplained::deadline(Code::DeadlineExceeded, "deadline")),
     }

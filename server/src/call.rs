@@ -10,8 +10,7 @@ use axum::response::Response;
 
 use crate::telemetry::trace::Trace;
 
-/// Header of every answer, HTTP pages included. Inside the server the request carries it too, so
-/// that a domain can write the id of the call into what it stores.
+/// Header of every answer, HTTP pages included.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A request as the transport sees it; in the extensions of the request.
@@ -54,9 +53,6 @@ where
     }
     let call = Call::begin(request.headers());
     let value = HeaderValue::from_str(&call.id).ok();
-    if let Some(value) = &value {
-        request.headers_mut().insert(REQUEST_ID, value.clone());
-    }
     request.extensions_mut().insert(call);
     let mut response = next(request).await;
     if let Some(value) = value {

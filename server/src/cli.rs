@@ -108,7 +108,7 @@ fn parse(layers: &Layers) -> Result<(Cli, clap::ArgMatches), String> {
 
 /// Runs a command that does one thing on the database and ends.
 fn offline<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    crate::telemetry::log(crate::telemetry::LogFormat::Auto, "warn")?;
+    let _logging = crate::telemetry::log(crate::telemetry::LogFormat::Auto, "warn")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -27,7 +27,7 @@ mod dev;
 mod explain;
 mod known;
 pub mod listen;
-mod meters;
+mod methods;
 pub mod modules;
 mod offline;
 mod pace;
@@ -59,12 +59,12 @@ use hub_core::jobs::Jobs;
 use hub_core::journal::Journal;
 use hub_core::module::Core;
 use hub_core::processes::Processes;
+use hub_core::services::Services;
 use hub_core::storage::{self, Db, Options};
 use hub_core::tenancy::Tenancy;
 use hub_proto::policy::method_policies;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -136,13 +136,13 @@ pub async fn start(
     let keys = modules::keys(&core)?;
     let operator_key = operator_key(&keys.keys, config.operator_key_file.as_deref()).await?;
     let authenticator = keys.authenticator.clone();
-    let routers = modules::services(&core, keys);
+    let served = modules::services(&core, keys);
     let health = HealthReporter::new();
     report(&health, ServingStatus::Serving).await;
     let stack = Stack::new(Parts {
-        services: routers.services,
-        http: routers.http,
-        health: listen::routes(Routes::new(health_service(&health))),
+        services: served.services,
+        http: served.http,
+        health: Services::default().with(health_service(&health)),
         gate: gate(&config, &core, authenticator),
         explainer: Explainer::new(&core.public_url),
         pages: Pages {

@@ -16,10 +16,10 @@ use axum::routing::get;
 use bytes::Bytes;
 use http_body::Body as HttpBody;
 use hub_core::limits::Limits;
-use tonic::service::Routes;
+use hub_core::services::{Services, routed};
 use tonic_reflection::server::Builder as Reflection;
 use tonic_web::GrpcWebLayer;
-use tower::{BoxError, Service, ServiceBuilder};
+use tower::{BoxError, ServiceBuilder};
 
 use crate::admission::{self, Gate};
 use crate::answers::Desk;
@@ -42,11 +42,11 @@ pub fn descriptor_sets() -> [&'static [u8]; 3] {
 /// What the column needs.
 pub struct Parts {
     /// The services of the domains.
-    pub services: Router,
+    pub services: Services,
     /// What the domains serve as plain HTTP.
     pub http: Router,
     /// The health service.
-    pub health: Router,
+    pub health: Services,
     /// Decides who may call what.
     pub gate: Gate,
     /// Completes errors.
@@ -59,10 +59,12 @@ pub struct Parts {
 
 /// The whole server; cheap to clone.
 #[derive(Clone)]
-pub struct Stack {
+pub struct Stack(Arc<Column>);
+
+struct Column {
     inner: Arc<Inner>,
     /// The services, below the inner part.
-    services: Router,
+    services: Services,
     /// Whatever is not plain gRPC, and what makes gRPC of it.
     other: Router,
 }
@@ -100,7 +102,7 @@ impl Stack {
             .services
             .merge(parts.health)
             .merge(reflection()?)
-            .fallback(unknown::answer);
+            .routed(Router::new().fallback(unknown::answer));
         let other = Router::new()
             // For machines and browsers: no key, no gRPC.
             .route("/livez", get(pages::live))
@@ -111,12 +113,12 @@ impl Stack {
             .with_state(parts.pages)
             // They decide about the caller themselves.
             .merge(http)
-            .fallback_service(services.clone().layer(column));
-        Ok(Stack {
+            .fallback_service(services.router().layer(column));
+        Ok(Stack(Arc::new(Column {
             inner,
             services,
             other,
-        })
+        })))
     }
 
     /// Answers a request.
@@ -125,19 +127,19 @@ impl Stack {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let Stack {
+        let Column {
             inner,
             services,
             other,
-        } = self;
+        } = &*self.0;
         // Outermost: every answer, of a page too, has an id.
-        call::identify(request.map(Body::new), |request| async move {
+        call::identify(request.map(Body::new), async |request| {
             if is_grpc(&request) {
-                inner
-                    .serve(request, |request| routed(services, request))
-                    .await
+                let next = |request| services.call(request);
+                inner.serve(request, next).await
             } else {
-                routed(other, request).await
+                // Boxed: it is large, and the rest of a call is not.
+                Box::pin(routed(other.clone(), request)).await
             }
         })
         .await
@@ -155,14 +157,6 @@ fn is_grpc(request: &Request<Body>) -> bool {
         && is_grpc
         && request.version() == Version::HTTP_2
         && request.method() == Method::POST
-}
-
-/// A router is always ready, and never fails.
-async fn routed(mut router: Router, request: Request<Body>) -> Response {
-    match router.call(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    }
 }
 
 /// What the inner part of the column needs.
@@ -209,13 +203,8 @@ async fn translated(
     inner.serve(request, |request| next.run(request)).await
 }
 
-/// Routes of one gRPC service without the fallback that tonic adds; there can be one only.
-pub fn routes(routes: Routes) -> Router {
-    routes.into_axum_router().reset_fallback()
-}
-
 /// Both versions: v1alpha is what older tools ask for.
-fn reflection() -> Result<Router, String> {
+fn reflection() -> Result<Services, String> {
     let builder = || {
         descriptor_sets().into_iter().fold(
             Reflection::configure(),
@@ -225,7 +214,7 @@ fn reflection() -> Result<Router, String> {
     let failed = |error| format!("cannot serve reflection: {error}");
     let v1 = builder().build_v1().map_err(failed)?;
     let v1alpha = builder().build_v1alpha().map_err(failed)?;
-    Ok(routes(Routes::new(v1).add_service(v1alpha)))
+    Ok(Services::default().with(v1).with(v1alpha))
 }
 
 #[cfg(test)]

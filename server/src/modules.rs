@@ -7,6 +7,7 @@ use hub_api_keys as keys_domain;
 #[cfg(not(feature = "api_keys"))]
 use hub_core::bootstrap as keys_domain;
 use hub_core::module::{Core, Module};
+use hub_core::services::Services;
 use hub_core::storage::{self, Db, Migrations};
 
 pub use keys_domain::{Keys, Plugged, Replaced};
@@ -110,9 +111,9 @@ pub fn keys(core: &Core) -> Result<Plugged, String> {
 }
 
 /// What all domains serve: gRPC, and plain HTTP beside it.
-pub struct Routers {
+pub struct Served {
     /// The services.
-    pub services: Router,
+    pub services: Services,
     /// The routes of plain HTTP.
     pub http: Router,
 }
@@ -122,7 +123,7 @@ pub struct Routers {
     not(any(feature = "event_bus", feature = "platform")),
     expect(unused_variables, reason = "there is no domain to give it to")
 )]
-pub fn services(core: &Core, keys: Plugged) -> Routers {
+pub fn services(core: &Core, keys: Plugged) -> Served {
     #[cfg(feature = "api_keys")]
     keys.keys.work();
     let modules = Vec::<Module>::from([
@@ -132,14 +133,14 @@ pub fn services(core: &Core, keys: Plugged) -> Routers {
         hub_platform::module(core, keys.keys),
         keys.module,
     ]);
-    let none = Routers {
-        services: Router::new(),
+    let none = Served {
+        services: Services::default(),
         http: Router::new(),
     };
     modules.into_iter().fold(none, |all, module| {
         tracing::debug!(domain = module.name, "serving");
-        Routers {
-            services: all.services.merge(module.router.reset_fallback()),
+        Served {
+            services: all.services.merge(module.services),
             http: all.http.merge(module.http),
         }
     })

@@ -1,36 +1,21 @@
-//! One span, one line and one count per RPC. Never payloads, never keys.
-//!
-//! What is logged while the call is at work carries the span: the call's id and its trace. The
-//! line at its end has the same by itself.
+//! One line and one count per RPC. Never payloads, never keys.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hub_core::auth::Caller;
-use hub_proto::policy::{self, MethodPolicy};
 use tonic::Code;
-use tracing::Span;
 
 use crate::call::Call;
-use crate::meters::Meters;
-use crate::modules;
-
-/// Service and method of a path that the contract does not have: one label, whatever is asked.
-const UNKNOWN: (&str, &str) = ("unknown", "unknown");
-
-/// Services beside the contract, by path.
-const PUBLIC: [&str; 5] = [
-    "/grpc.health.v1.Health/Check",
-    "/grpc.health.v1.Health/List",
-    "/grpc.health.v1.Health/Watch",
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-];
+use crate::methods::{Meters, Method};
+use crate::telemetry::at_work::AtWork;
 
 /// What is known of a call while it runs.
 pub struct Record {
-    call: Call,
-    path: Arc<str>,
-    meters: Arc<Meters>,
+    at_work: Arc<AtWork>,
+    started: Instant,
+    /// None if nothing serves it.
+    method: Option<&'static Method>,
     /// Who called, once admitted.
     pub caller: Option<Caller>,
     finished: bool,
@@ -39,50 +24,47 @@ pub struct Record {
 impl Record {
     /// A call to `path` has begun.
     pub fn begin(call: &Call, path: &str) -> Self {
-        let known = policy::method_policy(path).map(|policy| policy.method);
-        let labels = known
-            .or_else(|| beside(path))
-            .and_then(|method| method.split_once('/'))
-            .unwrap_or(UNKNOWN);
-        let meters = Meters::of(labels);
-        meters.started.increment(1);
-        meters.open.increment(1.0);
-        let call = call.clone();
-        Record {
-            call,
-            path: path.into(),
-            meters,
+        let method = Method::of(path);
+        let named = |known: &Method| known.name.into();
+        let unknown = || {
+            cut(path.strip_prefix('/').unwrap_or(path))
+                .to_owned()
+                .into()
+        };
+        let at_work = AtWork {
+            method: method.map_or_else(unknown, named),
+            call: call.id.clone(),
+            trace: call.trace,
+        };
+        let record = Record {
+            at_work: Arc::new(at_work),
+            started: call.started,
+            method,
             caller: None,
             finished: false,
-        }
+        };
+        record.meters().started.increment(1);
+        record.meters().open.increment(1.0);
+        record
+    }
+
+    /// The method; none if nothing serves it.
+    pub fn method(&self) -> Option<&'static Method> {
+        self.method
     }
 
     /// The method as the contract writes it, `hub.event_bus.v1.EventBus/Publish`.
-    pub fn method(&self) -> &str {
-        self.path.strip_prefix('/').unwrap_or(&self.path)
+    pub fn method_name(&self) -> &str {
+        &self.at_work.method
     }
 
-    /// Who may call it; none if it is not of the contract.
-    pub fn policy(&self) -> Option<&'static MethodPolicy> {
-        policy::method_policy(&self.path)
+    /// Names the call in what is logged while it is at work.
+    pub fn at_work(&self) -> Arc<AtWork> {
+        self.at_work.clone()
     }
 
-    /// The span of the call.
-    pub fn span(&self) -> Span {
-        let (method, trace) = (cut(self.method()), &self.call.trace);
-        let span = tracing::info_span!(
-            target: "rpc",
-            "rpc",
-            method,
-            call = &*self.call.id,
-            trace = %trace.trace_id,
-            span = %trace.span_id,
-            parent = tracing::field::Empty,
-        );
-        if let Some(parent) = trace.parent {
-            span.record("parent", tracing::field::display(parent));
-        }
-        span
+    fn meters(&self) -> &'static Meters {
+        self.method.unwrap_or_else(Method::unknown).meters()
     }
 
     /// The call ended with this code and, if it is an error, this reason.
@@ -92,24 +74,26 @@ impl Record {
 
     fn write(&mut self, code: Code, reason: &str) {
         self.finished = true;
-        self.meters.open.decrement(1.0);
-        let name = code_name(code);
-        if let Some(handled) = self.meters.handled(code, name) {
+        let (meters, name) = (self.meters(), code_name(code));
+        meters.open.decrement(1.0);
+        if let Some(handled) = meters.handled(code, name) {
             handled.increment(1);
         }
-        let took = self.call.started.elapsed();
-        self.meters.seconds.record(took.as_secs_f64());
+        let took = self.started.elapsed();
+        meters.seconds.record(took.as_secs_f64());
         let caller = self.caller.as_ref();
         let key = caller.map_or("", |caller| &caller.key_id);
         let tenant = caller.and_then(|caller| caller.tenant.as_ref());
         let tenant = tenant.map_or("", |tenant| tenant.id());
-        let (method, call, ms) = (cut(self.method()), &*self.call.id, took.as_secs_f64() * 1e3);
-        let trace = tracing::field::display(self.call.trace.trace_id);
+        let (method, call) = (self.method_name(), &*self.at_work.call);
+        let ms = took.as_secs_f64() * 1e3;
+        let trace = tracing::field::display(self.at_work.trace.trace_id);
+        let is_probe = self.method.is_some_and(|method| method.is_probed);
         if matches!(code, Code::Internal | Code::Unknown | Code::DataLoss) {
             tracing::error!(
                 target: "rpc", method, code = name, reason, call, trace, key, tenant, ms
             );
-        } else if matches!(code, Code::Ok | Code::Cancelled) && PUBLIC.contains(&&*self.path) {
+        } else if matches!(code, Code::Ok | Code::Cancelled) && is_probe {
             // Probes ask every few seconds.
             tracing::debug!(
                 target: "rpc", method, code = name, reason, call, trace, key, tenant, ms
@@ -120,14 +104,6 @@ impl Record {
             );
         }
     }
-}
-
-/// The method of a path that is served beside the contract.
-fn beside(path: &str) -> Option<&'static str> {
-    let public = PUBLIC.iter().map(|known| &known[1..]);
-    let mut known = public.chain(modules::BESIDE.iter().copied());
-    let method = path.strip_prefix('/')?;
-    known.find(|known| *known == method)
 }
 
 impl Drop for Record {

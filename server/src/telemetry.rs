@@ -1,7 +1,10 @@
 //! Logs and metrics of the process, and the traces that its calls belong to.
 
+pub mod at_work;
 mod json_lines;
 pub mod metrics;
+mod people_lines;
+mod standard_error;
 pub mod trace;
 
 use std::convert::Infallible;
@@ -11,11 +14,14 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use hub_core::worker::Workers;
-use json_lines::{JsonLines, JsonMembers};
+use json_lines::JsonLines;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use people_lines::PeopleLines;
+use standard_error::StandardError;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -63,26 +69,39 @@ fn targets(filter: &str) -> Result<Targets, String> {
         .map_err(|error| format!("not a filter: {error}"))
 }
 
+/// Log lines leave for as long as it lives, and when it is dropped.
+#[must_use]
+pub struct Logging(StandardError);
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.0.flush();
+    }
+}
+
 /// Sends log lines to standard error; standard output is for what a command answers.
-pub fn log(format: LogFormat, filter: &str) -> Result<(), String> {
+pub fn log(format: LogFormat, filter: &str) -> Result<Logging, String> {
     // By target and level only: a filter that knows spans would look at each span of each call.
     let filter = targets(filter).map_err(|error| format!("--log-filter is {error}"))?;
     let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let output = StandardError::open().map_err(|error| format!("cannot log: {error}"))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(output.clone());
     let pretty = match format {
         LogFormat::Json => false,
         LogFormat::Pretty => true,
         LogFormat::Auto => terminal,
     };
     let set = match pretty {
-        true => log.with(lines.with_ansi(terminal)).try_init(),
-        false => {
-            let lines = lines.fmt_fields(JsonMembers).event_format(JsonLines);
-            log.with(lines).try_init()
+        true => {
+            let lines = lines.with_ansi(terminal);
+            log.with(lines.event_format(PeopleLines::default()))
+                .try_init()
         }
+        false => log.with(lines.event_format(JsonLines)).try_init(),
     };
-    set.map_err(|error| format!("cannot log: {error}"))
+    let set = set.map_err(|error| format!("cannot log: {error}"));
+    set.map(|()| Logging(output))
 }
 
 /// Logs panics instead of printing them; the task or call that panicked ends, the server goes on.

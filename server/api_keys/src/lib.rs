@@ -58,8 +58,8 @@ use std::sync::Arc;
 
 use hub_core::auth::Authenticator;
 use hub_core::module::{Core, Module};
+use hub_core::services::Services;
 use hub_proto::server::api_keys_server::ApiKeysServer;
-use tonic::service::Routes;
 
 use proxied::Trusted;
 
@@ -91,12 +91,9 @@ pub fn module(core: &Core) -> Result<Plugged, String> {
     let server =
         ApiKeysServer::new(service).max_decoding_message_size(core.limits.message_bytes_max);
     let envoy = ext_authz::Service::server(&keys, trusted.clone());
-    // Unknown methods are answered by the server, once for all domains.
-    let routes = Routes::new(server).add_service(envoy);
-    let router = routes.into_axum_router().reset_fallback();
     let module = Module {
         name: "api_keys",
-        router,
+        services: Services::default().with(server).with(envoy),
         http: forward_auth::router(&keys, trusted),
     };
     Ok(Plugged {

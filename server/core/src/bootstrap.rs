@@ -25,6 +25,7 @@ use crate::hub_event::HubEvent;
 use crate::journal::TenantRef;
 use crate::module::{Core, Module};
 use crate::secrets;
+use crate::services::Services;
 use crate::storage::{Sql, Tx};
 
 /// Metadata by which the operator key names the product that it speaks for.
@@ -75,7 +76,7 @@ pub fn module(core: &Core) -> Result<Plugged, String> {
     Ok(Plugged {
         module: Module {
             name: "bootstrap",
-            router: axum::Router::new(),
+            services: Services::default(),
             http: axum::Router::new(),
         },
         authenticator: keys.clone(),

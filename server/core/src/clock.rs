@@ -1,9 +1,13 @@
 //! Time as an argument: the system's, or one that a test moves by hand.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 
 /// Microseconds since 1970-01-01T00:00:00Z.
 pub type Micros = i64;
@@ -98,9 +102,36 @@ pub fn from_timestamp(at: &prost_types::Timestamp) -> Micros {
         .saturating_add(i64::from(at.nanos) / 1000)
 }
 
+/// What a future answers, unless it takes longer: in real time, as tokio's own. Its timer is set
+/// only once there is something to wait for: that takes longer than much that is ready at once.
+///
+/// # Errors
+/// It took longer.
+pub async fn timeout<F: Future>(
+    limit: Duration,
+    mut future: Pin<&mut F>,
+) -> Result<F::Output, Elapsed> {
+    match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        Poll::Ready(answer) => Ok(answer),
+        Poll::Pending => tokio::time::timeout(limit, future).await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_ready_is_answered_whatever_the_limit_and_what_never_is_ends() {
+        let ready = pin!(async { 1 });
+        assert_eq!(timeout(Duration::ZERO, ready).await.ok(), Some(1));
+        let late = pin!(tokio::task::yield_now());
+        assert!(timeout(Duration::from_secs(600), late).await.is_ok());
+        let never = pin!(std::future::pending::<()>());
+        assert!(timeout(Duration::from_millis(1), never).await.is_err());
+    }
 
     #[tokio::test]
     async fn a_clock_that_moves_before_the_sleep_begins_is_not_missed() {

@@ -39,6 +39,7 @@ pub mod products;
 pub mod replay;
 pub mod sealing;
 pub mod secrets;
+pub mod services;
 pub mod storage;
 pub mod tenancy;
 pub mod window;

@@ -13,6 +13,7 @@ use crate::limits::Limits;
 use crate::peers::Peers;
 use crate::processes::Processes;
 use crate::sealing::Sealer;
+use crate::services::Services;
 use crate::storage::Db;
 use crate::tenancy::Tenancy;
 use crate::worker::Workers;
@@ -62,7 +63,7 @@ pub struct Module {
     /// Name of the domain and of its feature.
     pub name: &'static str,
     /// Its gRPC services.
-    pub router: axum::Router,
+    pub services: Services,
     /// Its routes of plain HTTP; the extensions of a request have its `auth::Origin`.
     pub http: axum::Router,
 }

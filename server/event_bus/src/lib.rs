@@ -62,6 +62,7 @@ use std::time::Duration;
 use hub_core::auth::Authenticator;
 use hub_core::clock::{Micros, micros};
 use hub_core::module::{Core, Module};
+use hub_core::services::Services;
 use hub_proto::server::event_bus_server::EventBusServer;
 
 use checkpoint::Checkpoints;
@@ -108,12 +109,11 @@ pub fn module(core: &Core, authenticator: Arc<dyn Authenticator>) -> Module {
     let server = EventBusServer::new(service)
         .max_decoding_message_size(core.limits.message_bytes_max)
         .max_encoding_message_size(usize::MAX);
-    let router = tonic::service::Routes::new(server).into_axum_router();
-    let router = router.merge(branches.router()).merge(passing.router());
-    let router = router.merge(asked.router()).merge(refused);
+    let between = branches.router().merge(passing.router());
+    let between = between.merge(asked.router()).merge(refused);
     Module {
         name: "event_bus",
-        router,
+        services: Services::default().with(server).routed(between),
         http: axum::Router::new(),
     }
 }

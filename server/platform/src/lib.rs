@@ -23,8 +23,8 @@ use std::sync::Arc;
 
 use hub_core::auth::KeyIssuer;
 use hub_core::module::{Core, Module};
+use hub_core::services::Services;
 use hub_proto::server::platform_server::PlatformServer;
-use tonic::service::Routes;
 
 pub use store::STATEMENTS;
 
@@ -40,10 +40,9 @@ pub fn module(core: &Core, issuer: Arc<dyn KeyIssuer>) -> Module {
     };
     let server =
         PlatformServer::new(service).max_decoding_message_size(core.limits.message_bytes_max);
-    // Unknown methods are answered by the server, once for all domains.
     Module {
         name: "platform",
-        router: Routes::new(server).into_axum_router().reset_fallback(),
+        services: Services::default().with(server),
         http: axum::Router::new(),
     }
 }

@@ -51,7 +51,7 @@ pub fn run(
     address: SocketAddr,
     then: impl AsyncFnOnce(&Started) -> Result<Value, String>,
 ) -> Result<(), String> {
-    telemetry::log(server.log.log_format, &server.log.log_filter)?;
+    let _logging = telemetry::log(server.log.log_format, &server.log.log_filter)?;
     telemetry::log_panics();
     let runtime = Builder::new_multi_thread()
         .worker_threads(server.listening.threads())

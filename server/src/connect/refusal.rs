@@ -60,7 +60,7 @@ impl Refusal {
         path: &str,
     ) -> Response {
         let record = Record::begin(call, path);
-        let explained = explainer.explain(&Status::from(self.error), call, record.method());
+        let explained = explainer.explain(&Status::from(self.error), call, record.method_name());
         record.finish(explained.status.code(), &explained.reason);
         let mut response = error_response(&explained.status, *self.headers, transcoder);
         *response.status_mut() = self.http;

@@ -4,27 +4,26 @@
 use std::fmt::{self, Debug, Write};
 
 use tracing::field::{Field, Visit};
-use tracing::span::Record;
 use tracing::{Event, Subscriber};
-use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
+
+use super::at_work::AtWork;
+use super::trace::Trace;
 
 /// `{"timestamp":…,"level":…,` the fields of the event, `"target":…,"span":{…}}`.
 pub struct JsonLines;
 
-/// The fields of a span as members of an object, without its braces.
-pub struct JsonMembers;
-
-impl<S> FormatEvent<S, JsonMembers> for JsonLines
+impl<S, N> FormatEvent<S, N> for JsonLines
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(
         &self,
-        context: &FmtContext<'_, S, JsonMembers>,
+        _: &FmtContext<'_, S, N>,
         mut line: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
@@ -34,62 +33,46 @@ where
         line.write_str("\",\"level\":\"")?;
         line.write_str(metadata.level().as_str())?;
         line.write_str("\"")?;
-        write_members(line.by_ref(), false, |members| event.record(members))?;
+        write_members(line.by_ref(), event)?;
         line.write_str(",\"target\":")?;
         quote(&mut line, metadata.target())?;
-        // A span is within no other.
-        if let Some(span) = context.parent_span() {
-            line.write_str(",\"span\":{")?;
-            let extensions = span.extensions();
-            let fields = extensions.get::<FormattedFields<JsonMembers>>();
-            if let Some(fields) = fields.filter(|fields| !fields.is_empty()) {
-                line.write_str(fields)?;
-                line.write_str(",")?;
-            }
-            line.write_str("\"name\":")?;
-            quote(&mut line, span.name())?;
-            line.write_str("}")?;
-        }
+        let shown = AtWork::show(|at_work| write_call(&mut line, at_work));
+        shown.unwrap_or(Ok(()))?;
         line.write_str("}\n")
     }
 }
 
-impl<'writer> FormatFields<'writer> for JsonMembers {
-    fn format_fields<R: RecordFields>(&self, into: Writer<'writer>, fields: R) -> fmt::Result {
-        write_members(into, true, |members| fields.record(members))
+/// The call that was at work.
+fn write_call(line: &mut Writer<'_>, at_work: &AtWork) -> fmt::Result {
+    line.write_str(",\"span\":{\"method\":")?;
+    quote(line, &at_work.method)?;
+    line.write_str(",\"call\":")?;
+    quote(line, &at_work.call)?;
+    let Trace {
+        trace_id,
+        span_id,
+        parent,
+    } = at_work.trace;
+    write!(line, ",\"trace\":\"{trace_id}\",\"span\":\"{span_id}\"")?;
+    if let Some(parent) = parent {
+        write!(line, ",\"parent\":\"{parent}\"")?;
     }
-
-    fn add_fields(
-        &self,
-        current: &'writer mut FormattedFields<Self>,
-        fields: &Record<'_>,
-    ) -> fmt::Result {
-        let is_first = current.is_empty();
-        write_members(current.as_writer(), is_first, |members| {
-            fields.record(members)
-        })
-    }
+    line.write_str(",\"name\":\"rpc\"}")
 }
 
-fn write_members(
-    into: Writer<'_>,
-    is_first: bool,
-    record: impl FnOnce(&mut Members<'_>),
-) -> fmt::Result {
+fn write_members(into: Writer<'_>, event: &Event<'_>) -> fmt::Result {
     let mut members = Members {
         into,
-        is_first,
         text: String::new(),
         written: Ok(()),
     };
-    record(&mut members);
+    event.record(&mut members);
     members.written
 }
 
 /// Writes fields as they are visited.
 struct Members<'a> {
     into: Writer<'a>,
-    is_first: bool,
     /// What is not text yet.
     text: String,
     written: fmt::Result,
@@ -103,9 +86,7 @@ impl Members<'_> {
     }
 
     fn name(&mut self, field: &Field) -> fmt::Result {
-        if !std::mem::take(&mut self.is_first) {
-            self.into.write_char(',')?;
-        }
+        self.into.write_char(',')?;
         let name = field.name();
         // `r#type` in code is `type`.
         quote(&mut self.into, name.strip_prefix("r#").unwrap_or(name))?;
@@ -164,6 +145,7 @@ fn quote(into: &mut Writer<'_>, text: &str) -> fmt::Result {
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use axum::http::HeaderMap;
     use serde_json::{Value, json};
     use tracing_subscriber::layer::SubscriberExt;
 
@@ -188,7 +170,6 @@ mod tests {
         let lines = Lines::default();
         let written = lines.clone();
         let layer = tracing_subscriber::fmt::layer()
-            .fmt_fields(JsonMembers)
             .event_format(JsonLines)
             .with_writer(move || lines.clone());
         let subscriber = tracing_subscriber::registry().with(layer);
@@ -219,19 +200,33 @@ mod tests {
         assert_eq!(shown, expected);
     }
 
-    #[test]
-    fn what_was_logged_in_a_span_has_its_fields_also_those_of_later() {
-        let shown = line(|| {
-            let span = tracing::info_span!("rpc", call = "req_1", parent = tracing::field::Empty);
-            span.record("parent", "2");
-            span.in_scope(|| tracing::info!("within"));
-        });
+    #[tokio::test]
+    async fn what_is_logged_while_a_call_is_at_work_names_it() {
+        let mut headers = HeaderMap::new();
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        headers.insert("traceparent", parent.parse().unwrap());
+        let at_work = |headers: &HeaderMap| {
+            Arc::new(AtWork {
+                method: "hub.x.v1.X/\"Do".into(),
+                call: "req_1".into(),
+                trace: Trace::of(headers),
+            })
+        };
+        let (with, without) = (at_work(&headers), at_work(&HeaderMap::new()));
+        let span = with.trace.span_id.to_string();
+        let shown = line(|| with.within(|| tracing::info!("within")));
         assert_eq!(
             shown["span"],
-            json!({"name": "rpc", "call": "req_1", "parent": "2"})
+            json!({
+                "name": "rpc", "call": "req_1", "method": "hub.x.v1.X/\"Do", "span": span,
+                "trace": "0af7651916cd43dd8448eb211c80319c", "parent": "b7ad6b7169203331",
+            })
         );
-        let shown = line(|| tracing::info_span!("bare").in_scope(|| tracing::info!("within")));
-        assert_eq!(shown["span"], json!({"name": "bare"}));
+        let during = without.during(async { line(|| tracing::info!("within")) });
+        let shown = during.await;
+        assert_eq!(shown["span"].get("parent"), None);
+        assert_eq!(shown["span"]["call"], "req_1");
+        assert_eq!(line(|| tracing::info!("outside")).get("span"), None);
     }
 
     #[test]

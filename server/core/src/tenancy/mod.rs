@@ -15,7 +15,6 @@ use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::time::timeout;
 use tonic::Code;
 
 pub use snapshot::{Blocked, Snapshot};
@@ -25,7 +24,7 @@ pub use store::{
 };
 pub use versioned::Versioned;
 
-use crate::clock::Micros;
+use crate::clock::{Micros, timeout};
 use crate::error::{Error, Result};
 use crate::id;
 pub use crate::journal::{Bumped, bump};
@@ -138,15 +137,14 @@ impl Tenancy {
     /// The products, and what a tenant may use if one is named, at most a second old; while the
     /// database is away, at most `Limits::key_cache_ttl`. Errors: `STORE_BUSY`.
     pub async fn usable(&self, tenant: Option<&TenantRef>) -> Result<Usable> {
-        let look = async {
+        let mut look = pin!(async {
             let products = self.products().await?;
             let snapshot = match tenant {
                 Some(tenant) => Some(self.current(tenant).await?.1),
                 None => None,
             };
             Ok((products, snapshot))
-        };
-        let mut look = pin!(look);
+        });
         let looked = timeout(LOOKED_UP_WITHIN, look.as_mut()).await;
         if let Ok(Ok(found)) = looked {
             return Ok(found);
