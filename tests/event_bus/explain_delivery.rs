@@ -185,6 +185,12 @@ both_databases! {
         ended(&suite.hub, started.job).await;
         let queued = suite.explain(&asked).await;
         assert_eq!(queued.cause(), "EVT_SUBSCRIBER_CONNECTED", "nobody takes it: {queued:?}");
+        switch(&suite.hub, "psa", "portal", false).await;
+        let queued = suite.explain(&asked).await;
+        assert_eq!(queued.cause(), "EVT_SUBSCRIBER_CONNECTED", "it has it: {queued:?}");
+        let first = queued.fixes()[0].to_string();
+        assert!(!first.contains("Integration"), "it is of no use: {first}");
+        switch(&suite.hub, "psa", "portal", true).await;
         let leases = suite.pull(1).await;
         suite.nack(&leases[0], NackAction::Fail, "no such customer").await;
         let failed = suite.explain(&asked).await;

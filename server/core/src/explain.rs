@@ -271,6 +271,16 @@ impl Checklist {
         common.for_each(|(own, of_branch)| *own = *of_branch);
     }
 
+    /// How many checks there are.
+    pub fn count(&self) -> usize {
+        self.checks.len()
+    }
+
+    /// Whether the check at this place may be in the way; false if it was overcome.
+    pub fn stands(&self, place: usize) -> bool {
+        self.overcome.get(place).is_some_and(|overcome| !overcome)
+    }
+
     /// The earliest check that failed and was not overcome; its needs did not.
     pub fn primary_cause(&self) -> Option<&Check> {
         self.standing()

@@ -135,17 +135,18 @@ impl Question<'_> {
         Checklist::new(&self.sources.core.public_url, &self.caller.scopes)
     }
 
-    fn answer(&self, subject: &Subject, all: Branch) -> Explanation {
+    fn answer(&self, subject: &Subject, mut all: Branch) -> Explanation {
         let as_of = match subject {
             Subject::Stored(stored) => stored.recorded,
             Subject::Removed { .. } => self.now,
             Subject::Never(never) => never.around,
         };
         let in_progress = all.verdict == Verdict::InProgress;
+        let fixes = all.take_fixes();
         all.checks.answer(Conclusion {
             summary: all.sentence,
             verdict: all.verdict,
-            fixes: all.fixes,
+            fixes,
             as_of,
             expect_by: all.expect_by.filter(|_| in_progress),
             now: self.now,

@@ -16,8 +16,9 @@ pub(super) struct Branch {
     /// Of the destination or subscription; empty before the ways part.
     pub(super) name: String,
     pub(super) checks: Checklist,
-    /// What to do about checks that fail.
-    pub(super) fixes: Vec<Fix>,
+    /// What to do about checks that fail, with the place of the check where the branch may yet
+    /// have overcome it.
+    fixes: Vec<(Option<usize>, Fix)>,
     /// What to do besides, if it has to be tried again.
     before_replay: Vec<Fix>,
     /// By which it is tried again.
@@ -69,11 +70,12 @@ impl Branch {
 
     /// Adds the next check, with what to do if it fails. Returns whether it failed.
     pub(super) fn look(&mut self, finding: Finding, fixes: Vec<Fix>) -> bool {
-        let (then, now) = self.checks.add(finding);
+        let (place, (then, now)) = (self.checks.count(), self.checks.add(finding));
         match (then, now) {
             // To try again is enough.
             (CheckResult::Fail, CheckResult::Pass) => {}
             (CheckResult::Fail, _) | (CheckResult::Skipped, CheckResult::Fail) => {
+                let fixes = fixes.into_iter().map(|fix| (Some(place), fix));
                 self.fixes.extend(fixes);
             }
             (_, CheckResult::Fail) => self.before_replay.extend(fixes),
@@ -89,12 +91,12 @@ impl Branch {
             Verdict::Working => self.fixes.clear(),
             Verdict::InProgress => {
                 let wait = "Wait: nothing stands in the way".to_owned();
-                self.fixes
-                    .insert(0, Checklist::advice(FixActor::Wait, wait));
+                let wait = Checklist::advice(FixActor::Wait, wait);
+                self.fixes.insert(0, (None, wait));
             }
             _ if self.checks.primary_cause().is_some() => {
-                self.fixes.append(&mut self.before_replay);
-                self.fixes.extend(self.replay.take());
+                let more = self.before_replay.drain(..).chain(self.replay.take());
+                self.fixes.extend(more.map(|fix| (None, fix)));
             }
             _ => {}
         }
@@ -114,12 +116,16 @@ impl Branch {
         self.sentence = summary(&branches);
         self.verdict = verdict;
         self.checks.overcome_as(&branches[0].checks);
-        // What was in the way before the ways part is so no more.
-        if verdict == Verdict::InProgress {
-            self.fixes.clear();
-        }
+        let before = std::mem::take(&mut self.fixes);
         for branch in branches {
-            self.fixes.extend(branch.fixes);
+            let goes_on = matches!(branch.verdict, Verdict::Working | Verdict::InProgress);
+            // What was in the way before the ways part, and was not overcome.
+            let stands = |place: &Option<usize>| place.is_none_or(|at| branch.checks.stands(at));
+            let before = before.iter().filter(|(place, _)| !goes_on && stands(place));
+            self.fixes
+                .extend(before.map(|(_, fix)| (None, fix.clone())));
+            self.fixes
+                .extend(branch.fixes.into_iter().map(|(_, fix)| (None, fix)));
             self.checks.append(branch.checks);
         }
         if verdict == Verdict::Working {
@@ -130,13 +136,19 @@ impl Branch {
     }
 
     fn drop_repeated_fixes(&mut self) {
-        let mut kept: Vec<Fix> = Vec::new();
-        for fix in self.fixes.drain(..) {
-            if !kept.contains(&fix) && kept.len() < FIXES_MAX {
-                kept.push(fix);
+        let mut kept: Vec<(Option<usize>, Fix)> = Vec::new();
+        for (place, fix) in self.fixes.drain(..) {
+            let is_new = kept.iter().all(|(_, known)| *known != fix);
+            if is_new && kept.len() < FIXES_MAX {
+                kept.push((place, fix));
             }
         }
         self.fixes = kept;
+    }
+
+    /// What to do, in the order in which it is to be done.
+    pub(super) fn take_fixes(&mut self) -> Vec<Fix> {
+        self.fixes.drain(..).map(|(_, fix)| fix).collect()
     }
 }
 
@@ -193,7 +205,8 @@ mod tests {
     }
 
     fn titles(branch: &Branch) -> Vec<&str> {
-        branch.fixes.iter().map(|fix| fix.title.as_str()).collect()
+        let titles = branch.fixes.iter().map(|(_, fix)| fix.title.as_str());
+        titles.collect()
     }
 
     fn start() -> Branch {
