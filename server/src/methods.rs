@@ -13,7 +13,7 @@ use crate::modules;
 /// Codes of gRPC: 0 to 16.
 const CODES: usize = 17;
 
-/// Services beside the contract that anyone may ask.
+/// Services beside the contract that anyone may ask; admission knows them by their first part.
 const PUBLIC: [&str; 5] = [
     "grpc.health.v1.Health/Check",
     "grpc.health.v1.Health/List",

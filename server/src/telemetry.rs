@@ -73,15 +73,22 @@ fn targets(filter: &str) -> Result<Targets, String> {
 #[must_use]
 pub struct Logging(StandardError);
 
+impl Logging {
+    /// Writes what waits: the process ends.
+    pub fn flush(&self) {
+        self.0.flush();
+    }
+}
+
 impl Drop for Logging {
     fn drop(&mut self) {
-        self.0.flush();
+        self.flush();
     }
 }
 
 /// Sends log lines to standard error; standard output is for what a command answers.
 pub fn log(format: LogFormat, filter: &str) -> Result<Logging, String> {
-    // By target and level only: a filter that knows spans would look at each span of each call.
+    // By target and level only: a filter that knows spans looks at each one that there is.
     let filter = targets(filter).map_err(|error| format!("--log-filter is {error}"))?;
     let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::registry().with(filter);

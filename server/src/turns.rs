@@ -28,6 +28,9 @@ const SLICE: Duration = Duration::from_micros(100);
 /// are left have theirs in tasks of their own, on other threads; so a turn that computes for long
 /// holds up nobody but itself. Where there is no other thread, they have it here, later.
 const SLICES: Duration = Duration::from_millis(1);
+/// With so many streams before their first turn nothing more is read from their connection. Those
+/// that the client has reset do not count as open any more, so HTTP/2 alone does not bound them.
+const WAITING_MAX: usize = 256;
 
 /// Streams that have had no turn yet; what HTTP calls an executor.
 #[derive(Clone)]
@@ -64,7 +67,7 @@ where
 /// The turns of a connection and of its streams.
 pub struct Turns<S> {
     arrivals: Arrivals,
-    /// Had no turn yet. As many as HTTP/2 lets be open on a connection.
+    /// Had no turn yet.
     waiting: VecDeque<Stream>,
     /// There are other threads.
     others: bool,
@@ -91,7 +94,10 @@ impl<S: AsyncWrite + Unpin> Turns<S> {
     ) -> Poll<E> {
         let began = Instant::now();
         loop {
-            let polled = connection.as_mut().poll(cx);
+            let polled = match self.waiting.len() < WAITING_MAX {
+                true => connection.as_mut().poll(cx),
+                false => Poll::Pending,
+            };
             self.pull(cx);
             let new = self.arrivals.take();
             if !new.is_empty() {
@@ -272,6 +278,34 @@ mod tests {
             .into_iter()
             .chain(std::iter::from_fn(|| told.try_recv().ok()));
         assert!(all.eq(0..streams));
+    }
+
+    #[tokio::test]
+    async fn a_connection_waits_for_the_turns_of_its_streams_if_they_are_many() {
+        let mut subject = subject();
+        let arrivals = subject.arrivals.clone();
+        let mut connection = poll_fn(|_| {
+            for _ in 0..WAITING_MAX {
+                arrivals.execute(async {
+                    let began = Instant::now();
+                    while began.elapsed() < SLICE {}
+                });
+            }
+            Poll::<()>::Pending
+        });
+        for _ in 0..20 {
+            poll_fn(|cx| {
+                assert!(
+                    subject
+                        .turns
+                        .poll(Pin::new(&mut connection), cx)
+                        .is_pending()
+                );
+                Poll::Ready(())
+            })
+            .await;
+            assert!(subject.turns.waiting.len() < 2 * WAITING_MAX);
+        }
     }
 
     #[tokio::test]

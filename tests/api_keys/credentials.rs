@@ -193,7 +193,8 @@ both_databases! {
             post_json(process.addr(), &asked, key, "{}").await;
             post_grpc(process.addr(), &asked, &[], frame(&[])).await;
         }
-        let log = process.log();
+        let last = post_json(process.addr(), "hub.api_keys.v1.ApiKeys/WhoAmI", &admin, "{}").await;
+        let log = process.log_until(last.header("x-request-id")).await;
         assert!(log.contains("a key in its query string"), "{log}");
         for key in [&operator, &admin, &damaged] {
             assert!(!log.contains(&key[8..34]), "{log}");

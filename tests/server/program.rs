@@ -97,7 +97,8 @@ both_databases! {
         let key = process.ready["operatorKey"].clone();
         let text = key.as_str().unwrap();
         assert!(process.output().contains(text));
-        assert!(!process.log().contains(text), "the key is in the log");
+        let log = process.log_until("listening").await;
+        assert!(!log.contains(text), "the key is in the log");
         let file = process.folder().join("operator.key");
         assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), text);
         assert_eq!(mode(&file), 0o600);

@@ -325,7 +325,8 @@ both_databases! {
         let (answers, keys) = calls(&process).await;
         let metrics = request(process.addr(), Method::GET, "/metrics", &[], "").await;
         let ready = request(process.addr(), Method::GET, "/readyz?verbose", &[], "").await;
-        let log = process.log();
+        let last = request(process.addr(), Method::POST, "/hub.x.v1.X/Last", &[], "").await;
+        let log = process.log_until(last.header("x-request-id")).await;
         assert!(log.contains("\"level\":\"TRACE\""), "everything is logged");
         assert!(log.contains("EVENT_ID_REUSED"), "the calls are logged");
         let outputs = [

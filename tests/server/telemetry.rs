@@ -147,11 +147,7 @@ both_databases! {
         let answered = post_json(process.addr(), WHO_AM_I, operator_key, "{}").await;
         assert_eq!(answered.status, StatusCode::OK, "{}", answered.text());
         // Lines are written together, a moment later.
-        let last = answered.header("x-request-id");
-        let is_there = |log: String| log.ends_with('\n') && log.contains(last);
-        while !is_there(process.log()) {
-            tokio::task::yield_now().await;
-        }
+        process.log_until(answered.header("x-request-id")).await;
         let lines = lines(&process);
         let line = |call: &str| {
             let of_call = |line: &&Value| line["call"] == call && line["target"] == "rpc";

@@ -168,6 +168,17 @@ impl TestProcess {
         std::fs::read_to_string(self.folder().join("log")).unwrap()
     }
 
+    /// The same, once something of it is there: lines are written together, a moment later.
+    pub async fn log_until(&self, said: &str) -> String {
+        loop {
+            let log = self.log();
+            if log.ends_with('\n') && log.contains(said) {
+                return log;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Sends a signal, e.g. `TERM`.
     pub fn signal(&self, name: &str) {
         let id = self.child.id().expect("it runs").to_string();

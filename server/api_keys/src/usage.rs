@@ -26,6 +26,8 @@ const PENDING_MAX: usize = 100_000;
 const CHUNK_COUNTS: usize = 400;
 /// Last uses that one transaction writes.
 const CHUNK_USES: usize = 1200;
+/// Counts that are brought into order where they are: they are few.
+const SORTED_HERE_MAX: usize = 1000;
 /// The outcome of what was allowed.
 pub(crate) const ALLOWED: &str = "";
 
@@ -167,9 +169,13 @@ impl Usage {
             batches.unsure = None;
         }
         let pending = self.take();
-        // Of many keys it takes a while, in which calls go on.
-        let sorting = tokio::task::spawn_blocking(|| pending.sorted());
-        let (mut counts, mut uses) = sorting.await.map_err(Error::internal)?;
+        let (mut counts, mut uses) = match pending.counts.len() <= SORTED_HERE_MAX {
+            true => pending.sorted(),
+            // It takes a while, in which calls go on. Nothing of it fails, unless the process ends.
+            false => tokio::task::spawn_blocking(|| pending.sorted())
+                .await
+                .map_err(Error::internal)?,
+        };
         while !counts.is_empty() {
             let chunk = counts.split_off(counts.len().saturating_sub(CHUNK_COUNTS));
             batches.last += 1;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::ServerArgs;
 use crate::config::Config;
+use crate::telemetry::Logging;
 use crate::{Running, private_file, telemetry};
 
 /// A server that has just been started.
@@ -51,7 +52,7 @@ pub fn run(
     address: SocketAddr,
     then: impl AsyncFnOnce(&Started) -> Result<Value, String>,
 ) -> Result<(), String> {
-    let _logging = telemetry::log(server.log.log_format, &server.log.log_filter)?;
+    let logging = telemetry::log(server.log.log_format, &server.log.log_filter)?;
     telemetry::log_panics();
     let runtime = Builder::new_multi_thread()
         .worker_threads(server.listening.threads())
@@ -59,7 +60,7 @@ pub fn run(
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let done = runtime.block_on(serve(server, config, address, then));
+    let done = runtime.block_on(serve(server, config, address, &logging, then));
     // What is still in a blocking call must not hold the process.
     runtime.shutdown_background();
     done
@@ -69,6 +70,7 @@ async fn serve(
     server: &ServerArgs,
     config: Config,
     address: SocketAddr,
+    logging: &Logging,
     then: impl AsyncFnOnce(&Started) -> Result<Value, String>,
 ) -> Result<(), String> {
     let mut signals = Signals::new()?;
@@ -100,6 +102,7 @@ async fn serve(
         () = started.running.drain() => outcome,
         name = signals.next() => {
             tracing::warn!("{name} again: ending at once");
+            logging.flush();
             std::process::exit(signals.exit_code);
         }
     }

@@ -13,7 +13,8 @@ use tracing_subscriber::registry::LookupSpan;
 use super::at_work::AtWork;
 use super::trace::Trace;
 
-/// `{"timestamp":…,"level":…,` the fields of the event, `"target":…,"span":{…}}`.
+/// `{"timestamp":…,"level":…,` the fields of the event, `"target":…,"span":{…}}`. The span is the
+/// call at work; spans that libraries make are not shown.
 pub struct JsonLines;
 
 impl<S, N> FormatEvent<S, N> for JsonLines

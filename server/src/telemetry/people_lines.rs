@@ -31,7 +31,8 @@ where
                 call,
                 trace,
             } = at_work;
-            let trace = trace.trace_id;
+            // An unknown method is what a stranger wrote.
+            let (method, trace) = (method.escape_debug(), trace.trace_id);
             writeln!(line, "    within {method} call={call} trace={trace}")
         });
         shown.unwrap_or(Ok(()))

@@ -5,7 +5,7 @@
 //! and leave at once, and what a process that is killed had not written yet is of its last
 //! [`WAIT_MAX`]. On a terminal nothing waits.
 
-use std::io::{IsTerminal, Result, Write, stderr};
+use std::io::{ErrorKind, IsTerminal, Result, Write, stderr};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use tracing_subscriber::fmt::MakeWriter;
 const WAIT_MAX: Duration = Duration::from_millis(20);
 /// What waits at most; with more, all of it leaves, and whoever logs waits for that.
 const WAITING_BYTES_MAX: usize = 64 << 10;
+/// Past this lines are dropped, whole: who reads them takes none, and said not to be waited for.
+const STUCK_BYTES_MAX: usize = 1 << 20;
 
 /// Where lines are written; cheap to clone.
 #[derive(Clone)]
@@ -87,10 +89,19 @@ impl Inner {
 }
 
 impl Waiting {
-    /// Under the lock, so that lines stay in their order. Nobody can be told of an error here.
+    /// Under the lock, so that lines stay in their order. Where nothing can be written now, the
+    /// rest waits; nobody can be told of another error here.
     fn leave(&mut self) {
-        let _ = self.into.write_all(&self.bytes);
-        self.bytes.clear();
+        let mut sent = 0;
+        while sent < self.bytes.len() {
+            match self.into.write(&self.bytes[sent..]) {
+                Ok(more @ 1..) => sent += more,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Ok(0) | Err(_) => sent = self.bytes.len(),
+            }
+        }
+        self.bytes.drain(..sent);
     }
 }
 
@@ -118,7 +129,9 @@ impl Write for Line<'_> {
         if waiting.bytes.is_empty() && !self.at_once {
             self.lines.begun.notify_one();
         }
-        waiting.bytes.extend_from_slice(bytes);
+        if waiting.bytes.len() < STUCK_BYTES_MAX {
+            waiting.bytes.extend_from_slice(bytes);
+        }
         if self.at_once || waiting.bytes.len() >= WAITING_BYTES_MAX {
             waiting.leave();
         }
@@ -132,16 +145,25 @@ impl Write for Line<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
+    struct Written(Arc<Mutex<Vec<u8>>>, Arc<AtomicUsize>);
 
     impl Write for Written {
         fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            let room = self.1.load(Ordering::SeqCst);
+            match room.min(bytes.len()) {
+                0 => Err(ErrorKind::WouldBlock.into()),
+                some => {
+                    self.1.fetch_sub(some, Ordering::SeqCst);
+                    self.0.lock().unwrap().write(&bytes[..some])
+                }
+            }
         }
 
         fn flush(&mut self) -> Result<()> {
@@ -163,6 +185,7 @@ mod tests {
     /// Logs to lines of which nobody takes care, and tells what was written.
     fn logged(at_once: bool, log: impl FnOnce(&StandardError, &Written)) {
         let written = Written::default();
+        written.1.store(usize::MAX, Ordering::SeqCst);
         let lines = StandardError::new(at_once, Box::new(written.clone()));
         let layer = tracing_subscriber::fmt::layer().with_ansi(false);
         let subscriber = tracing_subscriber::registry().with(layer.with_writer(lines.clone()));
@@ -202,6 +225,27 @@ mod tests {
             }
             lines.flush();
             assert_eq!(written.lines().len(), 5_000);
+        });
+    }
+
+    #[test]
+    fn a_reader_that_takes_nothing_for_a_while_gets_whole_lines_in_their_order() {
+        logged(false, |lines, written| {
+            written.1.store(100, Ordering::SeqCst);
+            let said = 100_000;
+            for number in 0..said {
+                tracing::warn!("{number}");
+                assert!(lines.0.waiting().bytes.len() < STUCK_BYTES_MAX + 200);
+            }
+            written.1.store(usize::MAX, Ordering::SeqCst);
+            lines.flush();
+            tracing::warn!("last");
+            let lines = written.lines();
+            let (last, numbers) = lines.split_last().unwrap();
+            assert_eq!(last, "last");
+            assert!(numbers.len() < said, "too many are dropped");
+            let expected: Vec<String> = (0..numbers.len()).map(|one| one.to_string()).collect();
+            assert_eq!(numbers, expected);
         });
     }
 
