@@ -71,6 +71,7 @@ async fn a_refusal_is_a_problem_with_the_rate_headers() {
         "reason": "RATE_LIMITED",
         "keyId": "key_1",
         "callId": "req_1",
+        "metadata": { "limit": "100", "remaining": "0", "resetAt": "" },
     });
     assert_eq!(refused.json(), expected);
 }
