@@ -5,12 +5,17 @@ use std::time::Duration;
 
 use hub_client::start_at::At;
 use hub_core::tenancy::{Subscription, bump, put_subscription};
-use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, NackAction};
+use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
+use hub_proto::hub::event_bus::v1::{
+    AckBatch, AckOutcome, EventDeliveryState, NackAction, RedeliverRequest,
+};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::consume_shared::{acks_of, backend_of_all, pull_of};
 use super::consumer::{ids_of, nack, open};
+use super::log::switch;
 use super::owner::{Owner, named, seeking};
+use super::redeliver::{ended, redeliver};
 use super::{Product, batch, event, of_types, ticket};
 use crate::support::{Backend, TestHub};
 
@@ -198,6 +203,41 @@ async fn a_publisher_is_told_where_its_event_goes_and_not_where_it_would_have_go
     outsider.lets_go().await;
     let result = publish("b").await.unwrap().results.remove(0);
     assert_eq!((result.duplicate, result.destinations), (true, 2));
+}
+
+/// Else the log would say for ever that nobody was sent what somebody had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_given_a_redelivered_event_before_it_is_stored_that_it_is_redelivered() {
+    let hub = TestHub::start(Backend::Postgres).await;
+    let psa = Product::new(&hub, "psa").await;
+    let portal = Product::new(&hub, "portal").await;
+    psa.publish(vec![ticket("a")]).await;
+    let first = portal.pull(pull_of(1, 10)).await.events;
+    portal.acknowledge("portal", acks_of(&first)).await;
+    switch(&hub, "psa", "portal", false).await;
+    let lost = psa.publish(vec![ticket("lost")]).await.results.remove(0);
+    switch(&hub, "psa", "portal", true).await;
+    let row = "select owner from subscription_positions for update";
+    let outsider = Outsider::holding(&hub, row).await;
+    let request = RedeliverRequest {
+        event_ids: vec![lost.event_id.clone()],
+        ..RedeliverRequest::default()
+    };
+    let job = redeliver(&hub, request).await.unwrap().job;
+    let blocked = tokio::time::timeout(PATIENCE, until_some(&hub, BLOCKED)).await;
+    blocked.expect("it is being stored");
+    assert_eq!(ids_of(&portal.pull(pull_of(1, 0)).await.events), [""; 0]);
+    // Another process takes the subscription over before, and now the job finds no destination.
+    switch(&hub, "psa", "portal", false).await;
+    let taken = "update subscription_positions set owner = 'prc_other', epoch = epoch + 1";
+    outsider.commits(taken).await;
+    let job = ended(&hub, job).await;
+    assert_eq!((job.done, job.failed), (0, 0));
+    assert_eq!(ids_of(&portal.pull(pull_of(1, 0)).await.events), [""; 0]);
+    let entry = psa.get(Asked::EventId(lost.event_id)).await.unwrap();
+    let mut deliveries = entry.deliveries.iter();
+    let to_portal = deliveries.find(|one| one.product == "portal").unwrap();
+    assert_eq!(to_portal.state(), EventDeliveryState::NotRouted);
 }
 
 /// Holds what a process says that it lives by, until the others believe that it does not.

@@ -8,6 +8,8 @@
 //!   that no failed event of the key holds back.
 //! - A lease of another epoch, or one that ended, changes nothing.
 //! - An event ends as exactly one of delivered, failed, skipped and expired.
+//! - A redelivered event is leased only once it is stored that it is unsettled again: until then a
+//!   crash would leave what was said of it before, though a consumer had it.
 //!
 //! All that is settled by an ack is derived from the position, so that it costs no row. What ends
 //! otherwise goes into [`Changes`]. An operation costs O(log n) of the unsettled events, which the
@@ -211,6 +213,8 @@ pub struct Leasing {
     retrying: usize,
     /// Counts unsettled events that were settled before.
     redelivered: usize,
+    /// Those of them of which that is not stored yet.
+    unstored: BTreeSet<u64>,
     members: Members,
     /// Of the newest lease.
     number: u64,
@@ -227,7 +231,7 @@ pub struct Leasing {
 /// Where an unsettled event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// Behind another event of its key, or behind a failed one that holds the key.
+    /// Behind another event of its key, behind a failed one that holds the key, or not stored yet.
     Behind,
     /// In `ready`.
     Ready,
@@ -317,6 +321,7 @@ impl Leasing {
             leases: BTreeSet::new(),
             retrying: 0,
             redelivered: 0,
+            unstored: BTreeSet::new(),
             members: Members::default(),
             number: 0,
             remembered,
@@ -403,6 +408,22 @@ impl Leasing {
             error: event.error.as_ref().unwrap_or(&none).clone(),
         };
         (position, self.events.iter().map(saved).collect())
+    }
+
+    /// The redelivered events that wait until a save with them is stored.
+    pub fn unstored(&self) -> Vec<u64> {
+        self.unstored.iter().copied().collect()
+    }
+
+    /// A save with these [`Leasing::unstored`] events is stored: they may be leased.
+    pub fn stored(&mut self, seqs: &[u64]) {
+        for seq in seqs {
+            if self.unstored.remove(seq)
+                && let Some(event) = self.events.get(seq)
+            {
+                self.line_up(*seq, event.key);
+            }
+        }
     }
 
     /// What is to be stored besides [`Leasing::save`]; each change is given once.

@@ -55,6 +55,8 @@ pub(crate) struct Prepared {
     generation: u64,
     pub(crate) saving: Saving,
     pub(crate) changes: Vec<Change>,
+    /// Redelivered events that may be leased once this is on disk.
+    redelivered: Vec<u64>,
 }
 
 impl Unsaved {
@@ -151,13 +153,20 @@ impl Group {
                 unsettled: leasing::pack(&unsettled),
             },
             changes: state.unsaved.changes.clone(),
+            redelivered: state.leasing.unstored(),
         }
     }
 
     /// What was prepared is on disk.
-    pub(crate) fn is_saved(&self, prepared: &Prepared) {
+    pub(crate) fn is_saved(self: &Arc<Self>, prepared: &Prepared) {
         let stored = prepared.changes.len();
-        self.lock().unsaved.changes.drain(..stored);
+        let mut state = self.lock();
+        state.unsaved.changes.drain(..stored);
+        if !prepared.redelivered.is_empty() {
+            state.leasing.stored(&prepared.redelivered);
+            self.changed(&mut state);
+        }
+        drop(state);
         self.saved
             .send_modify(|saved| saved.generation = prepared.generation);
     }

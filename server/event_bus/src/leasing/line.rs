@@ -69,8 +69,8 @@ impl Leasing {
         self.expired_through
     }
 
-    /// An event that was looked at and is settled is queued again, with all its attempts; its
-    /// exception goes. `derived_delivered`: an ack needs no exception, because without one the
+    /// An event that was looked at and is settled is queued again, with all its attempts, once
+    /// that is [`Leasing::stored`]; its exception goes. `derived_delivered`: an ack needs no exception, because without one the
     /// event counts as delivered.
     ///
     /// False if nothing was done: it is not settled, was never looked at, or retention passed it.
@@ -96,6 +96,7 @@ impl Leasing {
         self.pending.remove(seq);
         self.dirty = true;
         let key = event.key;
+        self.unstored.insert(seq);
         self.enter(seq, event);
         for key in [held, key].into_iter().flatten() {
             self.give_turn(key);
@@ -126,31 +127,24 @@ impl Leasing {
         self.enter(saved.seq, event);
     }
 
-    fn enter(&mut self, seq: u64, mut event: Event) {
+    fn enter(&mut self, seq: u64, event: Event) {
         self.redelivered += usize::from(event.redelivery);
         self.retrying += usize::from(event.is_retrying());
-        let turn = match event.key {
-            Some(key) => self.keys.enter(key, seq) && !self.keys.is_held(key, seq),
-            None => true,
-        };
-        if turn && event.due == 0 {
-            event.place = Place::Ready;
-            self.ready.insert(seq);
-        } else if turn {
-            event.place = Place::Waiting;
-            self.waits.insert((event.due, seq));
-        }
+        let turn = event.key.is_none_or(|key| self.keys.enter(key, seq));
         self.events.insert(seq, event);
+        if turn {
+            self.expose(seq);
+        }
     }
 
     /// An event that is not leased, and has the turn of its key, may be leased; unless the key is
-    /// held, or the retry is not due.
+    /// held, the retry is not due, or it is not stored that the event is unsettled.
     fn expose(&mut self, seq: u64) {
         let Some(event) = self.events.get_mut(&seq) else {
             return;
         };
-        if event.place != Place::Behind || event.key.is_some_and(|key| self.keys.is_held(key, seq))
-        {
+        let held = event.key.is_some_and(|key| self.keys.is_held(key, seq));
+        if event.place != Place::Behind || held || self.unstored.contains(&seq) {
             return;
         }
         if event.due == 0 {
@@ -218,6 +212,7 @@ impl Leasing {
             self.members.returned(event.member, event.bytes);
         }
         self.redelivered -= usize::from(event.redelivery);
+        self.unstored.remove(&seq);
         self.retrying -= usize::from(event.is_retrying());
         if let Some(key) = event.key
             && let Some(next) = self.keys.leave(key, seq)

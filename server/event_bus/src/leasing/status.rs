@@ -134,9 +134,7 @@ impl Leasing {
                 let head = head.filter(|head| *head != seq);
                 let holder = self.keys.holder(key).filter(|holder| *holder < seq);
                 let behind = head.into_iter().chain(holder).min();
-                Phase::KeyBlocked {
-                    behind: behind.unwrap_or(seq),
-                }
+                behind.map_or(Phase::Queued, |behind| Phase::KeyBlocked { behind })
             }
             _ => Phase::Queued,
         }

@@ -91,6 +91,14 @@ impl Subject {
         seqs(&self.lease(usize::MAX))
     }
 
+    /// Queues a settled event again, and stores that.
+    fn redeliver(&mut self, seq: u64, key: u64, derived_delivered: bool) -> bool {
+        let key = Some(Key(key));
+        let done = self.machine.redeliver(seq, key, 100, derived_delivered);
+        self.machine.stored(&self.machine.unstored());
+        done
+    }
+
     fn ack(&mut self, lease: &Lease) -> Outcome {
         self.machine.ack(lease.id, self.now)
     }

@@ -21,6 +21,8 @@ pub struct Known {
     pub due: Micros,
     pub error: String,
     pub redelivery: bool,
+    /// It was redelivered, and that is not stored yet.
+    pub unstored: bool,
     pub derived: bool,
     /// It failed, and holds its key back.
     pub holds: bool,
@@ -48,6 +50,7 @@ impl Known {
             due: 0,
             error: String::new(),
             redelivery: false,
+            unstored: false,
             derived: true,
             holds: false,
             released: None,
@@ -124,7 +127,7 @@ impl Model {
     pub fn is_ready(&self, seq: u64, now: Micros) -> bool {
         let event = &self.events[&seq];
         let waits = event.ended.is_none() && event.held.is_none();
-        waits && event.due <= now && !self.is_behind(seq)
+        waits && event.due <= now && !event.unstored && !self.is_behind(seq)
     }
 
     pub fn deliverable(&self, now: Micros) -> bool {
@@ -274,7 +277,7 @@ impl Model {
         }
         let key = event.key;
         *event = Known::new(key, event.bytes);
-        (event.redelivery, event.derived) = (true, derived);
+        (event.redelivery, event.unstored, event.derived) = (true, true, derived);
         let later = self.events.range_mut(seq + 1..);
         for (_, other) in later.filter(|(_, other)| key.is_some() && other.key == key) {
             other.released = None;

@@ -102,7 +102,7 @@ fn in_total_order_an_event_that_failed_for_good_can_hold_back_all() {
     assert_eq!(subject.phase(2), Some(Phase::KeyBlocked { behind: 1 }));
     let mut owner = subject.taken_over();
     assert_eq!(owner.leased(), NONE);
-    assert!(owner.machine.redeliver(1, Some(Key(7)), 100, true));
+    assert!(owner.redeliver(1, 7, true));
     let lease = owner.lease_one();
     owner.ack(&lease);
     assert_eq!(owner.leased(), [2]);
@@ -121,11 +121,11 @@ fn a_held_key_waits_until_its_failed_event_is_redelivered_and_settled() {
     assert_eq!(subject.leased(), [4]);
     assert_eq!(subject.phase(3), Some(Phase::KeyBlocked { behind: 1 }));
     // It fails again, and holds its key again.
-    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(subject.redeliver(1, 1, true));
     let lease = subject.lease_one();
     subject.nack(&lease, Nack::Fail, "still not");
     assert_eq!(subject.leased(), NONE);
-    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(subject.redeliver(1, 1, true));
     let lease = subject.lease_one();
     assert_eq!((lease.id.seq, lease.attempt), (1, 1));
     assert_eq!(subject.leased(), NONE);
@@ -169,7 +169,7 @@ fn an_older_event_that_is_redelivered_comes_before_a_retry_of_its_key() {
     subject.ack(&first);
     let second = subject.lease_one();
     subject.nack(&second, RETRY, "no");
-    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(subject.redeliver(1, 1, true));
     subject.pass(2 * MINUTE);
     let again = subject.lease_one();
     assert_eq!(again.id.seq, 1);
@@ -184,7 +184,7 @@ fn an_older_event_that_is_redelivered_waits_for_a_leased_one_of_its_key() {
     let first = subject.lease_one();
     subject.ack(&first);
     let second = subject.lease_one();
-    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(subject.redeliver(1, 1, true));
     assert_eq!(subject.leased(), NONE);
     subject.nack(&second, RETRY, "no");
     assert_eq!(subject.leased(), [1]);

@@ -17,7 +17,7 @@ fn subject() -> Subject {
 fn what_is_settled_is_queued_again_with_all_its_attempts() {
     let mut subject = subject();
     for seq in 1..=3 {
-        assert!(subject.machine.redeliver(seq, Some(Key(seq)), 100, true));
+        assert!(subject.redeliver(seq, seq, true));
         assert_eq!(subject.phase(seq), Some(Phase::Queued));
     }
     assert_eq!(subject.changes().removed, [1, 2, 3]);
@@ -31,13 +31,13 @@ fn what_is_settled_is_queued_again_with_all_its_attempts() {
 #[test]
 fn what_is_not_settled_is_not_redelivered() {
     let mut subject = subject();
-    assert!(!subject.machine.redeliver(4, Some(Key(4)), 100, true));
+    assert!(!subject.redeliver(4, 4, true));
     // Never looked at.
     assert!(!subject.machine.redeliver(5, None, 100, true));
-    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
-    assert!(!subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(subject.redeliver(1, 1, true));
+    assert!(!subject.redeliver(1, 1, true));
     let lease = subject.lease_one();
-    assert!(!subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(!subject.redeliver(1, 1, true));
     assert_eq!(subject.ack(&lease), Outcome::Ok);
     assert_eq!(subject.changes().removed, [1]);
 }
@@ -46,7 +46,7 @@ fn what_is_not_settled_is_not_redelivered() {
 fn redelivery_does_not_move_the_floor_back() {
     let mut subject = subject();
     assert_eq!(subject.machine.position().floor, 3);
-    assert!(subject.machine.redeliver(2, Some(Key(2)), 100, true));
+    assert!(subject.redeliver(2, 2, true));
     assert_eq!(subject.machine.position().floor, 3);
     let lease = subject.lease(10).pop().unwrap();
     assert_eq!(lease.id.seq, 4);
@@ -60,8 +60,8 @@ fn redelivery_does_not_move_the_floor_back() {
 #[test]
 fn an_ack_needs_a_row_only_if_the_event_would_count_as_something_else() {
     let mut subject = subject();
-    subject.machine.redeliver(1, Some(Key(1)), 100, true);
-    subject.machine.redeliver(2, Some(Key(2)), 100, false);
+    subject.redeliver(1, 1, true);
+    subject.redeliver(2, 2, false);
     subject.changes();
     for lease in subject.lease(2) {
         subject.ack(&lease);
@@ -76,7 +76,7 @@ fn an_ack_needs_a_row_only_if_the_event_would_count_as_something_else() {
 #[test]
 fn a_redelivered_event_can_fail_again_before_anything_is_stored() {
     let mut subject = subject();
-    subject.machine.redeliver(2, Some(Key(2)), 100, true);
+    subject.redeliver(2, 2, true);
     let lease = subject.lease_one();
     subject.nack(&lease, Nack::Fail, "again");
     let changes = subject.changes();
@@ -102,4 +102,25 @@ fn events_that_a_seek_replays_say_so() {
     // They take the room of any event.
     assert_eq!(machine.window_left(), 10_000 - 3);
     assert_eq!(machine.position().replay_until, 12);
+}
+
+#[test]
+fn a_redelivered_event_waits_until_it_is_stored_that_it_is_unsettled() {
+    let mut subject = subject();
+    // Another one of its key, which waits for it.
+    subject.offer(&[(5, 1)]);
+    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    let unstored = subject.machine.unstored();
+    assert_eq!(unstored, [1]);
+    assert_eq!(subject.phase(1), Some(Phase::Queued));
+    assert_eq!(subject.leased(), [4]);
+    // What is not stored yet is not among what a save before had.
+    assert!(subject.machine.redeliver(2, Some(Key(2)), 100, true));
+    subject.machine.stored(&unstored);
+    let leases = subject.lease(10);
+    assert_eq!(seqs(&leases), [1]);
+    assert_eq!(subject.ack(&leases[0]), Outcome::Ok);
+    assert_eq!(subject.leased(), [5]);
+    // Who goes on with a save that has it need not wait.
+    assert_eq!(subject.taken_over().leased(), [2, 4, 5]);
 }

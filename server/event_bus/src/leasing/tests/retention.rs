@@ -75,7 +75,7 @@ fn what_retention_passed_is_not_redelivered_and_holds_no_key() {
     subject.changes();
     subject.machine.expire_through(1, subject.now);
     assert_eq!(subject.changes().freed, [1]);
-    assert!(!subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(!subject.redeliver(1, 1, true));
     assert_eq!(subject.leased(), [2]);
     // Also if it fails only now.
     subject.machine.expire_through(3, subject.now);

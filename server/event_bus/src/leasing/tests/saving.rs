@@ -10,7 +10,7 @@ fn mixed() -> Subject {
     assert_eq!(seqs(&leases), [1, 3, 4, 5]);
     subject.nack(&leases[0], RETRY, "no");
     subject.ack(&leases[1]);
-    subject.machine.redeliver(3, Some(Key(3)), 100, false);
+    subject.redeliver(3, 3, false);
     subject.machine.looked_through(1000);
     subject
 }
@@ -95,7 +95,7 @@ fn it_is_dirty_when_something_is_to_be_stored() {
     changed("acked", &mut subject);
     subject.nack(&leases[1], RETRY, "no");
     changed("to be retried", &mut subject);
-    subject.machine.redeliver(1, Some(Key(1)), 100, true);
+    subject.redeliver(1, 1, true);
     changed("redelivered", &mut subject);
     subject.machine.expire_through(9, subject.now);
     changed("expired", &mut subject);
@@ -116,7 +116,7 @@ fn of_an_event_only_the_last_change_is_stored() {
     for lease in subject.lease(10) {
         subject.nack(&lease, Nack::Fail, "no");
     }
-    subject.machine.redeliver(1, Some(Key(1)), 100, true);
+    subject.redeliver(1, 1, true);
     subject.machine.expire_through(2, subject.now);
     let changes = subject.changes();
     assert_eq!(changes.removed, [] as [u64; 0]);

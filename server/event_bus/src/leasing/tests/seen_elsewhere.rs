@@ -89,8 +89,8 @@ fn an_event_fails_once_and_is_redelivered_once() {
     let second = subject.nack(&lease, Nack::Fail, "no");
     assert_eq!(second, Outcome::AlreadySettled);
     assert_eq!(subject.changes().put.len(), 1);
-    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
-    assert!(!subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(subject.redeliver(1, 1, true));
+    assert!(!subject.redeliver(1, 1, true));
     assert_eq!(subject.leased(), [1]);
     assert_eq!(subject.leased(), NONE);
 }
@@ -102,7 +102,7 @@ fn a_redelivery_that_is_not_settled_survives_with_the_position() {
     for lease in subject.lease(10) {
         subject.nack(&lease, Nack::Fail, "no");
     }
-    subject.machine.redeliver(2, Some(Key(2)), 100, true);
+    subject.redeliver(2, 2, true);
     let mut owner = subject.taken_over();
     let position = owner.machine.position();
     assert_eq!((position.floor, position.cursor), (3, 3));

@@ -45,7 +45,7 @@ fn redelivered_events_have_room_of_their_own() {
     subject.offer(&[(4, 4), (5, 5), (6, 6)]);
     assert_eq!(subject.machine.window_left(), 0);
     for seq in 1..=3 {
-        assert!(subject.machine.redeliver(seq, Some(Key(seq)), 100, true));
+        assert!(subject.redeliver(seq, seq, true));
     }
     assert_eq!(subject.machine.redelivery_left(), 0);
     assert_eq!(subject.machine.window_left(), 0);
@@ -73,7 +73,7 @@ fn held_keys_take_room_so_that_there_is_an_end_to_them() {
     let owner = subject.taken_over();
     assert_eq!(owner.machine.window_left(), 0);
     // Redelivery is the way out, so it has room.
-    assert!(subject.machine.redeliver(1, Some(Key(1)), 100, true));
+    assert!(subject.redeliver(1, 1, true));
     assert_eq!(subject.machine.window_left(), 1);
 }
 

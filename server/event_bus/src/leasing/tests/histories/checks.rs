@@ -115,7 +115,7 @@ impl History {
             match known.held {
                 Some(held) => times.push(held.until),
                 None if model.is_ready(seq, now) => times.extend(released.filter(|at| *at > now)),
-                None if !model.is_behind(seq) => times.push(known.due),
+                None if !model.is_behind(seq) && !known.unstored => times.push(known.due),
                 None => {}
             }
         }

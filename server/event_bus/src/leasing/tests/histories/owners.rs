@@ -105,6 +105,12 @@ impl History {
             short,
             model,
         };
+        // Now and then that is on disk, and the machine does not know it yet.
+        if self.random.percent(70) {
+            self.machine.stored(&self.machine.unstored());
+            let events = self.model.events.values_mut();
+            events.for_each(|event| event.unstored = false);
+        }
     }
 
     /// Another owner goes on with what was stored; the rest is lost.
@@ -133,6 +139,7 @@ impl History {
         };
         for event in self.model.events.values_mut() {
             event.released = None;
+            event.unstored = false;
             if event.held.take().is_some() {
                 event.due = 0;
             }
