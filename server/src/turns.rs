@@ -328,13 +328,19 @@ mod tests {
             subject.arrivals.execute(async move {
                 let began = Instant::now();
                 while began.elapsed() < length {}
-                tell.send(length).unwrap();
+                // The connection of this test is in no task.
+                tell.send((length, tokio::task::try_id().is_some()))
+                    .unwrap();
             });
         }
         look(&mut subject).await;
-        assert_eq!(told.try_recv().ok(), Some(SLICES));
-        assert!(told.try_recv().is_err(), "it went on in the connection");
-        assert_eq!(told.recv().await, Some(Duration::ZERO));
+        assert_eq!(told.recv().await, Some((SLICES, false)));
+        let next = told.recv().await;
+        assert_eq!(
+            next,
+            Some((Duration::ZERO, true)),
+            "it went on in the connection"
+        );
     }
 
     #[tokio::test]

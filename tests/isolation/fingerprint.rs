@@ -24,6 +24,13 @@ const OTHER_TABLES: &[(&str, &str)] = &[
     ("live_processes", "1 = 0"),
     ("key_followers", "1 = 0"),
     ("key_usage_batches", "1 = 0"),
+    ("key_usage_rollups", "1 = 0"),
+    // Hours and days are made of these whenever it suits.
+    ("key_usage", "tenant_no = $2 and span = 60000000"),
+    (
+        "key_uses",
+        "key_id in (select key_id from api_keys where tenant_no = $2)",
+    ),
     // What the processes agree on for a minute, whenever a limit is looked at. On SQLite it is in
     // memory; on both, tests of `api_keys` ask what is left after what others did.
     ("rate_standings", "1 = 0"),

@@ -25,6 +25,7 @@ use crate::follow;
 use crate::key::Key;
 use crate::limits::Limiter;
 use crate::lookup::Lookup;
+use crate::rollup;
 use crate::scopes::{self, Rights};
 use crate::secret::Plaintext;
 use crate::settlement;
@@ -129,6 +130,8 @@ impl Keys {
         workers.spawn("keys-usage", move |turn| keys.clone().write_usage(turn));
         let keys = self.clone();
         workers.spawn("keys-sweep", move |turn| sweep::run(keys.clone(), turn));
+        let keys = self.clone();
+        workers.spawn("keys-rollup", move |turn| rollup::run(keys.clone(), turn));
         if self.core.db.is_postgres() {
             let keys = self.clone();
             workers.spawn("keys-limits", move |turn| {

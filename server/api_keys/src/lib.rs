@@ -37,6 +37,7 @@ mod portions;
 mod proxied;
 mod rate;
 mod revoke;
+mod rollup;
 mod rotate;
 mod scopes;
 mod secret;

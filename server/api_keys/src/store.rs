@@ -31,7 +31,8 @@ macro_rules! columns {
     () => {
         "key_id, tenant_no, tenant_id, product, hash, hint, name, scopes, cidrs, labels, \
          requests_per_minute, expire_time, create_time, update_time, created_by, revoke_time, \
-         revoked_by, revoke_reason, revoke_epoch, successor_id, version, family, last_use_time, \
+         revoked_by, revoke_reason, revoke_epoch, successor_id, version, family, \
+         (select u.use_time from key_uses u where u.key_id = api_keys.key_id) as last_use_time, \
          coalesce((select l.requests_per_minute from tenant_rate_limits l \
            where l.tenant_no = api_keys.tenant_no), 0) as tenant_limit"
     };
@@ -162,6 +163,7 @@ pub fn migrations() -> Migrations {
             "0007_usage_batches",
             "0008_named_tenants",
             "0009_denied_rights",
+            "0010_usage_rollups",
         ),
         postgres: hub_core::migrations!(
             "../../../migrations/api_keys/postgres",
@@ -174,6 +176,7 @@ pub fn migrations() -> Migrations {
             "0007_usage_batches",
             "0008_named_tenants",
             "0009_denied_rights",
+            "0010_usage_rollups",
         ),
     }
 }

@@ -1,9 +1,11 @@
-//! How often keys are used, and when last: counted in memory, written in batches.
+//! How often keys are used, and when last: counted in memory, written in batches, minute by minute
+//! (`rollup.rs` makes hours and days of them).
 //!
 //! A batch is written every few seconds, so what a process counted is lost for at most that long
 //! if it is killed, and never if it is stopped. A batch that cannot be written waits for the next;
 //! one that may be written is sent again as it is, by its number, and counts once.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,9 +23,8 @@ use crate::store::usage as store;
 pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(6);
 /// Minutes of keys that wait to be written; while the database is away, more are not counted.
 const PENDING_MAX: usize = 100_000;
-/// Counts that one transaction writes, as a row of each of the three spans. On SQLite a transaction
-/// holds the only writer.
-const CHUNK_COUNTS: usize = 400;
+/// Counts that one transaction writes. On SQLite it holds the only writer.
+const CHUNK_COUNTS: usize = 1200;
 /// Last uses that one transaction writes.
 const CHUNK_USES: usize = 1200;
 /// Counts that are brought into order where they are: they are few.
@@ -39,8 +40,8 @@ pub(crate) const DAY: Micros = 24 * HOUR;
 pub(crate) const SPANS: [(Micros, Micros); 3] =
     [(MINUTE, 7 * DAY), (HOUR, 90 * DAY), (DAY, 1100 * DAY)];
 
-/// A key family in a minute: number of the tenant, family, begin of the minute.
-type Of = (i64, Arc<str>, Micros);
+/// A key family in a minute: begin of the minute, number of the tenant, family.
+type Of = (Micros, i64, Arc<str>);
 
 /// Requests of a key family in a minute. Mostly nothing is denied, and then this is all of it.
 #[derive(Default)]
@@ -117,7 +118,7 @@ pub(crate) struct Counted {
     pub family: Arc<str>,
     pub span: Micros,
     pub start: Micros,
-    pub outcome: &'static str,
+    pub outcome: Cow<'static, str>,
     pub requests: u64,
 }
 
@@ -141,7 +142,7 @@ impl Usage {
             .as_ref()
             .map_or(0, |tenant| tenant.number());
         let minute = now - now.rem_euclid(MINUTE);
-        let of = (tenant_no, record.family.clone(), minute);
+        let of = (minute, tenant_no, record.family.clone());
         if pending.counts.len() >= PENDING_MAX && !pending.counts.contains_key(&of) {
             metrics::counter!("hub_key_usage_dropped_total").increment(1);
             return;
@@ -201,7 +202,7 @@ impl Usage {
             writer_id: &self.writer_id,
             number,
         };
-        store::add(db, batch, &rows(chunk), now).await
+        store::add(db, batch, rows(chunk), now).await
     }
 
     fn put_back(&self, counts: Vec<Count>, uses: Vec<Use>) {
@@ -230,17 +231,14 @@ impl Usage {
     }
 }
 
-/// A row for each span of each count.
 fn rows(counts: &[Count]) -> Vec<Counted> {
-    let of_spans = |((tenant_no, family, minute), outcome, requests): &Count| {
-        SPANS.map(|(span, _)| Counted {
-            tenant_no: *tenant_no,
-            family: family.clone(),
-            span,
-            start: minute - minute.rem_euclid(span),
-            outcome,
-            requests: *requests,
-        })
+    let row = |((start, tenant_no, family), outcome, requests): &Count| Counted {
+        tenant_no: *tenant_no,
+        family: family.clone(),
+        span: MINUTE,
+        start: *start,
+        outcome: Cow::Borrowed(outcome),
+        requests: *requests,
     };
-    counts.iter().flat_map(of_spans).collect()
+    counts.iter().map(row).collect()
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use hub_core::clock::Micros;
-use hub_core::error::Result;
+use hub_core::error::{Error, Result};
 use hub_core::journal::TenantRef;
-use hub_core::storage::{Db, Sql};
-use serde_json::{Value, json};
+use hub_core::storage::{Db, Sql, Tx};
 
+use crate::rollup::{Mark, Marks};
 use crate::usage::Counted;
 
 /// Rows that one transaction of a sweep removes.
@@ -27,56 +27,110 @@ const SWEEP_BATCHES: Sql = Sql::each(
          select writer_id from key_usage_batches where update_time < $1 for update skip locked)",
 );
 
-// Many rows of JSON in one statement, `[[tenant_no, family, …], …]`: one each costs several times
+// Many rows of JSON in one statement, `[[span, start_time, …], …]`: one each costs several times
 // as much. SQLite, which has one writer, takes them as they come. PostgreSQL wants each row
 // once, and in the order in which all processes lock them, so that none waits for another that
 // waits for it.
 const ADD: Sql = Sql::each(
-    "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
+    "insert into key_usage (span, start_time, tenant_no, family, outcome, requests)
      select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
      from json_each($1) where true
-     on conflict (tenant_no, family, span, start_time, outcome) do update
+     on conflict (span, start_time, tenant_no, family, outcome) do update
      set requests = key_usage.requests + excluded.requests",
-    "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
-     select tenant_no, family, span, start_time, outcome, sum(requests)
-     from (select cast(v ->> 0 as bigint) as tenant_no, v ->> 1 as family,
-                  cast(v ->> 2 as bigint) as span, cast(v ->> 3 as bigint) as start_time,
-                  v ->> 4 as outcome, cast(v ->> 5 as bigint) as requests
+    "insert into key_usage (span, start_time, tenant_no, family, outcome, requests)
+     select span, start_time, tenant_no, family, outcome, sum(requests)
+     from (select cast(v ->> 0 as bigint) as span, cast(v ->> 1 as bigint) as start_time,
+                  cast(v ->> 2 as bigint) as tenant_no, v ->> 3 as family, v ->> 4 as outcome,
+                  cast(v ->> 5 as bigint) as requests
            from jsonb_array_elements(cast($1 as jsonb)) v) r
-     group by tenant_no, family, span, start_time, outcome
-     order by tenant_no, family, span, start_time, outcome
-     on conflict (tenant_no, family, span, start_time, outcome) do update
+     group by span, start_time, tenant_no, family, outcome
+     order by span, start_time, tenant_no, family, outcome
+     on conflict (span, start_time, tenant_no, family, outcome) do update
      set requests = key_usage.requests + excluded.requests",
 );
-// JSON too, `[[key_id, time], …]`. A join locks rows in any order, hence the lock before.
+// JSON too, `[[key_id, time], …]`, each key once.
 const SET_LAST_USE: Sql = Sql::each(
-    "update api_keys set last_use_time = u.value ->> 1 from json_each($1) u
-     where api_keys.key_id = u.value ->> 0
-       and (last_use_time is null or last_use_time < u.value ->> 1)",
-    "with used as (select v ->> 0 as key_id, cast(v ->> 1 as bigint) as time
-                   from jsonb_array_elements(cast($1 as jsonb)) v),
-          locked as (select k.key_id, used.time from api_keys k join used using (key_id)
-                     where k.last_use_time is null or k.last_use_time < used.time
-                     order by k.key_id for update of k)
-     update api_keys set last_use_time = locked.time from locked
-     where api_keys.key_id = locked.key_id",
+    "insert into key_uses (key_id, use_time)
+     select value ->> 0, value ->> 1 from json_each($1) where true
+     on conflict (key_id) do update set use_time = excluded.use_time
+     where key_uses.use_time < excluded.use_time",
+    "insert into key_uses (key_id, use_time)
+     select v ->> 0, cast(v ->> 1 as bigint) from jsonb_array_elements(cast($1 as jsonb)) v
+     order by v ->> 0
+     on conflict (key_id) do update set use_time = excluded.use_time
+     where key_uses.use_time < excluded.use_time",
 );
-const OF_FAMILY: Sql = Sql::same(
-    "select start_time, outcome, requests from key_usage
-     where tenant_no = $1 and span = $2 and start_time >= $3 and start_time < $4 and family = $5
-     order by start_time, outcome",
+const MARKS: Sql = Sql::same(
+    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span",
 );
-const OF_TENANT: Sql = Sql::same(
-    "select start_time, outcome, cast(sum(requests) as bigint) from key_usage
-     where tenant_no = $1 and span = $2 and start_time >= $3 and start_time < $4
-     group by start_time, outcome order by start_time, outcome",
+// On SQLite a transaction is the only writer.
+const SHARE_MARKS: Sql = Sql::each(
+    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span",
+    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span
+     for share",
 );
+const LOCK_MARKS: Sql = Sql::each(
+    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span",
+    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span
+     for update",
+);
+const MOVE_MARK: Sql = Sql::same(
+    "update key_usage_rollups set start_time = $2, tenant_no = $3, family = $4, outcome = $5
+     where span = $1",
+);
+const AFTER_MARK: Sql = Sql::same(
+    "select span, start_time, tenant_no, family, outcome, requests from key_usage
+     where span = $1 and (start_time, tenant_no, family, outcome) > ($2, $3, $4, $5)
+       and start_time < $6
+     order by start_time, tenant_no, family, outcome limit $7",
+);
+
+// Rows of one key lie apart, one for each time. So the times that there are of a span are looked up
+// one after the other, and then the rows of each: of the span itself, and of the shorter ones what
+// is not rolled up yet. The `+` keeps SQLite from deriving a range of all times of `key_usage`,
+// which it prefers to one time after the other.
+macro_rules! read {
+    ($of:literal) => {
+        concat!(
+            "with recursive times (span, start_time) as (
+                 select cast($2 as bigint),
+                        (select u.start_time from key_usage u
+                         where u.span = $2 and u.start_time >= $3 order by u.start_time limit 1)
+                 union all
+                 select r.span,
+                        (select u.start_time from key_usage u
+                         where u.span = r.span and u.start_time >= r.start_time
+                           and u.start_time >= $3
+                         order by u.start_time limit 1)
+                 from key_usage_rollups r where r.span < $2
+                 union all
+                 select t.span,
+                        (select u.start_time from key_usage u
+                         where u.span = t.span and u.start_time > t.start_time
+                         order by u.start_time limit 1)
+                 from times t where t.start_time < $4
+             )
+             select u.start_time - u.start_time % $2 as bucket, u.outcome,
+                    cast(sum(u.requests) as bigint)
+             from times t cross join key_usage u left join key_usage_rollups r on r.span = u.span
+             where +t.start_time < $4 and u.span = t.span and u.start_time = t.start_time
+               and u.tenant_no = $1 and ",
+            $of,
+            " and (u.span = $2 or (u.start_time, u.tenant_no, u.family, u.outcome)
+                    > (r.start_time, r.tenant_no, r.family, r.outcome))
+             group by bucket, u.outcome order by bucket, u.outcome"
+        )
+    };
+}
+
+const OF_FAMILY: Sql = Sql::same(read!("u.family = $5"));
+const OF_TENANT: Sql = Sql::same(read!("true"));
 const SWEEP: Sql = Sql::each(
-    "delete from key_usage where (tenant_no, family, span, start_time, outcome) in (
-         select tenant_no, family, span, start_time, outcome from key_usage
+    "delete from key_usage where (span, start_time, tenant_no, family, outcome) in (
+         select span, start_time, tenant_no, family, outcome from key_usage
          where span = $1 and start_time < $2 order by start_time limit $3)",
-    "delete from key_usage where (tenant_no, family, span, start_time, outcome) in (
-         select tenant_no, family, span, start_time, outcome from key_usage
+    "delete from key_usage where (span, start_time, tenant_no, family, outcome) in (
+         select span, start_time, tenant_no, family, outcome from key_usage
          where span = $1 and start_time < $2 order by start_time limit $3
          for update skip locked)",
 );
@@ -87,6 +141,11 @@ pub const STATEMENTS: &[Sql] = &[
     SWEEP_BATCHES,
     ADD,
     SET_LAST_USE,
+    MARKS,
+    SHARE_MARKS,
+    LOCK_MARKS,
+    MOVE_MARK,
+    AFTER_MARK,
     OF_FAMILY,
     OF_TENANT,
     SWEEP,
@@ -100,12 +159,12 @@ pub(crate) struct Batch<'a> {
     pub number: i64,
 }
 
-/// Which counts are read.
+/// Which counts are read. All of its times are positive.
 #[derive(Debug, Clone)]
 pub(crate) struct Span {
     /// Length of a bucket: one of those that are stored.
     pub length: Micros,
-    /// From this bucket on.
+    /// From this bucket on, which begins then.
     pub since: Micros,
     /// Buckets that begin before.
     pub until: Micros,
@@ -114,28 +173,132 @@ pub(crate) struct Span {
 /// Start of a bucket, outcome, requests.
 pub(crate) type Row = (Micros, String, i64);
 
-/// Adds counts to what is stored, all or none; a batch that is stored already is left as it is.
-pub(crate) async fn add(db: &Db, batch: Batch<'_>, counted: &[Counted], now: Micros) -> Result<()> {
-    let row = |row: &Counted| {
-        let (family, requests) = (&*row.family, row.requests);
-        json!([
-            row.tenant_no,
-            family,
-            row.span,
-            row.start,
-            row.outcome,
-            requests
-        ])
+/// How long marks stay as they are: until the transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// For all who only look at them.
+    Shared,
+    /// For who moves one.
+    Alone,
+}
+
+hub_core::row! {
+    struct MarkRow {
+        span: Micros,
+        start_time: Micros,
+        tenant_no: i64,
+        family: String,
+        outcome: String,
+    }
+}
+
+hub_core::row! {
+    struct CountRow {
+        span: Micros,
+        start_time: Micros,
+        tenant_no: i64,
+        family: String,
+        outcome: String,
+        requests: i64,
+    }
+}
+
+fn read_marks(rows: Vec<MarkRow>) -> Marks {
+    let mark = |row: MarkRow| Mark {
+        span: row.span,
+        start: row.start_time,
+        tenant_no: row.tenant_no,
+        family: row.family.into(),
+        outcome: row.outcome.into(),
     };
-    let rows = Value::from_iter(counted.iter().map(row));
+    Marks(rows.into_iter().map(mark).collect())
+}
+
+/// Adds counts of minutes to what is stored, all or none, and to what they come too late for; a
+/// batch that is stored already is left as it is.
+pub(crate) async fn add(
+    db: &Db,
+    batch: Batch<'_>,
+    mut counted: Vec<Counted>,
+    now: Micros,
+) -> Result<()> {
     let mut tx = db.begin().await?;
     let begin = tx.query(BEGIN).bind(batch.writer_id.to_owned());
     let begun: Option<(i64,)> = begin.bind(batch.number).bind(now).optional().await?;
     if begun.is_some() {
-        tx.query(ADD).bind(rows.to_string()).execute().await?;
+        let marks = hold_marks(&mut tx, Hold::Shared).await?;
+        marks.complete(&mut counted);
+        add_rows(&mut tx, &counted).await?;
         tx.commit().await?;
     }
     Ok(())
+}
+
+/// The same as they are, as part of a transaction.
+pub(crate) async fn add_rows(tx: &mut Tx, counted: &[Counted]) -> Result<()> {
+    let row = |row: &Counted| {
+        let (family, outcome) = (row.family.clone(), row.outcome.clone());
+        (
+            row.span,
+            row.start,
+            row.tenant_no,
+            family,
+            outcome,
+            row.requests,
+        )
+    };
+    let rows: Vec<_> = counted.iter().map(row).collect();
+    let rows = serde_json::to_string(&rows).map_err(Error::internal)?;
+    tx.query(ADD).bind(rows).execute().await?;
+    Ok(())
+}
+
+/// How far each span is rolled up.
+pub(crate) async fn marks(db: &Db) -> Result<Marks> {
+    Ok(read_marks(db.query(MARKS).all().await?))
+}
+
+/// The same, until the transaction ends.
+pub(crate) async fn hold_marks(tx: &mut Tx, hold: Hold) -> Result<Marks> {
+    let sql = match hold {
+        Hold::Shared => SHARE_MARKS,
+        Hold::Alone => LOCK_MARKS,
+    };
+    Ok(read_marks(tx.query(sql).all().await?))
+}
+
+/// Moves the mark of its span.
+pub(crate) async fn move_mark(tx: &mut Tx, to: &Mark) -> Result<()> {
+    let query = tx.query(MOVE_MARK).bind(to.span).bind(to.start);
+    let query = query.bind(to.tenant_no).bind((*to.family).to_owned());
+    query.bind((*to.outcome).to_owned()).execute().await?;
+    Ok(())
+}
+
+/// At most `count` rows behind a mark that begin before a time.
+pub(crate) async fn after(
+    tx: &mut Tx,
+    mark: &Mark,
+    before: Micros,
+    count: usize,
+) -> Result<Vec<Counted>> {
+    let query = tx.query(AFTER_MARK).bind(mark.span).bind(mark.start);
+    let query = query
+        .bind(mark.tenant_no)
+        .bind((*mark.family).to_owned())
+        .bind((*mark.outcome).to_owned());
+    let query = query
+        .bind(before)
+        .bind(i64::try_from(count).unwrap_or(i64::MAX));
+    let read = |row: CountRow| Counted {
+        tenant_no: row.tenant_no,
+        family: row.family.into(),
+        span: row.span,
+        start: row.start_time,
+        outcome: row.outcome.into(),
+        requests: row.requests.unsigned_abs(),
+    };
+    Ok(query.all().await?.into_iter().map(read).collect())
 }
 
 /// Forgets writers that have written nothing since a time.
@@ -148,10 +311,13 @@ pub(crate) async fn sweep_batches(db: &Db, before: Micros) -> Result<()> {
 
 /// Stores when keys were used last.
 pub(crate) async fn set_last_use(db: &Db, uses: &[(Arc<str>, Micros)]) -> Result<()> {
-    let uses = Value::from_iter(uses.iter().map(|(key_id, time)| json!([&**key_id, time])));
+    let uses: Vec<(&str, Micros)> = uses
+        .iter()
+        .map(|(key_id, time)| (&**key_id, *time))
+        .collect();
+    let uses = serde_json::to_string(&uses).map_err(Error::internal)?;
     let mut tx = db.begin().await?;
-    let query = tx.query(SET_LAST_USE).bind(uses.to_string());
-    query.execute().await?;
+    tx.query(SET_LAST_USE).bind(uses).execute().await?;
     tx.commit().await?;
     Ok(())
 }
@@ -168,8 +334,11 @@ pub(crate) async fn read(
     } else {
         OF_TENANT
     };
+    // The last bucket has all that lies in it.
+    let until = span.until + span.length - 1;
+    let until = until - until.rem_euclid(span.length);
     let query = db.query(sql).bind(tenant.number()).bind(span.length);
-    let query = query.bind(span.since).bind(span.until);
+    let query = query.bind(span.since).bind(until);
     Ok(match family {
         Some(family) => query.bind(family.to_owned()).all().await?,
         None => query.all().await?,

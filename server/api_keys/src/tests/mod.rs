@@ -3,8 +3,11 @@
 mod keys;
 mod processes;
 mod race;
+#[path = "../../../../tests/journal/random.rs"]
+mod random;
 mod retry;
 mod rights;
+mod rollup;
 mod sweep;
 mod usage;
 mod verify;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::denials::{Denial, KEPT};
+use crate::rollup::roll_up;
 use crate::store::usage::{Batch, Span};
 use crate::store::{denials, standings, usage};
 use crate::sweep::sweep;
@@ -18,7 +19,7 @@ async fn fill(hub: &TestKeys, writer_id: &str, from: i64, rows: i64) {
         family: "key_1".into(),
         span: MINUTE,
         start: from + at * MINUTE,
-        outcome: ALLOWED,
+        outcome: ALLOWED.into(),
         requests: 1,
     };
     let counted: Vec<Counted> = (0..rows).map(counted).collect();
@@ -26,7 +27,8 @@ async fn fill(hub: &TestKeys, writer_id: &str, from: i64, rows: i64) {
         writer_id,
         number: 1,
     };
-    usage::add(db, batch, &counted, from).await.unwrap();
+    usage::add(db, batch, counted, from).await.unwrap();
+    roll_up(db, from + 10 * DAY, || true).await.unwrap();
     let denial = |at| Denial {
         call_id: format!("call_{from}_{at}"),
         tenant_no,
@@ -47,7 +49,7 @@ async fn minutes(hub: &TestKeys) -> usize {
     let span = Span {
         length: MINUTE,
         since: 0,
-        until: i64::MAX,
+        until: START + DAY,
     };
     let rows = usage::read(&hub.core.db, &hub.tenant, None, &span).await;
     rows.unwrap().len()

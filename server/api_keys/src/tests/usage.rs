@@ -10,7 +10,7 @@ use crate::store::{
     self,
     usage::{Batch, Span},
 };
-use crate::usage::{ALLOWED, Counted, DAY};
+use crate::usage::{ALLOWED, Counted, DAY, MINUTE};
 
 /// More than one transaction writes.
 const KEYS: usize = 300;
@@ -35,7 +35,7 @@ async fn allowed(hub: &TestKeys) -> u64 {
     let span = Span {
         length: DAY,
         since: 0,
-        until: i64::MAX,
+        until: START + DAY,
     };
     let rows = store::usage::read(&hub.core.db, &hub.tenant, None, &span).await;
     let allowed = rows.unwrap().into_iter().filter(|row| row.1 == ALLOWED);
@@ -77,14 +77,14 @@ both_databases! {
         let counted = Counted {
             tenant_no: hub.tenant.number(),
             family: "key_1".into(),
-            span: DAY,
-            start: 0,
-            outcome: ALLOWED,
+            span: MINUTE,
+            start: START,
+            outcome: ALLOWED.into(),
             requests: 5,
         };
         for (writer_id, number) in [("wrt_1", 1), ("wrt_1", 1), ("wrt_2", 1), ("wrt_1", 2)] {
             let batch = Batch { writer_id, number };
-            let rows = std::slice::from_ref(&counted);
+            let rows = vec![counted.clone()];
             store::usage::add(&hub.core.db, batch, rows, START).await.unwrap();
         }
         assert_eq!(allowed(&hub).await, 15);

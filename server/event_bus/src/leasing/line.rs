@@ -69,9 +69,9 @@ impl Leasing {
         self.expired_through
     }
 
-    /// An event that was looked at and is settled is queued again, with all its attempts, once
-    /// that is [`Leasing::stored`]; its exception goes. `derived_delivered`: an ack needs no exception, because without one the
-    /// event counts as delivered.
+    /// An event that was looked at and is settled is queued again, with all its attempts, once that
+    /// is [`Leasing::stored`]; its exception goes. `derived_delivered`: an ack needs no exception,
+    /// because without one the event counts as delivered.
     ///
     /// False if nothing was done: it is not settled, was never looked at, or retention passed it.
     /// The caller asks [`Leasing::redelivery_left`] first.

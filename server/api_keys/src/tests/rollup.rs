@@ -1,0 +1,134 @@
+//! Minutes, hours and days say the same, whenever they are rolled up and read.
+
+use std::collections::BTreeMap;
+
+use super::random::{Random, Seed};
+use super::*;
+use crate::key::Record;
+use crate::rollup::roll_up;
+use crate::store::usage::{self as store, Span};
+use crate::usage::{ALLOWED, DAY, HOUR, MINUTE};
+
+const STEPS: usize = 120;
+const FAMILIES: usize = 5;
+const OUTCOMES: [&str; 3] = [ALLOWED, "RATE_LIMITED", "SCOPE_MISSING"];
+const SPANS: [i64; 3] = [MINUTE, HOUR, DAY];
+
+/// Requests by start of the bucket and outcome.
+type Buckets = BTreeMap<(i64, String), i64>;
+
+fn record(hub: &TestKeys, family: usize) -> Record {
+    let family = format!("key_{family}");
+    let key = crate::Key {
+        key_id: family.clone(),
+        tenant: Some(hub.tenant.clone()),
+        family,
+        ..crate::key::tests::key()
+    };
+    Record::new(&key).unwrap()
+}
+
+async fn read(hub: &TestKeys, family: Option<usize>, span: &Span) -> Buckets {
+    let family = family.map(|family| format!("key_{family}"));
+    let rows = store::read(&hub.core.db, &hub.tenant, family.as_deref(), span).await;
+    let rows = rows.unwrap().into_iter();
+    rows.map(|(start, outcome, requests)| ((start, outcome), requests))
+        .collect()
+}
+
+/// Requests as they were made: when, of which family, with which outcome.
+#[derive(Default)]
+struct Made(Vec<(i64, usize, &'static str, u32)>);
+
+impl Made {
+    fn buckets(&self, family: Option<usize>, span: &Span) -> Buckets {
+        let mut buckets = Buckets::new();
+        for (at, of, outcome, requests) in &self.0 {
+            let start = at - at.rem_euclid(span.length);
+            let asked = family.is_none_or(|family| family == *of);
+            if asked && (span.since..span.until).contains(&start) {
+                *buckets.entry((start, (*outcome).to_owned())).or_default() += i64::from(*requests);
+            }
+        }
+        buckets
+    }
+}
+
+both_databases! {
+    async fn any_order_of_counts_and_rounds_leads_to_the_same_sums(hub: TestKeys) {
+        let (seed, mut made) = (Seed::choose(), Made::default());
+        eprintln!("HUB_TEST_SEED={}", seed.0);
+        let mut random = Random::new(seed.0, 1);
+        let (usage, db, mut now) = (&hub.keys.usage, &hub.core.db, START);
+        for _ in 0..STEPS {
+            now += [0, MINUTE / 2, MINUTE, 20 * MINUTE, 7 * HOUR][random.below(5)];
+            for _ in 0..random.below(8) {
+                // Now and then it was long under way.
+                let late = [0, 0, 0, MINUTE, HOUR, 2 * DAY][random.below(6)];
+                let (family, requests) = (random.below(FAMILIES), 1 + random.below(9) as u32);
+                let outcome = OUTCOMES[random.below(3)];
+                usage.count(&record(&hub, family), outcome, requests, now - late);
+                made.0.push((now - late, family, outcome, requests));
+            }
+            usage.write(db, now).await.unwrap();
+            match random.below(4) {
+                0 => roll_up(db, now, || true).await.unwrap(),
+                // A process that ends after the first transaction.
+                1 => roll_up(db, now, || false).await.unwrap(),
+                _ => {}
+            }
+            let length = SPANS[random.below(3)];
+            let since = now - [0, HOUR, 3 * DAY, 20 * DAY][random.below(4)];
+            let until = now + 1 - [0, 0, 90 * MINUTE][random.below(3)];
+            let span = Span { length, since: since - since.rem_euclid(length), until };
+            let family = random.percent(70).then(|| random.below(FAMILIES));
+            let told = read(&hub, family, &span).await;
+            assert_eq!(told, made.buckets(family, &span), "{family:?} {span:?}");
+        }
+    }
+
+    async fn processes_that_count_and_roll_up_at_once_count_each_request_once(hub: TestKeys) {
+        let processes = [hub.keys.clone(), hub.other_process(), hub.other_process()];
+        let rounds = 12;
+        for round in 0..rounds {
+            let works = processes.each_ref().map(|keys| {
+                let minute = START + round * 25 * MINUTE;
+                for family in 0..FAMILIES {
+                    keys.usage.count(&record(&hub, family), ALLOWED, 1, minute);
+                }
+                let (keys, db) = (keys.clone(), hub.core.db.clone());
+                // Their minute is over: some come before it is rolled up, some after.
+                let now = minute + 2 * MINUTE;
+                tokio::spawn(async move {
+                    let (written, rolled_up) =
+                        tokio::join!(keys.usage.write(&db, now), roll_up(&db, now, || true));
+                    written.and(rolled_up)
+                })
+            });
+            for work in works {
+                work.await.unwrap().unwrap();
+            }
+        }
+        for length in SPANS {
+            let span = Span { length, since: START, until: START + DAY };
+            let sum: i64 = read(&hub, None, &span).await.values().sum();
+            assert_eq!(sum, 3 * rounds * FAMILIES as i64, "{length}");
+        }
+    }
+
+    async fn what_is_not_rolled_up_yet_is_not_removed(hub: TestKeys) {
+        let (usage, db) = (&hub.keys.usage, &hub.core.db);
+        usage.count(&record(&hub, 1), ALLOWED, 3, START);
+        usage.write(db, START).await.unwrap();
+        let later = START + 30 * DAY;
+        crate::sweep::sweep(db, later, || true).await.unwrap();
+        let day = Span { length: DAY, since: START, until: START + DAY };
+        let expected = Buckets::from([((START, String::new()), 3)]);
+        assert_eq!(read(&hub, Some(1), &day).await, expected);
+        roll_up(db, later, || true).await.unwrap();
+        crate::sweep::sweep(db, later, || true).await.unwrap();
+        assert_eq!(read(&hub, Some(1), &day).await, expected);
+        let minutes = Span { length: MINUTE, ..day };
+        assert_eq!(read(&hub, Some(1), &minutes).await, Buckets::new());
+    }
+}
