@@ -24,9 +24,9 @@ const OTHER_TABLES: &[(&str, &str)] = &[
     ("live_processes", "1 = 0"),
     ("key_followers", "1 = 0"),
     ("key_usage_batches", "1 = 0"),
-    ("key_usage_rollups", "1 = 0"),
+    ("key_count_marks", "1 = 0"),
     // Hours and days are made of these whenever it suits.
-    ("key_usage", "tenant_no = $2 and span = 60000000"),
+    ("key_counts", "tenant_no = $2 and span = 60000000"),
     (
         "key_uses",
         "key_id in (select key_id from api_keys where tenant_no = $2)",

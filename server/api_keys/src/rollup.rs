@@ -1,8 +1,8 @@
 //! Counts of minutes are rolled up into hours, and those of hours into days, off the path of calls.
 //!
-//! A batch of counts adds to minutes alone. Of each span a *mark* says up to which row it is part
+//! A batch of counts adds to minutes. Of each span a *mark* says up to which row it is part
 //! of the next longer span; who reads a longer span adds what is behind the mark. A count that
-//! comes so late that the mark has passed its minute is added to the longer span as well. Both look
+//! comes so late that the mark has passed its row is added to the longer span as well. Both look
 //! at the marks in the transaction in which they write, so that each request counts once in each
 //! span, whenever it is written and whoever rolls up.
 
@@ -18,12 +18,12 @@ use crate::keys::Keys;
 use crate::store::usage::{self as store, Hold};
 use crate::usage::{BATCH_INTERVAL, Counted, DAY, HOUR, MINUTE};
 
-/// Pause between two rounds: who reads hours sums up about as many minutes.
+/// Pause between two rounds: who reads hours sums up the minutes of about two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// So long after its end a minute is rolled up: batches of it are hardly to come then.
+/// So long after its end a minute or an hour is rolled up: batches of it are hardly to come then.
 const SETTLED_AFTER: Micros = 2 * BATCH_INTERVAL.as_micros() as Micros;
 /// Rows that one transaction rolls up. On SQLite it holds the only writer.
-const CHUNK_ROWS: usize = 1200;
+pub(crate) const CHUNK_ROWS: usize = 1200;
 
 /// What is part of the next longer span: all rows up to this one, in the order of the rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,15 +37,13 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// All rows that begin before a time.
-    fn before(span: Micros, start: Micros) -> Mark {
+    fn at(row: &Counted) -> Mark {
         Mark {
-            span,
-            start,
-            // Less than that of any tenant.
-            tenant_no: -1,
-            family: Arc::from(""),
-            outcome: Arc::from(""),
+            span: row.span,
+            start: row.start,
+            tenant_no: row.tenant_no,
+            family: row.family.clone(),
+            outcome: Arc::from(&*row.outcome),
         }
     }
 
@@ -104,7 +102,11 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
         !turn.stopped().is_cancelled()
     };
     loop {
-        roll_up(&keys.core.db, keys.core.clock.now(), goes_on).await?;
+        // Late is harmless. So nobody is told that this process fails while another holds it up.
+        let now = keys.core.clock.now();
+        if let Err(error) = roll_up(&keys.core.db, now, CHUNK_ROWS, goes_on).await {
+            tracing::debug!("the counts of keys are not rolled up: {error}");
+        }
         turn.passed_for(INTERVAL);
         if !turn.pause(INTERVAL).await {
             return Ok(());
@@ -112,51 +114,47 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
     }
 }
 
-/// Rolls up the minutes that are over, and then the hours of which all minutes are, as long as
-/// `goes_on` says so after each transaction.
-pub(crate) async fn roll_up(db: &Db, now: Micros, goes_on: impl Fn() -> bool) -> Result<()> {
+/// Rolls up the minutes that are over, and then the hours, `chunk_rows` in each transaction, as
+/// long as `goes_on` says so after each. Errors: `STORE_BUSY`.
+pub(crate) async fn roll_up(
+    db: &Db,
+    now: Micros,
+    chunk_rows: usize,
+    goes_on: impl Fn() -> bool,
+) -> Result<()> {
     let settled = now - SETTLED_AFTER;
-    let minutes = settled - settled.rem_euclid(MINUTE);
-    while roll_up_some(db, MINUTE, minutes).await? {
+    let before = |span: Micros| settled - settled.rem_euclid(span);
+    loop {
+        // An hour before its last minutes is right too, and costs a row twice.
+        let behind = store::behind_marks(db, before(MINUTE), before(HOUR)).await?;
+        let Some(span) = behind.first().copied() else {
+            return Ok(());
+        };
+        roll_up_some(db, span, before(span), chunk_rows).await?;
         if !goes_on() {
             return Ok(());
         }
     }
-    let marks = store::marks(db).await?;
-    let minutes = marks.of(MINUTE).map_or(0, |mark| mark.start);
-    let hours = minutes - minutes.rem_euclid(HOUR);
-    while roll_up_some(db, HOUR, hours).await? && goes_on() {}
-    Ok(())
 }
 
-/// Rolls up rows of a span that begin before a time; true if there may be more.
-async fn roll_up_some(db: &Db, span: Micros, before: Micros) -> Result<bool> {
-    let Some(longer) = longer(span) else {
-        return Ok(false);
-    };
+/// Rolls up the next rows of a span that begin before a time.
+async fn roll_up_some(db: &Db, span: Micros, before: Micros, chunk_rows: usize) -> Result<()> {
     let mut tx = db.begin().await?;
     let marks = store::hold_marks(&mut tx, Hold::Alone).await?;
-    let Some(mark) = marks.of(span).filter(|mark| mark.start < before) else {
-        return Ok(false);
+    let (Some(longer), Some(mark)) = (longer(span), marks.of(span)) else {
+        return Ok(());
     };
-    let found = store::after(&mut tx, mark, before, CHUNK_ROWS).await?;
-    let more = found.len() == CHUNK_ROWS;
-    let next = match found.last() {
-        Some(last) if more => Mark {
-            span,
-            start: last.start,
-            tenant_no: last.tenant_no,
-            family: last.family.clone(),
-            outcome: Arc::from(&*last.outcome),
-        },
-        _ => Mark::before(span, before),
+    let found = store::after(&mut tx, mark, before, chunk_rows).await?;
+    // Another process may have done it meanwhile.
+    let Some(last) = found.last() else {
+        return Ok(());
     };
     let mut rows = found.iter().map(|row| part_of(row, longer)).collect();
     marks.complete(&mut rows);
     store::add_rows(&mut tx, &rows).await?;
-    store::move_mark(&mut tx, &next).await?;
+    store::move_mark(&mut tx, &Mark::at(last)).await?;
     tx.commit().await?;
-    Ok(more)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -174,6 +172,14 @@ mod tests {
         }
     }
 
+    /// All rows that begin by then.
+    fn mark(span: Micros, start: Micros) -> Mark {
+        Mark {
+            tenant_no: i64::MAX,
+            ..Mark::at(&row(span, start))
+        }
+    }
+
     fn completed(marks: &Marks, row: Counted) -> Vec<(Micros, Micros)> {
         let mut rows = vec![row];
         marks.complete(&mut rows);
@@ -182,10 +188,7 @@ mod tests {
 
     #[test]
     fn a_count_is_added_to_the_longer_spans_that_have_passed_it() {
-        let marks = Marks(vec![
-            Mark::before(MINUTE, DAY + 3 * HOUR),
-            Mark::before(HOUR, DAY),
-        ]);
+        let marks = Marks(vec![mark(MINUTE, DAY + 3 * HOUR - 1), mark(HOUR, DAY - 1)]);
         let ahead = DAY + 3 * HOUR;
         assert_eq!(completed(&marks, row(MINUTE, ahead)), [(MINUTE, ahead)]);
         let late = ahead - MINUTE;

@@ -163,7 +163,7 @@ pub fn migrations() -> Migrations {
             "0007_usage_batches",
             "0008_named_tenants",
             "0009_denied_rights",
-            "0010_usage_rollups",
+            "0010_key_counts",
         ),
         postgres: hub_core::migrations!(
             "../../../migrations/api_keys/postgres",
@@ -176,7 +176,7 @@ pub fn migrations() -> Migrations {
             "0007_usage_batches",
             "0008_named_tenants",
             "0009_denied_rights",
-            "0010_usage_rollups",
+            "0010_key_counts",
         ),
     }
 }

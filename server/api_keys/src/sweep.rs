@@ -41,12 +41,8 @@ pub(crate) async fn run(keys: Arc<Keys>, turn: Turn) -> Result<()> {
 pub(crate) async fn sweep(db: &Db, now: Micros, goes_on: impl Fn() -> bool) -> Result<()> {
     // Of writers that are gone.
     store::usage::sweep_batches(db, now - DAY).await?;
-    let marks = store::usage::marks(db).await?;
     for (span, kept) in SPANS {
-        // What is not part of the next longer span yet is needed.
-        let rolled_up = marks.of(span).map_or(now, |mark| mark.start);
-        let before = rolled_up.min(now - kept);
-        while store::usage::sweep(db, span, before).await? && goes_on() {}
+        while store::usage::sweep(db, span, now - kept).await? && goes_on() {}
     }
     while store::denials::sweep(db, now - denials::KEPT).await? && goes_on() {}
     // On SQLite this process counts alone, and in memory.

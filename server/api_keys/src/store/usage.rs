@@ -32,12 +32,12 @@ const SWEEP_BATCHES: Sql = Sql::each(
 // once, and in the order in which all processes lock them, so that none waits for another that
 // waits for it.
 const ADD: Sql = Sql::each(
-    "insert into key_usage (span, start_time, tenant_no, family, outcome, requests)
+    "insert into key_counts (span, start_time, tenant_no, family, outcome, requests)
      select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
      from json_each($1) where true
      on conflict (span, start_time, tenant_no, family, outcome) do update
-     set requests = key_usage.requests + excluded.requests",
-    "insert into key_usage (span, start_time, tenant_no, family, outcome, requests)
+     set requests = key_counts.requests + excluded.requests",
+    "insert into key_counts (span, start_time, tenant_no, family, outcome, requests)
      select span, start_time, tenant_no, family, outcome, sum(requests)
      from (select cast(v ->> 0 as bigint) as span, cast(v ->> 1 as bigint) as start_time,
                   cast(v ->> 2 as bigint) as tenant_no, v ->> 3 as family, v ->> 4 as outcome,
@@ -46,7 +46,7 @@ const ADD: Sql = Sql::each(
      group by span, start_time, tenant_no, family, outcome
      order by span, start_time, tenant_no, family, outcome
      on conflict (span, start_time, tenant_no, family, outcome) do update
-     set requests = key_usage.requests + excluded.requests",
+     set requests = key_counts.requests + excluded.requests",
 );
 // JSON too, `[[key_id, time], …]`, each key once.
 const SET_LAST_USE: Sql = Sql::each(
@@ -60,26 +60,35 @@ const SET_LAST_USE: Sql = Sql::each(
      on conflict (key_id) do update set use_time = excluded.use_time
      where key_uses.use_time < excluded.use_time",
 );
-const MARKS: Sql = Sql::same(
-    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span",
+// Looked at without a lock, so that who finds nothing to do is in nobody's way.
+const BEHIND_MARKS: Sql = Sql::same(
+    "select m.span from key_count_marks m
+     where exists (
+         select 1 from key_counts c
+         where c.span = m.span
+           and (c.start_time, c.tenant_no, c.family, c.outcome)
+             > (m.start_time, m.tenant_no, m.family, m.outcome)
+           and c.start_time < case when m.span = 60000000 then cast($1 as bigint)
+                                   else cast($2 as bigint) end)
+     order by m.span",
 );
 // On SQLite a transaction is the only writer.
 const SHARE_MARKS: Sql = Sql::each(
-    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span",
-    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span
+    "select span, start_time, tenant_no, family, outcome from key_count_marks order by span",
+    "select span, start_time, tenant_no, family, outcome from key_count_marks order by span
      for share",
 );
 const LOCK_MARKS: Sql = Sql::each(
-    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span",
-    "select span, start_time, tenant_no, family, outcome from key_usage_rollups order by span
+    "select span, start_time, tenant_no, family, outcome from key_count_marks order by span",
+    "select span, start_time, tenant_no, family, outcome from key_count_marks order by span
      for update",
 );
 const MOVE_MARK: Sql = Sql::same(
-    "update key_usage_rollups set start_time = $2, tenant_no = $3, family = $4, outcome = $5
+    "update key_count_marks set start_time = $2, tenant_no = $3, family = $4, outcome = $5
      where span = $1",
 );
 const AFTER_MARK: Sql = Sql::same(
-    "select span, start_time, tenant_no, family, outcome, requests from key_usage
+    "select span, start_time, tenant_no, family, outcome, requests from key_counts
      where span = $1 and (start_time, tenant_no, family, outcome) > ($2, $3, $4, $5)
        and start_time < $6
      order by start_time, tenant_no, family, outcome limit $7",
@@ -87,32 +96,32 @@ const AFTER_MARK: Sql = Sql::same(
 
 // Rows of one key lie apart, one for each time. So the times that there are of a span are looked up
 // one after the other, and then the rows of each: of the span itself, and of the shorter ones what
-// is not rolled up yet. The `+` keeps SQLite from deriving a range of all times of `key_usage`,
+// is not rolled up yet. The `+` keeps SQLite from deriving a range of all times of `key_counts`,
 // which it prefers to one time after the other.
 macro_rules! read {
     ($of:literal) => {
         concat!(
             "with recursive times (span, start_time) as (
                  select cast($2 as bigint),
-                        (select u.start_time from key_usage u
+                        (select u.start_time from key_counts u
                          where u.span = $2 and u.start_time >= $3 order by u.start_time limit 1)
                  union all
                  select r.span,
-                        (select u.start_time from key_usage u
+                        (select u.start_time from key_counts u
                          where u.span = r.span and u.start_time >= r.start_time
                            and u.start_time >= $3
                          order by u.start_time limit 1)
-                 from key_usage_rollups r where r.span < $2
+                 from key_count_marks r where r.span < $2
                  union all
                  select t.span,
-                        (select u.start_time from key_usage u
+                        (select u.start_time from key_counts u
                          where u.span = t.span and u.start_time > t.start_time
                          order by u.start_time limit 1)
                  from times t where t.start_time < $4
              )
              select u.start_time - u.start_time % $2 as bucket, u.outcome,
                     cast(sum(u.requests) as bigint)
-             from times t cross join key_usage u left join key_usage_rollups r on r.span = u.span
+             from times t cross join key_counts u left join key_count_marks r on r.span = u.span
              where +t.start_time < $4 and u.span = t.span and u.start_time = t.start_time
                and u.tenant_no = $1 and ",
             $of,
@@ -125,14 +134,28 @@ macro_rules! read {
 
 const OF_FAMILY: Sql = Sql::same(read!("u.family = $5"));
 const OF_TENANT: Sql = Sql::same(read!("true"));
+// What waits to be rolled up stays, however old it is.
+macro_rules! old {
+    () => {
+        "select k.span, k.start_time, k.tenant_no, k.family, k.outcome from key_counts k
+         where k.span = $1 and k.start_time < $2 and not exists (
+             select 1 from key_count_marks m
+             where m.span = k.span and (k.start_time, k.tenant_no, k.family, k.outcome)
+                 > (m.start_time, m.tenant_no, m.family, m.outcome))
+         order by k.start_time limit $3"
+    };
+}
 const SWEEP: Sql = Sql::each(
-    "delete from key_usage where (span, start_time, tenant_no, family, outcome) in (
-         select span, start_time, tenant_no, family, outcome from key_usage
-         where span = $1 and start_time < $2 order by start_time limit $3)",
-    "delete from key_usage where (span, start_time, tenant_no, family, outcome) in (
-         select span, start_time, tenant_no, family, outcome from key_usage
-         where span = $1 and start_time < $2 order by start_time limit $3
-         for update skip locked)",
+    concat!(
+        "delete from key_counts where (span, start_time, tenant_no, family, outcome) in (",
+        old!(),
+        ")"
+    ),
+    concat!(
+        "delete from key_counts where (span, start_time, tenant_no, family, outcome) in (",
+        old!(),
+        " for update of k skip locked)"
+    ),
 );
 
 /// Every statement of this file, for the test that prepares them.
@@ -141,7 +164,7 @@ pub const STATEMENTS: &[Sql] = &[
     SWEEP_BATCHES,
     ADD,
     SET_LAST_USE,
-    MARKS,
+    BEHIND_MARKS,
     SHARE_MARKS,
     LOCK_MARKS,
     MOVE_MARK,
@@ -253,12 +276,15 @@ pub(crate) async fn add_rows(tx: &mut Tx, counted: &[Counted]) -> Result<()> {
     Ok(())
 }
 
-/// How far each span is rolled up.
-pub(crate) async fn marks(db: &Db) -> Result<Marks> {
-    Ok(read_marks(db.query(MARKS).all().await?))
+/// The spans of which rows that begin before a time wait to be rolled up: minutes before the first
+/// time, hours before the second.
+pub(crate) async fn behind_marks(db: &Db, minutes: Micros, hours: Micros) -> Result<Vec<Micros>> {
+    let query = db.query(BEHIND_MARKS).bind(minutes).bind(hours);
+    let spans: Vec<(Micros,)> = query.all().await?;
+    Ok(spans.into_iter().map(|(span,)| span).collect())
 }
 
-/// The same, until the transaction ends.
+/// How far each span is rolled up, until the transaction ends.
 pub(crate) async fn hold_marks(tx: &mut Tx, hold: Hold) -> Result<Marks> {
     let sql = match hold {
         Hold::Shared => SHARE_MARKS,

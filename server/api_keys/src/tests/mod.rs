@@ -61,6 +61,11 @@ impl Drop for TestKeys {
 
 impl TestKeys {
     pub async fn open(postgres: bool) -> Self {
+        Self::migrated(postgres, async |_| {}).await
+    }
+
+    /// Before it is brought up to date, something may be done with an empty database.
+    pub async fn migrated(postgres: bool, before: impl AsyncFnOnce(&Db)) -> Self {
         let name = id::new("keys");
         let (url, folder) = if postgres {
             (postgres_database(&name).await, None)
@@ -71,6 +76,7 @@ impl TestKeys {
                 Some(folder),
             )
         };
+        before(&open(&url).await).await;
         let core = core(&url, Clock::manual(START)).await;
         let keys = keys(&core);
         let tenant = add_tenant(&core, "Acme").await;
@@ -162,13 +168,17 @@ pub async fn add_tenant(core: &Core, name: &str) -> TenantRef {
     tenant
 }
 
-async fn core(url: &str, clock: Clock) -> Core {
+async fn open(url: &str) -> Db {
     let options = Options {
         url: url.to_owned(),
         connections_max: 4,
         size_bytes_max: 0,
     };
-    let db = Db::open(&options).await.unwrap();
+    Db::open(&options).await.unwrap()
+}
+
+async fn core(url: &str, clock: Clock) -> Core {
+    let db = open(url).await;
     db.migrate(&journal::migrations()).await.unwrap();
     db.migrate(&migrations()).await.unwrap();
     let limits = Arc::new(Limits::default());

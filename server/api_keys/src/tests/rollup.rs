@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use hub_core::storage::{Migrations, Sql};
+
 use super::random::{Random, Seed};
 use super::*;
 use crate::key::Record;
-use crate::rollup::roll_up;
+use crate::rollup::{CHUNK_ROWS, roll_up};
 use crate::store::usage::{self as store, Span};
 use crate::usage::{ALLOWED, DAY, HOUR, MINUTE};
 
 const STEPS: usize = 120;
 const FAMILIES: usize = 5;
 const OUTCOMES: [&str; 3] = [ALLOWED, "RATE_LIMITED", "SCOPE_MISSING"];
+const FIRST_TENANT: i64 = 1;
 const SPANS: [i64; 3] = [MINUTE, HOUR, DAY];
 
 /// Requests by start of the bucket and outcome.
@@ -72,9 +75,9 @@ both_databases! {
             }
             usage.write(db, now).await.unwrap();
             match random.below(4) {
-                0 => roll_up(db, now, || true).await.unwrap(),
+                0 => roll_up(db, now, 1 + random.below(5), || true).await.unwrap(),
                 // A process that ends after the first transaction.
-                1 => roll_up(db, now, || false).await.unwrap(),
+                1 => roll_up(db, now, 1 + random.below(5), || false).await.unwrap(),
                 _ => {}
             }
             let length = SPANS[random.below(3)];
@@ -101,7 +104,7 @@ both_databases! {
                 let now = minute + 2 * MINUTE;
                 tokio::spawn(async move {
                     let (written, rolled_up) =
-                        tokio::join!(keys.usage.write(&db, now), roll_up(&db, now, || true));
+                        tokio::join!(keys.usage.write(&db, now), roll_up(&db, now, 3, || true));
                     written.and(rolled_up)
                 })
             });
@@ -125,10 +128,91 @@ both_databases! {
         let day = Span { length: DAY, since: START, until: START + DAY };
         let expected = Buckets::from([((START, String::new()), 3)]);
         assert_eq!(read(&hub, Some(1), &day).await, expected);
-        roll_up(db, later, || true).await.unwrap();
+        roll_up(db, later, CHUNK_ROWS, || true).await.unwrap();
         crate::sweep::sweep(db, later, || true).await.unwrap();
         assert_eq!(read(&hub, Some(1), &day).await, expected);
         let minutes = Span { length: MINUTE, ..day };
         assert_eq!(read(&hub, Some(1), &minutes).await, Buckets::new());
     }
+}
+
+/// Tables of the version that added each count to all three spans.
+const BEFORE: usize = 9;
+const OLD_COUNTS: Sql = Sql::same(
+    "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
+     select $1, 'key_1', s.span, $2 - $2 % s.span, '', 5
+     from (select cast(60000000 as bigint) as span union all select 3600000000
+           union all select 86400000000) s where true
+     on conflict (tenant_no, family, span, start_time, outcome) do update
+     set requests = key_usage.requests + excluded.requests",
+);
+const OLD_KEY: Sql = Sql::same(
+    "insert into api_keys (key_id, tenant_no, tenant_id, hash, hint, name, scopes, cidrs, labels,
+       requests_per_minute, create_time, created_by, family, last_use_time, version)
+     values ('key_1', $1, 'tnt_1', $2, '', '', '[]', '[]', '{}', 0, 0, 'hub', 'key_1', $3, 1)",
+);
+
+/// Counts and the last use are there after the upgrade, and what is counted since in the same
+/// minute is added to them.
+async fn upgraded(postgres: bool) {
+    let now = START + 90 * MINUTE;
+    let hub = TestKeys::migrated(postgres, async |db: &Db| {
+        let all = migrations();
+        let before = Migrations {
+            sqlite: &all.sqlite[..BEFORE],
+            postgres: &all.postgres[..BEFORE],
+            ..all
+        };
+        db.migrate(&hub_core::journal::migrations()).await.unwrap();
+        db.migrate(&before).await.unwrap();
+        let mut tx = db.begin().await.unwrap();
+        for at in [now - HOUR, now] {
+            let counts = tx.query(OLD_COUNTS).bind(FIRST_TENANT).bind(at);
+            counts.execute().await.unwrap();
+        }
+        let key = tx.query(OLD_KEY).bind(FIRST_TENANT);
+        let key = key.bind(vec![7_u8; 32]).bind(now);
+        key.execute().await.unwrap();
+        tx.commit().await.unwrap();
+    })
+    .await;
+    assert_eq!(hub.tenant.number(), FIRST_TENANT);
+    let (db, usage) = (&hub.core.db, &hub.keys.usage);
+    let (key, _) = crate::store::by_id(db, "key_1").await.unwrap().unwrap();
+    assert_eq!(key.last_use_time, Some(now));
+    usage.count(&record(&hub, 1), ALLOWED, 2, now);
+    usage.count(&record(&hub, 1), ALLOWED, 4, now + HOUR);
+    usage.write(db, now).await.unwrap();
+    for rolled_up in [false, true] {
+        if rolled_up {
+            roll_up(db, now + DAY, CHUNK_ROWS, || true).await.unwrap();
+        }
+        for (length, expected) in [
+            (MINUTE, vec![5, 7, 4]),
+            (HOUR, vec![5, 7, 4]),
+            (DAY, vec![16]),
+        ] {
+            let span = Span {
+                length,
+                since: START,
+                until: START + DAY,
+            };
+            let told = read(&hub, Some(1), &span).await;
+            assert_eq!(
+                told.into_values().collect::<Vec<_>>(),
+                expected,
+                "{length} {rolled_up}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn counts_of_the_version_before_are_there_after_the_upgrade_on_sqlite() {
+    upgraded(false).await;
+}
+
+#[tokio::test]
+async fn counts_of_the_version_before_are_there_after_the_upgrade_on_postgres() {
+    upgraded(true).await;
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::denials::{Denial, KEPT};
-use crate::rollup::roll_up;
+use crate::rollup::{CHUNK_ROWS, roll_up};
 use crate::store::usage::{Batch, Span};
 use crate::store::{denials, standings, usage};
 use crate::sweep::sweep;
@@ -28,7 +28,9 @@ async fn fill(hub: &TestKeys, writer_id: &str, from: i64, rows: i64) {
         number: 1,
     };
     usage::add(db, batch, counted, from).await.unwrap();
-    roll_up(db, from + 10 * DAY, || true).await.unwrap();
+    roll_up(db, from + 10 * DAY, CHUNK_ROWS, || true)
+        .await
+        .unwrap();
     let denial = |at| Denial {
         call_id: format!("call_{from}_{at}"),
         tenant_no,

@@ -62,12 +62,12 @@ both_databases! {
             tx.query(text).execute().await.unwrap();
             tx.commit().await.unwrap();
         };
-        rename(Sql::same("alter table key_usage rename to gone")).await;
+        rename(Sql::same("alter table key_counts rename to gone")).await;
         for requests in [3, 4] {
             usage.count(record, ALLOWED, requests, START);
             usage.write(db, START).await.unwrap_err();
         }
-        rename(Sql::same("alter table gone rename to key_usage")).await;
+        rename(Sql::same("alter table gone rename to key_counts")).await;
         usage.write(db, START).await.unwrap();
         usage.write(db, START).await.unwrap();
         assert_eq!(allowed(&hub).await, 7);

@@ -1,23 +1,21 @@
--- What is written at the same time lies together, so that a batch touches few pages; and no further
--- index is needed to find what is old.
-alter table key_usage rename to key_usage_by_key;
-create table key_usage (
-    -- A minute, an hour or a day.
+-- Requests by outcome ('' = allowed, else the reason), in spans of a minute, an hour and a day. What is
+-- written at the same time lies together, so that a batch touches few pages, and no further index is
+-- needed to find what is old. It takes the place of key_usage, which servers of the version before
+-- still write.
+create table key_counts (
     span integer not null,
     start_time integer not null,
     tenant_no integer not null,
     family text not null,
-    -- '' = allowed, else the reason.
     outcome text not null,
     requests integer not null,
     primary key (span, start_time, tenant_no, family, outcome)
 ) strict, without rowid;
-insert into key_usage (span, start_time, tenant_no, family, outcome, requests)
-select span, start_time, tenant_no, family, outcome, requests from key_usage_by_key;
-drop table key_usage_by_key;
+insert into key_counts (span, start_time, tenant_no, family, outcome, requests)
+select span, start_time, tenant_no, family, outcome, requests from key_usage;
 -- Minutes are rolled up into hours, and hours into days: of each span, the last row that is part of
 -- the next longer span, in the order of the rows.
-create table key_usage_rollups (
+create table key_count_marks (
     span integer primary key not null,
     start_time integer not null,
     tenant_no integer not null,
@@ -25,15 +23,15 @@ create table key_usage_rollups (
     outcome text not null
 ) strict;
 -- So far each count was added to all three.
-insert into key_usage_rollups (span, start_time, tenant_no, family, outcome)
+insert into key_count_marks (span, start_time, tenant_no, family, outcome)
 select s.span, coalesce(max(u.start_time) + s.span, 0), -1, '', ''
-from (select 60000000 as span union all select 3600000000) s
+from (select cast(60000000 as integer) as span union all select 3600000000) s
 left join key_usage u on u.span = s.span group by s.span;
--- When a key was used last: small rows, since a batch writes one for each key.
+-- When a key was used last: small rows, since a batch writes one for each key. It takes the place of
+-- api_keys.last_use_time.
 create table key_uses (
     key_id text primary key not null,
     use_time integer not null
 ) strict, without rowid;
 insert into key_uses (key_id, use_time)
 select key_id, last_use_time from api_keys where last_use_time is not null;
-alter table api_keys drop column last_use_time;
