@@ -217,6 +217,10 @@ async fn nobody_is_given_a_redelivered_event_before_it_is_stored_that_it_is_rede
     switch(&hub, "psa", "portal", false).await;
     let lost = psa.publish(vec![ticket("lost")]).await.results.remove(0);
     switch(&hub, "psa", "portal", true).await;
+    // It has passed the lost one, so that nothing but the redelivery is to be stored then.
+    psa.publish(vec![ticket("b")]).await;
+    let second = portal.pull(pull_of(1, 10)).await.events;
+    portal.acknowledge("portal", acks_of(&second)).await;
     let row = "select owner from subscription_positions for update";
     let outsider = Outsider::holding(&hub, row).await;
     let request = RedeliverRequest {

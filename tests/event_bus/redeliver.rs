@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hub_client::proto::hub::platform::v1::{ControlJobRequest, GetJobRequest, JobAction};
+use hub_client::start_at::At;
 use hub_client::{Error, Hub};
 use hub_core::limits::Limits;
 use hub_proto::hub::core::v1::{Job, JobState};
@@ -14,6 +15,7 @@ use hub_proto::hub::event_bus::v1::{
 
 use super::consumer::{ids_of, nack};
 use super::log::switch;
+use super::owner::seeking;
 use super::retention::removed;
 use super::{Product, numbered, ticket};
 use crate::support::{Backend, TestHub};
@@ -183,6 +185,58 @@ both_databases! {
         assert_eq!(ids_of(&again), ["lost", "next"]);
         portal.acknowledge("portal", acked(&again)).await;
         assert_eq!(state(&psa, lost.sequence).await, EventDeliveryState::Delivered);
+    }
+
+    async fn a_seek_back_replays_what_was_routed_and_forgets_nothing_of_the_rest(hub: TestHub) {
+        use EventDeliveryState::{Delivered, Failed, NotRouted, Queued, Skipped};
+        let (psa, portal) = pair(&hub).await;
+        psa.publish(vec![ticket("routed")]).await;
+        switch(&hub, "psa", "portal", false).await;
+        let mut lost = Vec::new();
+        for id in ["acked", "failed", "waiting", "never"] {
+            lost.push(psa.publish(vec![ticket(id)]).await.results[0].clone());
+        }
+        switch(&hub, "psa", "portal", true).await;
+        let again = RedeliverRequest {
+            event_ids: lost[..3].iter().map(|lost| lost.event_id.clone()).collect(),
+            ..RedeliverRequest::default()
+        };
+        let job = ended(&hub, redeliver(&hub, again).await.unwrap().job).await;
+        assert_eq!(job.counters["queued"], 3);
+        let events = pull(&portal).await;
+        assert_eq!(ids_of(&events), ["routed", "acked", "failed", "waiting"]);
+        let mut acks = acked(&events[..2]);
+        acks.nack = vec![nack(&events[2], NackAction::Fail, "broken")];
+        portal.acknowledge("portal", acks).await;
+        let entry = psa.get(Asked::Sequence(1)).await.unwrap();
+        let mut deliveries = entry.deliveries.iter();
+        let to_portal = deliveries.find(|one| one.product == "portal").unwrap();
+        let back = seeking(&to_portal.subscription_id, At::AfterSequence(0));
+        let sought = admin(&hub).event_bus().seek_subscription(back).await.unwrap();
+        assert_eq!(sought.into_inner().replayed, 1);
+        let told = async || {
+            let mut told = Vec::new();
+            for seq in [1].into_iter().chain(lost.iter().map(|lost| lost.sequence)) {
+                told.push(state(&psa, seq).await);
+            }
+            told
+        };
+        assert_eq!(told().await, [Queued, Delivered, Failed, Skipped, NotRouted]);
+        let events = pull(&portal).await;
+        assert_eq!(ids_of(&events), ["routed"]);
+        portal.acknowledge("portal", acked(&events)).await;
+        assert_eq!(told().await, [Delivered, Delivered, Failed, Skipped, NotRouted]);
+        // What stayed can be delivered again as ever.
+        let again = RedeliverRequest {
+            event_ids: lost.iter().map(|lost| lost.event_id.clone()).collect(),
+            ..RedeliverRequest::default()
+        };
+        let job = ended(&hub, redeliver(&hub, again).await.unwrap().job).await;
+        assert_eq!(job.counters["queued"], 4);
+        let events = pull(&portal).await;
+        assert_eq!(ids_of(&events), ["acked", "failed", "waiting", "never"]);
+        portal.acknowledge("portal", acked(&events)).await;
+        assert_eq!(told().await, [Delivered; 5]);
     }
 
     async fn an_event_behind_more_than_a_subscription_holds_is_told_and_the_job_goes_on(

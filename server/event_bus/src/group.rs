@@ -307,8 +307,8 @@ impl Group {
         state.unsaved.generation()
     }
 
-    /// Marks an event of the past to be delivered again; false if it is not settled. `None` if the
-    /// group is over.
+    /// Marks an event of the past to be delivered again; false if it was not settled. It is leased
+    /// once what was returned is [`Group::saved`]. `None` if the group is over.
     pub(crate) fn redeliver(
         self: &Arc<Self>,
         seq: u64,

@@ -3,8 +3,11 @@
 //! Everything up to the place is settled then, and nothing after it. Going forward, events that are
 //! passed become skipped: those that were looked at one by one, the rest as a range. Going back,
 //! what became of later events is forgotten, and they are delivered again. All leases end.
+//!
+//! What the subscription had only because somebody asked for it by Redeliver does not come again:
+//! what became of it stays, and what is not settled of it becomes skipped.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use hub_core::audit::{self, Change, Changes};
@@ -34,6 +37,8 @@ use crate::subscriptions::{Stored, Subscriptions, Told, find_in, show};
 pub(crate) const SEEK: &str = "hub.event_bus.v1.EventBus/SeekSubscription";
 /// Events that one call examines to count what it repeats and skips; what is beyond is not counted.
 const EXAMINED_MAX: usize = 100_000;
+/// Events of which one statement reads that something is stored of them.
+const EXCEPTIONS_READ_MAX: usize = 1000;
 /// What the log says of events that a seek passed.
 const SKIPPED: &str = "skipped by SeekSubscription";
 
@@ -74,11 +79,13 @@ impl Subscriptions {
         }
         self.owners.close(tenant, &found.id).await?;
         let counted = self.count(&log, &found, to).await?;
+        let redelivered = self.redelivered_after(&log, &found, to).await?;
         let status = self.status_at(tenant, &found, to).await?;
         let seek = Seek {
             found,
             to,
             counted,
+            redelivered,
             status,
         };
         self.commit_seek(caller, &log, seek, retry.as_ref()).await
@@ -100,9 +107,7 @@ impl Subscriptions {
     /// What going to a place does, by what is stored.
     async fn count(&self, log: &Arc<Log>, found: &Stored, to: u64) -> Result<Counted> {
         let (core, tenant) = (&self.core, log.tenant());
-        let ids = [found.id.as_str()];
-        let mut positions = progress::positions(&core.db, tenant, &ids).await?;
-        let position = positions.remove(&found.id).unwrap_or_default();
+        let position = self.position(tenant, found).await?;
         let unsettled = unsettled(&position)?;
         let skipped = unsettled.iter().filter(|event| event.seq <= to).count() as u64;
         let waiting: HashSet<u64> = unsettled.iter().map(|event| event.seq).collect();
@@ -132,6 +137,51 @@ impl Subscriptions {
                 skipped,
             },
         })
+    }
+
+    /// Events after a place that are not routed here, of which something is stored all the same: it
+    /// had them by Redeliver.
+    async fn redelivered_after(&self, log: &Arc<Log>, found: &Stored, to: u64) -> Result<Vec<u64>> {
+        let (core, tenant) = (&self.core, log.tenant());
+        let position = self.position(tenant, found).await?;
+        let mut asked: BTreeSet<u64> = unsettled(&position)?
+            .into_iter()
+            .filter(|event| event.seq > to && event.redelivery && !event.derived_delivered)
+            .map(|event| event.seq)
+            .collect();
+        let mut after = to;
+        loop {
+            let max = EXCEPTIONS_READ_MAX;
+            let more = seeks::exceptions_after(&core.db, &found.id, after, max).await?;
+            asked.extend(&more);
+            match more.last() {
+                Some(last) if more.len() == max => after = *last,
+                _ => break,
+            }
+        }
+        let present = self.configurations.current(tenant).await?;
+        let mut target = Target::of(&present, found);
+        target.reach_back(to + 1);
+        let mut redelivered = Vec::new();
+        for seq in asked {
+            let Some(segment) = core.journal.segment_at(log, seq).await? else {
+                continue;
+            };
+            let Some(event) = segment.event_at(seq).map_err(Error::internal)? else {
+                continue;
+            };
+            let then = self.configurations.at(tenant, segment.routing_epoch());
+            if !target.has(&*then.await?, &event) {
+                redelivered.push(seq);
+            }
+        }
+        Ok(redelivered)
+    }
+
+    async fn position(&self, tenant: &TenantRef, found: &Stored) -> Result<Position> {
+        let ids = [found.id.as_str()];
+        let mut positions = progress::positions(&self.core.db, tenant, &ids).await?;
+        Ok(positions.remove(&found.id).unwrap_or_default())
     }
 
     /// How the subscription will be doing. Before the transaction: this may read much of the log.
@@ -175,10 +225,7 @@ impl Subscriptions {
             // It has events from then on that it did not have before.
             journal::bump(&mut tx, tenant).await?;
         }
-        move_to(
-            &mut tx, tenant, &found.id, &position, seek.to, earliest, now,
-        )
-        .await?;
+        move_to(&mut tx, tenant, &position, &seek, earliest, now).await?;
         let status = SubscriptionStatus {
             head_sequence: head + 1,
             ..seek.status
@@ -224,6 +271,8 @@ struct Seek {
     found: Stored,
     to: u64,
     counted: Counted,
+    /// What became of these later events stays.
+    redelivered: Vec<u64>,
     status: SubscriptionStatus,
 }
 
@@ -239,16 +288,16 @@ fn answer(subscription: Subscription, counted: Counted) -> SeekSubscriptionRespo
 async fn move_to(
     tx: &mut Tx,
     tenant: &TenantRef,
-    id: &str,
     position: &Position,
-    to: u64,
+    seek: &Seek,
     earliest: u64,
     now: Micros,
 ) -> Result<()> {
-    seeks::forget_after(tx, id, to).await?;
+    let (id, to, redelivered) = (seek.found.id.as_str(), seek.to, &seek.redelivered);
+    seeks::forget_after(tx, id, to, redelivered).await?;
     let passed: Vec<(u64, u32)> = unsettled(position)?
         .into_iter()
-        .filter(|event| event.seq <= to)
+        .filter(|event| event.seq <= to || redelivered.binary_search(&event.seq).is_ok())
         .map(|event| (event.seq, event.attempts))
         .collect();
     seeks::skip(tx, tenant, id, &passed, SKIPPED, now).await?;

@@ -73,8 +73,8 @@ impl Leasing {
     /// is [`Leasing::stored`]; its exception goes. `derived_delivered`: an ack needs no exception,
     /// because without one the event counts as delivered.
     ///
-    /// False if nothing was done: it is not settled, was never looked at, or retention passed it.
-    /// The caller asks [`Leasing::redelivery_left`] first.
+    /// False if nothing is to be stored: it was not settled, was never looked at, or retention
+    /// passed it. The caller asks [`Leasing::redelivery_left`] first.
     pub fn redeliver(
         &mut self,
         seq: u64,
@@ -84,7 +84,8 @@ impl Leasing {
     ) -> bool {
         let passed = seq > self.cursor || seq <= self.expired_through;
         if passed || self.events.contains_key(&seq) {
-            return false;
+            // Who asks again, because it was not stored in time, waits for it again.
+            return self.unstored.contains(&seq);
         }
         // The floor that was reached stays, also with an unsettled event below it.
         self.floor = self.position().floor;
@@ -174,7 +175,7 @@ impl Leasing {
         self.expose(first);
     }
 
-    /// An event whose lease ended is in line again.
+    /// An event whose lease ended, or that is stored now, is in line again.
     pub(super) fn line_up(&mut self, seq: u64, key: Option<Key>) {
         match key {
             Some(key) => self.give_turn(key),

@@ -114,9 +114,13 @@ impl Leasing {
         blocked
     }
 
-    /// Where an event stands; `None` if it is settled or was not looked at.
+    /// Where an event stands; `None` if it is settled or was not looked at, and of a redelivered
+    /// one until that is stored: what was said of it before holds until then.
     pub fn state_of(&self, seq: u64) -> Option<UnsettledState> {
         let event = self.events.get(&seq)?;
+        if self.unstored.contains(&seq) {
+            return None;
+        }
         Some(UnsettledState {
             phase: self.phase(seq, event),
             attempts: event.attempts + u32::from(event.is_leased()),

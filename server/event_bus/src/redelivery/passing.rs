@@ -123,7 +123,7 @@ impl Again {
         }
     }
 
-    /// False if it is not settled; `None` if the group is over.
+    /// False if it was not settled; `None` if the group is over.
     fn at(&self, group: &Arc<Group>) -> Option<(bool, u64)> {
         group.redeliver(
             self.seq,

@@ -44,8 +44,20 @@ const SKIP: Sql = Sql::each(
         attempts = excluded.attempts, error = excluded.error, held_key = 0,
         update_time = excluded.update_time",
 );
-const FORGET_EXCEPTIONS: Sql =
-    Sql::same("delete from subscription_exceptions where subscription_id = $1 and seq > $2");
+const EXCEPTIONS_AFTER: Sql = Sql::same(
+    "select seq from subscription_exceptions where subscription_id = $1 and seq > $2
+     order by seq limit $3",
+);
+const FORGET_EXCEPTIONS: Sql = Sql::each(
+    "delete from subscription_exceptions where subscription_id = $1 and seq > $2
+       and seq not in (select value from json_each($3))",
+    "delete from subscription_exceptions where subscription_id = $1 and seq > $2
+       and seq not in (select v::bigint from json_array_elements_text($3::text::json) v)",
+);
+const RELEASE_KEYS_AFTER: Sql = Sql::same(
+    "update subscription_exceptions set held_key = 0
+     where subscription_id = $1 and seq > $2 and held_key <> 0",
+);
 const FORGET_RANGES: Sql =
     Sql::same("delete from subscription_ranges where subscription_id = $1 and from_seq > $2");
 const CUT_RANGES: Sql = Sql::same(
@@ -88,7 +100,9 @@ pub const STATEMENTS: &[Sql] = &[
     FENCE,
     MOVE,
     SKIP,
+    EXCEPTIONS_AFTER,
     FORGET_EXCEPTIONS,
+    RELEASE_KEYS_AFTER,
     FORGET_RANGES,
     CUT_RANGES,
     ADD_RANGE,
@@ -224,9 +238,21 @@ pub async fn add_range(
     Ok(())
 }
 
-/// What became of events after `seq` is forgotten.
-pub async fn forget_after(tx: &mut Tx, id: &str, seq: u64) -> Result<()> {
-    for statement in [FORGET_EXCEPTIONS, FORGET_RANGES, CUT_RANGES] {
+/// The next events after `seq`, at most `max`, of which it is stored what became of them.
+pub async fn exceptions_after(db: &Db, id: &str, seq: u64, max: usize) -> Result<Vec<u64>> {
+    let query = db.query(EXCEPTIONS_AFTER).bind(id.to_owned());
+    let query = query.bind(seq.cast_signed());
+    let query = query.bind(i64::try_from(max).unwrap_or(i64::MAX));
+    let rows: Vec<(i64,)> = query.all().await?;
+    Ok(rows.into_iter().map(|(seq,)| seq.unsigned_abs()).collect())
+}
+
+/// What became of events after `seq` is forgotten, but for some, which hold back no keys any more.
+pub async fn forget_after(tx: &mut Tx, id: &str, seq: u64, but: &[u64]) -> Result<()> {
+    let but = serde_json::to_string(but).map_err(Error::internal)?;
+    let query = tx.query(FORGET_EXCEPTIONS).bind(id.to_owned());
+    query.bind(seq.cast_signed()).bind(but).execute().await?;
+    for statement in [RELEASE_KEYS_AFTER, FORGET_RANGES, CUT_RANGES] {
         let query = tx.query(statement).bind(id.to_owned());
         query.bind(seq.cast_signed()).execute().await?;
     }

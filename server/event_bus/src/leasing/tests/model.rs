@@ -273,7 +273,7 @@ impl Model {
     pub fn redeliver(&mut self, seq: u64, derived: bool) -> bool {
         let event = self.events.get_mut(&seq).unwrap();
         if event.ended.is_none() || seq <= self.expired_through {
-            return false;
+            return event.unstored && event.ended.is_none();
         }
         let key = event.key;
         *event = Known::new(key, event.bytes);

@@ -154,7 +154,10 @@ impl History {
     fn check_event(&self, seq: u64, known: &Known) {
         let state = self.machine.state_of(seq);
         let Some(ended) = known.ended else {
-            return self.check_unsettled(seq, known, state.unwrap());
+            assert_eq!(state.is_none(), known.unstored, "whether {seq} is stored");
+            return state
+                .into_iter()
+                .for_each(|state| self.check_unsettled(seq, known, state));
         };
         assert_eq!(state, None, "{seq} is settled");
         assert!(seq <= self.model.position.cursor);
