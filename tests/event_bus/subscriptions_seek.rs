@@ -5,10 +5,10 @@ use hub_core::journal::TenantRef;
 use hub_core::storage::Sql;
 use hub_event_bus::leasing::{Key, Saved, pack, unpack};
 use hub_proto::hub::event_bus::v1::{
-    EventDeliveryState, EventFilter, SeekSubscriptionRequest, Subscription,
+    EventDeliveryState, EventFilter, PullRequest, SeekSubscriptionRequest, Subscription,
 };
 
-use super::consume_shared::psa_of;
+use super::consume_shared::{acks_of, psa_of, pull_of};
 use super::owner::{Owner, named, seeking, starting, status};
 use super::positions::remove_before;
 use super::{Product, earliest, event, numbered, of_types, ticket};
@@ -145,6 +145,18 @@ both_databases! {
             let made = owner.try_create(starting("more", deals(), At::Cursor(cursor))).await;
             assert_eq!(made.unwrap_err().reason(), Some("CURSOR_INVALID"));
         }
+    }
+
+    async fn what_comes_though_its_end_is_stored_ends_as_it_does_now(hub: TestHub) {
+        let (_crm, id) = deals(&hub).await;
+        // As if it had failed when a redelivery brought it, before a seek led back.
+        fail(&hub, &id, 3, 0).await;
+        let crm = Product::new(&hub, "crm").await;
+        let request = PullRequest { subscription: "deals".to_owned(), ..pull_of(100, 10) };
+        let events = crm.pull(request).await.events;
+        assert_eq!(events.len(), 6);
+        crm.acknowledge("deals", acks_of(&events)).await;
+        assert_eq!(rows(&hub, &id).await.exceptions, []);
     }
 
     async fn going_forward_skips_what_is_passed(hub: TestHub) {

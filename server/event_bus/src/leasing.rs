@@ -215,6 +215,8 @@ pub struct Leasing {
     redelivered: usize,
     /// Those of them of which that is not stored yet.
     unstored: BTreeSet<u64>,
+    /// Events that were not looked at yet, of which it is stored what became of them before.
+    known_ahead: BTreeSet<u64>,
     members: Members,
     /// Of the newest lease.
     number: u64,
@@ -322,6 +324,7 @@ impl Leasing {
             retrying: 0,
             redelivered: 0,
             unstored: BTreeSet::new(),
+            known_ahead: BTreeSet::new(),
             members: Members::default(),
             number: 0,
             remembered,
@@ -340,6 +343,12 @@ impl Leasing {
             leasing.restore(saved);
         }
         leasing
+    }
+
+    /// Of these events, which were not looked at yet, it is stored what became of them before: they
+    /// were redelivered, and then a seek led back. If one comes after all, that is forgotten.
+    pub fn know_ahead(&mut self, seqs: Vec<u64>) {
+        self.known_ahead = seqs.into_iter().collect();
     }
 
     /// Takes over changed settings; what was decided stays. The ordering never changes.

@@ -1,8 +1,9 @@
 //! Seek: a subscription goes on at another place of the log.
 //!
-//! Everything up to the place is settled then, and nothing after it. Going forward, events that are
-//! passed become skipped: those that were looked at one by one, the rest as a range. Going back,
-//! what became of later events is forgotten, and they are delivered again. All leases end.
+//! Everything up to the place is settled then, and nothing that is routed after it. Going forward,
+//! events that are passed become skipped: those that were looked at one by one, the rest as a range.
+//! Going back, what became of later events is forgotten, and they are delivered again. All leases
+//! end.
 //!
 //! What the subscription had only because somebody asked for it by Redeliver does not come again:
 //! what became of it stays, and what is not settled of it becomes skipped.
@@ -14,7 +15,7 @@ use hub_core::audit::{self, Change, Changes};
 use hub_core::auth::Caller;
 use hub_core::clock::Micros;
 use hub_core::error::{Error, Result};
-use hub_core::journal::{self, Log, TenantRef, lock_head};
+use hub_core::journal::{self, Log, Segment, TenantRef, lock_head};
 use hub_core::replay::{Begun, Call};
 use hub_core::storage::Tx;
 use hub_proto::hub::event_bus::v1::{
@@ -26,6 +27,7 @@ use prost::Message;
 use crate::log_entry::HUB;
 use crate::matching::{Budget, Passed, Target, Walk};
 use crate::owners::{Altered, unsettled};
+use crate::routing::Configuration;
 use crate::start;
 use crate::store::progress::{self, Failed};
 use crate::store::seeks::{self, Range, Stored as Position};
@@ -37,8 +39,6 @@ use crate::subscriptions::{Stored, Subscriptions, Told, find_in, show};
 pub(crate) const SEEK: &str = "hub.event_bus.v1.EventBus/SeekSubscription";
 /// Events that one call examines to count what it repeats and skips; what is beyond is not counted.
 const EXAMINED_MAX: usize = 100_000;
-/// Events of which one statement reads that something is stored of them.
-const EXCEPTIONS_READ_MAX: usize = 1000;
 /// What the log says of events that a seek passed.
 const SKIPPED: &str = "skipped by SeekSubscription";
 
@@ -74,12 +74,13 @@ impl Subscriptions {
         let at = at.ok_or_else(|| Error::field("to", "must name a place"))?;
         let to = start::kept(&self.core, &log, Some(at)).await?.seq;
         if request.dry_run {
-            let counted = self.count(&log, &found, to).await?;
+            let redelivered = self.redelivered_after(&log, &found, to).await?;
+            let counted = self.count(&log, &found, to, &redelivered).await?;
             return Ok(answer(self.shown(caller, found).await?, counted));
         }
         self.owners.close(tenant, &found.id).await?;
-        let counted = self.count(&log, &found, to).await?;
         let redelivered = self.redelivered_after(&log, &found, to).await?;
+        let counted = self.count(&log, &found, to, &redelivered).await?;
         let status = self.status_at(tenant, &found, to).await?;
         let seek = Seek {
             found,
@@ -104,12 +105,20 @@ impl Subscriptions {
         }
     }
 
-    /// What going to a place does, by what is stored.
-    async fn count(&self, log: &Arc<Log>, found: &Stored, to: u64) -> Result<Counted> {
+    /// What going to a place does, by what is stored. `redelivered`: see [`Seek`].
+    async fn count(
+        &self,
+        log: &Arc<Log>,
+        found: &Stored,
+        to: u64,
+        redelivered: &[u64],
+    ) -> Result<Counted> {
         let (core, tenant) = (&self.core, log.tenant());
         let position = self.position(tenant, found).await?;
         let unsettled = unsettled(&position)?;
-        let skipped = unsettled.iter().filter(|event| event.seq <= to).count() as u64;
+        let skipped = unsettled.iter();
+        let skipped = skipped.filter(|event| is_skipped(event.seq, to, redelivered));
+        let skipped = skipped.count() as u64;
         let waiting: HashSet<u64> = unsettled.iter().map(|event| event.seq).collect();
         let present = self.configurations.current(tenant).await?;
         let mut target = Target::of(&present, found);
@@ -149,29 +158,26 @@ impl Subscriptions {
             .filter(|event| event.seq > to && event.redelivery && !event.derived_delivered)
             .map(|event| event.seq)
             .collect();
-        let mut after = to;
-        loop {
-            let max = EXCEPTIONS_READ_MAX;
-            let more = seeks::exceptions_after(&core.db, &found.id, after, max).await?;
-            asked.extend(&more);
-            match more.last() {
-                Some(last) if more.len() == max => after = *last,
-                _ => break,
-            }
-        }
+        asked.extend(seeks::exceptions_after(&core.db, &found.id, to).await?);
         let present = self.configurations.current(tenant).await?;
         let mut target = Target::of(&present, found);
         target.reach_back(to + 1);
         let mut redelivered = Vec::new();
+        let mut known: Option<(Arc<Segment>, Arc<Configuration>)> = None;
         for seq in asked {
-            let Some(segment) = core.journal.segment_at(log, seq).await? else {
+            // They rise, and many lie in one segment.
+            known = known.filter(|(segment, _)| seq <= segment.last());
+            if known.is_none()
+                && let Some(segment) = core.journal.segment_at(log, seq).await?
+            {
+                let then = self.configurations.at(tenant, segment.routing_epoch());
+                known = Some((segment, then.await?));
+            }
+            let Some((segment, then)) = &known else {
                 continue;
             };
-            let Some(event) = segment.event_at(seq).map_err(Error::internal)? else {
-                continue;
-            };
-            let then = self.configurations.at(tenant, segment.routing_epoch());
-            if !target.has(&*then.await?, &event) {
+            let event = segment.event_at(seq).map_err(Error::internal)?;
+            if event.is_some_and(|event| !target.has(then, &event)) {
                 redelivered.push(seq);
             }
         }
@@ -284,6 +290,11 @@ fn answer(subscription: Subscription, counted: Counted) -> SeekSubscriptionRespo
     }
 }
 
+/// Whether a seek makes an unsettled event a skipped one.
+fn is_skipped(seq: u64, to: u64, redelivered: &[u64]) -> bool {
+    seq <= to || redelivered.binary_search(&seq).is_ok()
+}
+
 /// Moves a fenced subscription. The log has the events from `earliest` on.
 async fn move_to(
     tx: &mut Tx,
@@ -297,7 +308,7 @@ async fn move_to(
     seeks::forget_after(tx, id, to, redelivered).await?;
     let passed: Vec<(u64, u32)> = unsettled(position)?
         .into_iter()
-        .filter(|event| event.seq <= to || redelivered.binary_search(&event.seq).is_ok())
+        .filter(|event| is_skipped(event.seq, to, redelivered))
         .map(|event| (event.seq, event.attempts))
         .collect();
     seeks::skip(tx, tenant, id, &passed, SKIPPED, now).await?;

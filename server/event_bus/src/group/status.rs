@@ -109,6 +109,8 @@ impl Group {
         let said = seqs.filter_map(|seq| match state.leasing.state_of(seq) {
             Some(unsettled) => Some((seq, Said::Unsettled(unsettled))),
             None if seq > cursor => None,
+            // One look at the database says whether it is stored, and so what became of it.
+            None if state.leasing.is_unstored(seq) => Some((seq, state.unsaved.of(seq)?)),
             None => Some((seq, state.unsaved.of(seq).unwrap_or(Said::Passed))),
         });
         Some(said.collect())

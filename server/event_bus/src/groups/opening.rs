@@ -12,6 +12,7 @@ use super::{Groups, Place};
 use crate::group::{self, Group};
 use crate::leasing::{self, Key, Leasing, Position};
 use crate::store::positions::{self, Acquired};
+use crate::store::seeks;
 use crate::subscriptions::{self, Settings};
 
 impl Groups {
@@ -113,13 +114,10 @@ impl Groups {
             replay_until: acquired.replay_until,
         };
         let rules = group::rules(settings, core);
-        Ok(Leasing::new(
-            rules,
-            acquired.epoch,
-            position,
-            &unsettled,
-            &held,
-        ))
+        let ahead = seeks::exceptions_after(&core.db, &settings.id, position.cursor).await?;
+        let mut leasing = Leasing::new(rules, acquired.epoch, position, &unsettled, &held);
+        leasing.know_ahead(ahead);
+        Ok(leasing)
     }
 
     /// The live process, not this one, that has a subscription. Errors: `STORE_BUSY`.

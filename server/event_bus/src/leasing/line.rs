@@ -15,6 +15,9 @@ impl Leasing {
         }
         self.cursor = seq;
         self.dirty = true;
+        if self.known_ahead.remove(&seq) {
+            self.pending.remove(seq);
+        }
         self.enter(seq, Event::new(self.rules.ordering.key(key), bytes));
     }
 
@@ -74,7 +77,7 @@ impl Leasing {
     /// because without one the event counts as delivered.
     ///
     /// False if nothing is to be stored: it was not settled, was never looked at, or retention
-    /// passed it. The caller asks [`Leasing::redelivery_left`] first.
+    /// passed it. Whether there is room is the caller's: [`Leasing::redelivery_left`].
     pub fn redeliver(
         &mut self,
         seq: u64,
@@ -103,6 +106,11 @@ impl Leasing {
             self.give_turn(key);
         }
         true
+    }
+
+    /// Whether an event was redelivered and that is not stored yet.
+    pub fn is_unstored(&self, seq: u64) -> bool {
+        self.unstored.contains(&seq)
     }
 
     /// A failed event does not hold its key back any more. False if it did not.

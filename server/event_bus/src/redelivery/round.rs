@@ -1,7 +1,7 @@
 //! A chunk of a job of redelivery: what a page of the log names is queued. What cannot be is an
 //! error of the job, which goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -30,6 +30,8 @@ struct Round<'a> {
     caller: &'a Caller,
     request: &'a RedeliverRequest,
     chunk: Chunk,
+    /// Subscriptions and events that were queued; a call may name an event twice.
+    queued: BTreeSet<(String, u64)>,
     /// Generations of groups that have to be on disk before the progress is.
     waits: BTreeMap<u64, (Arc<Group>, u64)>,
 }
@@ -51,6 +53,7 @@ impl Redelivery {
             caller: &caller,
             request,
             chunk: Chunk::default(),
+            queued: BTreeSet::new(),
             waits: BTreeMap::new(),
         };
         for named in page.entries.into_iter().skip(progress.skip) {
@@ -140,6 +143,9 @@ impl Round<'_> {
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             derived_delivered: target.derived_delivered,
         };
+        if !self.queued.insert((id.clone(), seq)) {
+            return Ok(Queued::default());
+        }
         Ok(match again.here(groups, tenant, &settings, false).await? {
             Queueing::Queued(group, generation) => {
                 self.waits.insert(group.number, (group, generation));

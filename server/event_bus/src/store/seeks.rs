@@ -46,7 +46,7 @@ const SKIP: Sql = Sql::each(
 );
 const EXCEPTIONS_AFTER: Sql = Sql::same(
     "select seq from subscription_exceptions where subscription_id = $1 and seq > $2
-     order by seq limit $3",
+     order by seq",
 );
 const FORGET_EXCEPTIONS: Sql = Sql::each(
     "delete from subscription_exceptions where subscription_id = $1 and seq > $2
@@ -238,12 +238,10 @@ pub async fn add_range(
     Ok(())
 }
 
-/// The next events after `seq`, at most `max`, of which it is stored what became of them.
-pub async fn exceptions_after(db: &Db, id: &str, seq: u64, max: usize) -> Result<Vec<u64>> {
+/// The events after `seq` of which it is stored what became of them, one by one.
+pub async fn exceptions_after(db: &Db, id: &str, seq: u64) -> Result<Vec<u64>> {
     let query = db.query(EXCEPTIONS_AFTER).bind(id.to_owned());
-    let query = query.bind(seq.cast_signed());
-    let query = query.bind(i64::try_from(max).unwrap_or(i64::MAX));
-    let rows: Vec<(i64,)> = query.all().await?;
+    let rows: Vec<(i64,)> = query.bind(seq.cast_signed()).all().await?;
     Ok(rows.into_iter().map(|(seq,)| seq.unsigned_abs()).collect())
 }
 

@@ -128,3 +128,12 @@ fn a_redelivered_event_waits_until_it_is_stored_that_it_is_unsettled() {
     // Who goes on with a save that has it need not wait.
     assert_eq!(subject.taken_over().leased(), [2, 4, 5]);
 }
+
+#[test]
+fn an_event_that_comes_after_all_is_not_said_to_have_ended_before() {
+    let mut subject = subject();
+    subject.machine.know_ahead(vec![6, 7]);
+    subject.offer(&[(5, 5), (6, 6)]);
+    subject.machine.looked_through(8);
+    assert_eq!(subject.changes().removed, [6]);
+}
