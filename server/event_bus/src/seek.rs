@@ -1,9 +1,9 @@
 //! Seek: a subscription goes on at another place of the log.
 //!
 //! Everything up to the place is settled then, and nothing that is routed after it. Going forward,
-//! events that are passed become skipped: those that were looked at one by one, the rest as a range.
-//! Going back, what became of later events is forgotten, and they are delivered again. All leases
-//! end.
+//! events that are passed become skipped: those that were looked at one by one, the rest as a
+//! range. Going back, what became of later events is forgotten, and they are delivered again. All
+//! leases end.
 //!
 //! What the subscription had only because somebody asked for it by Redeliver does not come again:
 //! what became of it stays, and what is not settled of it becomes skipped.
