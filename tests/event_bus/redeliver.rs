@@ -13,6 +13,7 @@ use hub_proto::hub::event_bus::v1::{
     RedeliverRequest, RedeliverResponse,
 };
 
+use super::consume_shared::pull_of;
 use super::consumer::{ids_of, nack};
 use super::log::switch;
 use super::owner::seeking;
@@ -158,6 +159,66 @@ both_databases! {
         let mut found = ids_of(&again);
         found.sort();
         assert_eq!(found, ["t-0", "t-1"]);
+    }
+
+    async fn a_filter_of_states_finds_all_though_the_job_changes_them(hub: TestHub) {
+        let (psa, portal) = pair(&hub).await;
+        // More than one chunk does, and more than a page has.
+        let count = 250;
+        psa.publish_each(numbered("t", count)).await;
+        let (mut failed, mut again) = (0, 0);
+        while failed < count {
+            let events = pull(&portal).await;
+            failed += events.len();
+            let fail = |event| nack(event, NackAction::Fail, "broken");
+            let nack = events.iter().map(fail).collect();
+            portal.acknowledge("portal", AckBatch { nack, ..AckBatch::default() }).await;
+        }
+        let filter = EventLogFilter {
+            states: vec![EventDeliveryState::Failed.into()],
+            ..EventLogFilter::default()
+        };
+        let request = RedeliverRequest {
+            filter: Some(filter),
+            max_per_second: 70,
+            ..RedeliverRequest::default()
+        };
+        let job = ended(&hub, redeliver(&hub, request).await.unwrap().job).await;
+        assert_eq!((job.done, job.counters["queued"]), (count as i64, count as i64));
+        while again < count {
+            let events = pull(&portal).await;
+            again += events.len();
+            portal.acknowledge("portal", acked(&events)).await;
+        }
+    }
+
+    async fn a_job_waits_while_a_subscription_has_no_room(backend: Backend) {
+        let window = |limits: &mut Limits| limits.subscription_window_max = 3;
+        let hub = TestHub::options(backend).limits(window).manual_clock().start().await;
+        let (psa, portal) = pair(&hub).await;
+        let mut event_ids = Vec::new();
+        for id in numbered("t", 5) {
+            event_ids.push(psa.publish(vec![ticket(&id)]).await.results[0].event_id.clone());
+            portal.acknowledge("portal", acked(&pull(&portal).await)).await;
+        }
+        // One twice: it is queued once.
+        event_ids.insert(0, event_ids[0].clone());
+        let request = RedeliverRequest { event_ids, ..RedeliverRequest::default() };
+        let job = redeliver(&hub, request).await.unwrap().job;
+        let mut again = Vec::new();
+        while again.len() < 5 {
+            // It looks again after a while.
+            hub.clock.advance(Duration::from_secs(1));
+            let events = portal.pull(pull_of(100, 0)).await.events;
+            assert!(events.len() <= 3, "the window has {}", events.len());
+            again.extend(ids_of(&events));
+            portal.acknowledge("portal", acked(&events)).await;
+        }
+        again.sort();
+        assert_eq!(again, ["t-0", "t-1", "t-2", "t-3", "t-4"]);
+        let job = ended(&hub, job).await;
+        let counted = (job.counters["queued"], job.counters["unchanged"]);
+        assert_eq!((job.state(), counted), (JobState::Succeeded, (5, 1)));
     }
 
     async fn an_event_that_was_not_routed_goes_by_todays_switches(hub: TestHub) {

@@ -307,6 +307,11 @@ impl Group {
         state.unsaved.generation()
     }
 
+    /// Whether one more event may be redelivered.
+    pub(crate) fn has_room_to_redeliver(&self) -> bool {
+        self.lock().leasing.redelivery_left() > 0
+    }
+
     /// Marks an event of the past to be delivered again; false if it was not settled. It is leased
     /// once what was returned is [`Group::saved`]. `None` if the group is over.
     pub(crate) fn redeliver(

@@ -190,15 +190,17 @@ impl Redelivery {
         let (core, configurations) = (&parts.core, &parts.configurations);
         if !request.event_ids.is_empty() {
             let mut entries = Vec::new();
+            let done = before.unwrap_or(0);
             for id in ids(request, before) {
                 let asked = Some(Asked::EventId(id.clone()));
                 let at_work = &*self.groups;
                 entries.push(Chosen {
                     event_id: id.clone(),
                     entry: log::get(core, configurations, at_work, owners, asked).await,
+                    place: done + entries.len() as u64 + 1,
                 });
             }
-            let next = before.unwrap_or(0) + entries.len() as u64;
+            let next = done + entries.len() as u64;
             let more = next < request.event_ids.len() as u64;
             let next = more.then_some(next);
             return Ok(Page { entries, next });
@@ -212,12 +214,16 @@ impl Redelivery {
             examined_max: usize::MAX,
         };
         let found = log_list::find(core, configurations, &*self.groups, owners, asking).await?;
-        let named = |entry: EventLogEntry| Chosen {
-            event_id: entry
-                .record
-                .as_ref()
-                .map_or_else(String::new, |record| record.event_id.clone()),
-            entry: Ok(entry),
+        let named = |entry: EventLogEntry| {
+            let record = entry.record.as_ref();
+            let record = record.map(|record| (record.event_id.clone(), record.sequence));
+            let (event_id, place) = record.unwrap_or_default();
+            let entry = Ok(entry);
+            Chosen {
+                event_id,
+                entry,
+                place,
+            }
         };
         Ok(Page {
             entries: found.entries.into_iter().map(named).collect(),

@@ -83,7 +83,7 @@ limits! {
     /// What a page of the event log reads of the database before it ends, full or not.
     listing_bytes_max: Size,
     /// Events of a durable subscription that may be unsettled at once; with more, those behind
-    /// wait.
+    /// wait. As many redelivered ones may be besides; with more, a job of Redeliver waits.
     subscription_window_max: usize,
     /// Durable subscriptions at work in this process at once; others wait until one is idle.
     subscription_groups_max: usize,

@@ -81,6 +81,8 @@ pub struct Chunk {
     pub errors: Vec<ItemError>,
     /// How the job goes on.
     pub next: Next,
+    /// The next chunk begins so much later, because there is no room for more now.
+    pub pause: Duration,
 }
 
 /// How a job goes on after a chunk.
@@ -188,7 +190,8 @@ impl Claimed {
             errors: job.errors.iter().cloned().chain(new).collect(),
             next,
             failures: 0,
-            due: now.max(self.claim_time + pace(chunk.done, self.max_per_second)),
+            due: (now + micros(chunk.pause))
+                .max(self.claim_time + pace(chunk.done, self.max_per_second)),
             time: now,
         }
     }
@@ -308,6 +311,7 @@ mod tests {
             counters: (0..100).map(|n| (format!("n{n}"), 1)).collect(),
             errors: (1..=30).map(item_error).collect(),
             next: Next::Finished,
+            pause: Duration::ZERO,
         };
         let after = claimed(0, 2).after(chunk, NOW);
         assert_eq!((after.total, after.done, after.failed), (40, 33, 31));
@@ -339,6 +343,12 @@ mod tests {
         assert_eq!(due(100, 50, NOW + 100_000), 500_000);
         assert_eq!(due(100, 50, NOW + 700_000), 700_000, "it took longer");
         assert_eq!(due(0, 50, NOW + 1), 1);
+        let waits = Chunk {
+            pause: Duration::from_secs(2),
+            ..Chunk::default()
+        };
+        let after = claimed(100, 0).after(waits, NOW + 700_000);
+        assert_eq!(after.due - NOW, 2_700_000, "there was no room");
     }
 
     #[test]

@@ -16,12 +16,14 @@ pub(super) struct Parameters {
     pub(super) request: RedeliverRequest,
 }
 
-/// Where the next chunk begins: before this sequence (of ids: after so many), and so many entries
-/// into the page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Where the next chunk begins. Not so many entries into a page: a page of events in some state
+/// changes with what the job does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Progress {
+    /// Before this sequence; of ids: after so many.
     pub(super) before: Option<u64>,
-    pub(super) skip: usize,
+    /// Subscriptions up to this id have the first event of the chunk already; empty = none.
+    pub(super) after: String,
 }
 
 impl Parameters {
@@ -71,10 +73,10 @@ impl Parameters {
 }
 
 impl Progress {
-    pub(super) fn encode(self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let before = self.before.map_or(0, |before| before + 1);
         let mut bytes = before.to_be_bytes().to_vec();
-        bytes.extend_from_slice(&(self.skip as u64).to_be_bytes());
+        bytes.extend_from_slice(self.after.as_bytes());
         bytes
     }
 
@@ -82,13 +84,16 @@ impl Progress {
         if bytes.is_empty() {
             return Ok(Progress::default());
         }
-        let (before, skip) = bytes
-            .split_first_chunk::<8>()
-            .and_then(|(before, rest)| Some((before, rest.first_chunk::<8>()?)))
-            .ok_or_else(|| Error::internal("the progress of a redelivery is damaged"))?;
+        let damaged = || Error::internal("the progress of a redelivery is damaged");
+        let (before, rest) = bytes.split_first_chunk::<8>().ok_or_else(damaged)?;
+        let after = match rest {
+            // The version before counted entries here.
+            [0, ..] => "",
+            rest => std::str::from_utf8(rest).map_err(|_| damaged())?,
+        };
         Ok(Progress {
             before: u64::from_be_bytes(*before).checked_sub(1),
-            skip: usize::try_from(u64::from_be_bytes(*skip)).map_err(Error::internal)?,
+            after: after.to_owned(),
         })
     }
 }
@@ -103,17 +108,20 @@ mod tests {
             Progress::default(),
             Progress {
                 before: Some(0),
-                skip: 0,
+                after: String::new(),
             },
             Progress {
                 before: Some(7),
-                skip: 199,
+                after: "sub_1".to_owned(),
             },
         ] {
             assert_eq!(Progress::decode(&progress.encode()).unwrap(), progress);
         }
         assert_eq!(Progress::decode(&[]).unwrap(), Progress::default());
         assert!(Progress::decode(&[1, 2]).is_err());
+        let older = [[0, 0, 0, 0, 0, 0, 0, 8], [0, 0, 0, 0, 0, 0, 0, 3]];
+        let older = Progress::decode(older.as_flattened()).unwrap();
+        assert_eq!((older.before, older.after.as_str()), (Some(7), ""));
         let parameters = Parameters {
             product: "portal".to_owned(),
             sees_all: true,

@@ -42,6 +42,8 @@ pub(super) enum Queueing {
     Unchanged,
     /// So much is unsettled before it that the subscription does not come to it now.
     OutOfReach,
+    /// So much is redelivered and unsettled that nothing more is queued now.
+    Full,
     /// Another process has the subscription.
     Elsewhere(Arc<str>),
 }
@@ -55,21 +57,36 @@ pub(crate) struct Queued {
     /// So much is unsettled before it that the subscription does not come to it now.
     #[prost(bool, tag = "2")]
     out_of_reach: bool,
+    /// So much is redelivered and unsettled that nothing more is queued now.
+    #[prost(bool, tag = "3")]
+    full: bool,
 }
 
 impl Queued {
     pub(super) fn in_line() -> Queued {
         Queued {
             queued: true,
-            out_of_reach: false,
+            ..Queued::default()
         }
     }
 
     pub(super) fn out_of_reach() -> Queued {
         Queued {
-            queued: false,
             out_of_reach: true,
+            ..Queued::default()
         }
+    }
+
+    pub(super) fn full() -> Queued {
+        Queued {
+            full: true,
+            ..Queued::default()
+        }
+    }
+
+    /// Nothing was done: it is to be tried later.
+    pub(super) fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Name of the outcome among the counters of the job; `None` if it is out of reach.
@@ -92,6 +109,7 @@ impl Queueing {
             }
             Queueing::Unchanged => Queued::default(),
             Queueing::OutOfReach => Queued::out_of_reach(),
+            Queueing::Full => Queued::full(),
             Queueing::Elsewhere(_) => return Ok(None),
         }))
     }
@@ -115,6 +133,9 @@ impl Again {
         // What it has not come to yet would be dropped when it does, if it was not routed then.
         if !group.reach(self.seq).await? {
             return Ok(Queueing::OutOfReach);
+        }
+        if !group.has_room_to_redeliver() {
+            return Ok(Queueing::Full);
         }
         match self.at(&group) {
             Some((true, generation)) => Ok(Queueing::Queued(group, generation)),

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hub_core::auth::Caller;
@@ -18,10 +19,15 @@ use super::{Redelivery, Target};
 use crate::group::{Group, key_of, ordering_key};
 use crate::owners::Asking;
 
+/// When a job looks again for room at a subscription.
+const ROOM_PAUSE: Duration = Duration::from_secs(5);
+
 /// An entry of the log that is asked for, or why there is none.
 pub(super) struct Chosen {
     pub(super) event_id: String,
     pub(super) entry: Result<EventLogEntry>,
+    /// Where a page begins that comes after it: see [`Progress::before`].
+    pub(super) place: u64,
 }
 
 /// What a chunk has done so far.
@@ -30,7 +36,7 @@ struct Round<'a> {
     caller: &'a Caller,
     request: &'a RedeliverRequest,
     chunk: Chunk,
-    /// Subscriptions and events that were queued; a call may name an event twice.
+    /// Subscriptions and events that were looked at; a call may name an event twice.
     queued: BTreeSet<(String, u64)>,
     /// Generations of groups that have to be on disk before the progress is.
     waits: BTreeMap<u64, (Arc<Group>, u64)>,
@@ -38,7 +44,7 @@ struct Round<'a> {
 
 impl Redelivery {
     /// Delivers again what a page names, up to the event with which as many deliveries are done as
-    /// the run has items left (`Run::items_max`).
+    /// the run has items left (`Run::items_max`), or for which a subscription has no room.
     pub(super) async fn work(&self, run: &Run) -> Result<Ended> {
         let parameters = Parameters::decode(run.parameters())?;
         let caller = parameters.caller(run.job(), run.tenant());
@@ -47,7 +53,6 @@ impl Redelivery {
         let page = self
             .page(&Asking::of(&caller), request, progress.before)
             .await?;
-        let (size, mut at) = (page.entries.len(), progress.skip);
         let mut round = Round {
             redelivery: self,
             caller: &caller,
@@ -56,44 +61,52 @@ impl Redelivery {
             queued: BTreeSet::new(),
             waits: BTreeMap::new(),
         };
-        for named in page.entries.into_iter().skip(progress.skip) {
-            if round.chunk.done >= i64::try_from(run.items_max()).unwrap_or(i64::MAX) {
+        let (mut next, mut is_whole) = (progress, true);
+        for named in page.entries {
+            let place = named.place;
+            let is_full = round.chunk.done >= i64::try_from(run.items_max()).unwrap_or(i64::MAX);
+            if is_full || !round.entry(named, &mut next.after).await? {
+                is_whole = false;
                 break;
             }
-            round.entry(named).await?;
-            at += 1;
+            next = Progress {
+                before: Some(place),
+                after: String::new(),
+            };
         }
         let mut chunk = round.stored().await?;
-        let next = match (at < size, page.next) {
-            (true, _) => Progress {
-                skip: at,
-                ..progress
-            },
-            (false, Some(before)) => Progress {
-                before: Some(before),
-                skip: 0,
-            },
-            (false, None) => {
-                chunk.next = Next::Finished;
-                progress
-            }
-        };
+        match page.next {
+            Some(before) if is_whole => next.before = Some(before),
+            None if is_whole => chunk.next = Next::Finished,
+            _ => {}
+        }
         chunk.progress = Some(next.encode());
         Ok(Ended::Unsaved(chunk))
     }
 }
 
 impl Round<'_> {
-    /// Queues an event wherever it goes today.
-    async fn entry(&mut self, Chosen { event_id, entry }: Chosen) -> Result<()> {
-        let entry = match entry {
+    /// Queues an event wherever it goes today, but for the subscriptions up to `after`, and moves
+    /// `after` on. False if a subscription has no room now.
+    async fn entry(&mut self, chosen: Chosen, after: &mut String) -> Result<bool> {
+        let event_id = chosen.event_id;
+        let entry = match chosen.entry {
             Ok(entry) => entry,
             // Retention came first.
-            Err(error) => return self.failed(event_id, error),
+            Err(error) => return self.failed(event_id, error).map(|()| true),
         };
         let (redelivery, caller, request) = (self.redelivery, self.caller, self.request);
-        for target in redelivery.targets(caller, request, &entry).await? {
+        let mut targets = redelivery.targets(caller, request, &entry).await?;
+        targets.sort_unstable_by(|one, other| one.subscription_id.cmp(&other.subscription_id));
+        for target in targets {
+            if *target.subscription_id <= **after {
+                continue;
+            }
             match self.again(&entry, &target).await {
+                Ok(queued) if queued.is_full() => {
+                    self.chunk.pause = ROOM_PAUSE;
+                    return Ok(false);
+                }
                 Ok(queued) => match queued.counter() {
                     Some(counter) => {
                         *self.chunk.counters.entry(counter.to_owned()).or_default() += 1;
@@ -103,8 +116,9 @@ impl Round<'_> {
                 },
                 Err(error) => self.failed(event_id.clone(), error)?,
             }
+            after.clone_from(&target.subscription_id);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The event or the subscription is there no more; any other error ends the chunk.
@@ -143,20 +157,25 @@ impl Round<'_> {
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             derived_delivered: target.derived_delivered,
         };
-        if !self.queued.insert((id.clone(), seq)) {
+        if self.queued.contains(&(id.clone(), seq)) {
             return Ok(Queued::default());
         }
-        Ok(match again.here(groups, tenant, &settings, false).await? {
+        let queued = match again.here(groups, tenant, &settings, false).await? {
             Queueing::Queued(group, generation) => {
                 self.waits.insert(group.number, (group, generation));
                 Queued::in_line()
             }
             Queueing::Unchanged => Queued::default(),
             Queueing::OutOfReach => Queued::out_of_reach(),
+            Queueing::Full => Queued::full(),
             Queueing::Elsewhere(owner) => {
                 passing::pass_on(groups, &owner, self.caller, again).await?
             }
-        })
+        };
+        if !queued.is_full() {
+            self.queued.insert((id.clone(), seq));
+        }
+        Ok(queued)
     }
 
     /// The progress says that they are unsettled, so that has to be on disk before.
