@@ -4,19 +4,21 @@
 use std::time::Duration;
 
 use hub_client::start_at::At;
+use hub_core::journal::lock_head;
 use hub_core::tenancy::{Subscription, bump, put_subscription};
 use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{
-    AckBatch, AckOutcome, EventDeliveryState, NackAction, RedeliverRequest,
+    AckBatch, AckOutcome, EventDelivery, EventDeliveryState, NackAction, RedeliverRequest,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::consume_shared::{acks_of, backend_of_all, pull_of};
 use super::consumer::{ids_of, nack, open};
 use super::log::switch;
-use super::owner::{Owner, named, seeking};
+use super::owner::{Owner, named, seeking, starting, status};
 use super::redeliver::{ended, redeliver};
-use super::{Product, batch, event, of_types, ticket};
+use super::subscriptions_seek::fail;
+use super::{Product, batch, earliest, event, of_types, ticket};
 use crate::support::{Backend, TestHub};
 
 /// What takes longer has failed.
@@ -172,6 +174,38 @@ async fn switched_meanwhile<T>(hub: &TestHub, publish: impl Future<Output = T>, 
     let both = async { tokio::join!(publish, switches).0 };
     let both = tokio::time::timeout(PATIENCE, both).await;
     both.expect("it is answered")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redelivery_that_comes_while_a_seek_goes_on_is_not_forgotten() {
+    let hub = TestHub::start(Backend::Postgres).await;
+    let psa = Product::new(&hub, "psa").await;
+    let owner = Owner::new(&hub, "crm").await;
+    psa.publish(vec![event("deal.won", "a"), event("quote.sent", "b")])
+        .await;
+    let request = starting("deals", of_types(&["deal.*"]), earliest());
+    let id = owner.create(request).await.subscription_id;
+    owner
+        .seek(seeking(&id, At::AfterSequence(2)))
+        .await
+        .unwrap();
+    let tenant = hub.core.tenancy.find(&hub.first_tenant().id).await.unwrap();
+    let mut tx = hub.core.db.begin().await.unwrap();
+    lock_head(&mut tx, &tenant).await.unwrap();
+    let seek = owner.seek(seeking(&id, At::AfterSequence(0)));
+    let redelivery = async {
+        until_some(&hub, BLOCKED).await;
+        // As if another process had given it the quote by Redeliver, and it had failed.
+        fail(&hub, &id, 2, 0).await;
+        tx.commit().await.unwrap();
+    };
+    let both = async { tokio::join!(seek, redelivery).0 };
+    let sought = tokio::time::timeout(PATIENCE, both).await.unwrap().unwrap();
+    assert_eq!(status(&sought.subscription.unwrap()).failed, 1);
+    let told = psa.get(Asked::Sequence(2)).await.unwrap();
+    let told = told.deliveries.iter().find(|one| one.subscription_id == id);
+    let told = told.map(EventDelivery::state);
+    assert_eq!(told, Some(EventDeliveryState::Failed));
 }
 
 /// Asks until something is counted.

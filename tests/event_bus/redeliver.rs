@@ -274,7 +274,9 @@ both_databases! {
         let to_portal = deliveries.find(|one| one.product == "portal").unwrap();
         let back = seeking(&to_portal.subscription_id, At::AfterSequence(0));
         let sought = admin(&hub).event_bus().seek_subscription(back).await.unwrap();
-        assert_eq!(sought.into_inner().replayed, 1);
+        let sought = sought.into_inner();
+        assert_eq!(sought.replayed, 1);
+        assert_eq!(sought.subscription.unwrap().status.unwrap().failed, 1, "it stays failed");
         let told = async || {
             let mut told = Vec::new();
             for seq in [1].into_iter().chain(lost.iter().map(|lost| lost.sequence)) {

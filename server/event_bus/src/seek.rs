@@ -24,13 +24,14 @@ use hub_proto::hub::event_bus::v1::{
 };
 use prost::Message;
 
+use crate::leasing::Saved;
 use crate::log_entry::HUB;
 use crate::matching::{Budget, Passed, Target, Walk};
 use crate::owners::{Altered, unsettled};
 use crate::routing::Configuration;
 use crate::start;
 use crate::store::progress::{self, Failed};
-use crate::store::seeks::{self, Range, Stored as Position};
+use crate::store::seeks::{self, Exception, Range, Stored as Position};
 use crate::store::subscription_filters;
 use crate::subscription_status::Statuses;
 use crate::subscriptions::{Stored, Subscriptions, Told, find_in, show};
@@ -39,6 +40,8 @@ use crate::subscriptions::{Stored, Subscriptions, Told, find_in, show};
 pub(crate) const SEEK: &str = "hub.event_bus.v1.EventBus/SeekSubscription";
 /// Events that one call examines to count what it repeats and skips; what is beyond is not counted.
 const EXAMINED_MAX: usize = 100_000;
+/// Looks that one call takes at what is redelivered while it goes on, before it says so.
+const LOOKS_MAX: usize = 3;
 /// What the log says of events that a seek passed.
 const SKIPPED: &str = "skipped by SeekSubscription";
 
@@ -53,7 +56,7 @@ impl Subscriptions {
     /// Moves a subscription to a place, or tells what that would do.
     ///
     /// Errors: `SUBSCRIPTION_NOT_FOUND`, `FIELD_INVALID`, `CURSOR_EXPIRED`, `CURSOR_INVALID`,
-    /// `LOG_REWOUND`, `SEQUENCE_AHEAD`, `REQUEST_ID_REUSED`.
+    /// `LOG_REWOUND`, `SEQUENCE_AHEAD`, `REQUEST_ID_REUSED`, `STORE_BUSY`.
     pub(crate) async fn seek(
         &self,
         caller: &Caller,
@@ -74,22 +77,20 @@ impl Subscriptions {
         let at = at.ok_or_else(|| Error::field("to", "must name a place"))?;
         let to = start::kept(&self.core, &log, Some(at)).await?.seq;
         if request.dry_run {
-            let redelivered = self.redelivered_after(&log, &found, to).await?;
-            let counted = self.count(&log, &found, to, &redelivered).await?;
-            return Ok(answer(self.shown(caller, found).await?, counted));
+            let (seek, _) = self.look(&log, found, to).await?;
+            return Ok(answer(self.shown(caller, seek.found).await?, seek.counted));
         }
         self.owners.close(tenant, &found.id).await?;
-        let redelivered = self.redelivered_after(&log, &found, to).await?;
-        let counted = self.count(&log, &found, to, &redelivered).await?;
-        let status = self.status_at(tenant, &found, to).await?;
-        let seek = Seek {
-            found,
-            to,
-            counted,
-            redelivered,
-            status,
-        };
-        self.commit_seek(caller, &log, seek, retry.as_ref()).await
+        for _ in 0..LOOKS_MAX {
+            let (seek, target) = self.look(&log, found.clone(), to).await?;
+            let status = self.status_after(tenant, &seek, target).await?;
+            let commit = self.commit_seek(caller, &log, seek, status, retry.as_ref());
+            if let Some(answer) = commit.await? {
+                return Ok(answer);
+            }
+        }
+        let message = "Events are redelivered to the subscription meanwhile";
+        Err(Error::store_busy(message, "seek_raced"))
     }
 
     /// The answer to a call that came before. Looked for first: a retry ends no leases.
@@ -105,27 +106,83 @@ impl Subscriptions {
         }
     }
 
-    /// What going to a place does, by what is stored. `redelivered`: see [`Seek`].
+    /// What going to a place would do, by what is stored, and what the subscription takes then.
+    async fn look(&self, log: &Arc<Log>, found: Stored, to: u64) -> Result<(Seek, Target)> {
+        let tenant = log.tenant();
+        let ids = [found.id.as_str()];
+        let mut positions = progress::positions(&self.core.db, tenant, &ids).await?;
+        let position = positions.remove(&found.id).unwrap_or_default();
+        // Only now, so that what is settled meanwhile is seen in one of both.
+        let after = seeks::exceptions_after(&self.core.db, &found.id, to).await?;
+        let looked_at = ahead(&unsettled(&position)?, &after, to);
+        let present = self.configurations.current(tenant).await?;
+        let mut target = Target::of(&present, &found);
+        target.reach_back(to + 1);
+        let redelivered = self.not_routed(log, &mut target, &looked_at).await?;
+        let failed = after.iter().filter(|one| {
+            let is_kept = redelivered.binary_search(&one.seq).is_ok();
+            one.is_failed && is_kept
+        });
+        let failed_after: Vec<u64> = failed.map(|one| one.seq).collect();
+        let going = (to, redelivered.as_slice());
+        let counted = self.count(log, &mut target, &position, going).await?;
+        let seek = Seek {
+            found,
+            to,
+            counted,
+            looked_at,
+            redelivered,
+            failed_after,
+        };
+        Ok((seek, target))
+    }
+
+    /// Of events those that are not routed to the subscription.
+    async fn not_routed(
+        &self,
+        log: &Arc<Log>,
+        target: &mut Target,
+        events: &BTreeSet<u64>,
+    ) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        let mut known: Option<(Arc<Segment>, Arc<Configuration>)> = None;
+        for &seq in events {
+            // They rise, and many lie in one segment.
+            known = known.filter(|(segment, _)| seq <= segment.last());
+            if known.is_none()
+                && let Some(segment) = self.core.journal.segment_at(log, seq).await?
+            {
+                let epoch = segment.routing_epoch();
+                let then = self.configurations.at(log.tenant(), epoch).await?;
+                known = Some((segment, then));
+            }
+            let Some((segment, then)) = &known else {
+                continue;
+            };
+            let event = segment.event_at(seq).map_err(Error::internal)?;
+            if event.is_some_and(|event| !target.has(then, &event)) {
+                found.push(seq);
+            }
+        }
+        Ok(found)
+    }
+
+    /// What going to a place repeats and skips. `redelivered`: see [`Seek`].
     async fn count(
         &self,
         log: &Arc<Log>,
-        found: &Stored,
-        to: u64,
-        redelivered: &[u64],
+        target: &mut Target,
+        position: &Position,
+        (to, redelivered): (u64, &[u64]),
     ) -> Result<Counted> {
-        let (core, tenant) = (&self.core, log.tenant());
-        let position = self.position(tenant, found).await?;
-        let unsettled = unsettled(&position)?;
+        let unsettled = unsettled(position)?;
         let skipped = unsettled.iter();
         let skipped = skipped.filter(|event| is_skipped(event.seq, to, redelivered));
         let skipped = skipped.count() as u64;
         let waiting: HashSet<u64> = unsettled.iter().map(|event| event.seq).collect();
-        let present = self.configurations.current(tenant).await?;
-        let mut target = Target::of(&present, found);
-        target.reach_back(to + 1);
         let budget = Budget {
             events: EXAMINED_MAX,
-            bytes: core.limits.listing_bytes_max,
+            bytes: self.core.limits.listing_bytes_max,
         };
         let mut passed = 0;
         let each = |event: Passed<'_>| {
@@ -133,7 +190,7 @@ impl Subscriptions {
             passed += u64::from(is_settled && target.has(event.configuration, event.event));
             true
         };
-        let mut walk = Walk::new(core, &self.configurations, log, budget);
+        let mut walk = Walk::new(&self.core, &self.configurations, log, budget);
         let (low, high) = (to.min(position.cursor), to.max(position.cursor));
         walk.back(low, high, each).await?;
         Ok(match to > position.cursor {
@@ -148,73 +205,32 @@ impl Subscriptions {
         })
     }
 
-    /// Events after a place that are not routed here, of which something is stored all the same: it
-    /// had them by Redeliver.
-    async fn redelivered_after(&self, log: &Arc<Log>, found: &Stored, to: u64) -> Result<Vec<u64>> {
-        let (core, tenant) = (&self.core, log.tenant());
-        let position = self.position(tenant, found).await?;
-        let mut asked: BTreeSet<u64> = unsettled(&position)?
-            .into_iter()
-            .filter(|event| event.seq > to && event.redelivery && !event.derived_delivered)
-            .map(|event| event.seq)
-            .collect();
-        asked.extend(seeks::exceptions_after(&core.db, &found.id, to).await?);
-        let present = self.configurations.current(tenant).await?;
-        let mut target = Target::of(&present, found);
-        target.reach_back(to + 1);
-        let mut redelivered = Vec::new();
-        let mut known: Option<(Arc<Segment>, Arc<Configuration>)> = None;
-        for seq in asked {
-            // They rise, and many lie in one segment.
-            known = known.filter(|(segment, _)| seq <= segment.last());
-            if known.is_none()
-                && let Some(segment) = core.journal.segment_at(log, seq).await?
-            {
-                let then = self.configurations.at(tenant, segment.routing_epoch());
-                known = Some((segment, then.await?));
-            }
-            let Some((segment, then)) = &known else {
-                continue;
-            };
-            let event = segment.event_at(seq).map_err(Error::internal)?;
-            if event.is_some_and(|event| !target.has(then, &event)) {
-                redelivered.push(seq);
-            }
-        }
-        Ok(redelivered)
-    }
-
-    async fn position(&self, tenant: &TenantRef, found: &Stored) -> Result<Position> {
-        let ids = [found.id.as_str()];
-        let mut positions = progress::positions(&self.core.db, tenant, &ids).await?;
-        Ok(positions.remove(&found.id).unwrap_or_default())
-    }
-
     /// How the subscription will be doing. Before the transaction: this may read much of the log.
-    async fn status_at(
+    async fn status_after(
         &self,
         tenant: &TenantRef,
-        found: &Stored,
-        to: u64,
+        seek: &Seek,
+        target: Target,
     ) -> Result<SubscriptionStatus> {
-        let present = self.configurations.current(tenant).await?;
-        let mut target = Target::of(&present, found);
-        target.reach_back(to + 1);
-        let ids = [found.id.as_str()];
-        let failed = progress::failed(&self.core.db, tenant, &ids, to).await?;
-        let failed = failed.get(&found.id).copied();
+        let ids = [seek.found.id.as_str()];
+        let failed = progress::failed(&self.core.db, tenant, &ids, seek.to).await?;
+        let mut failed: Failed = failed.get(&seek.found.id).copied().unwrap_or_default();
+        failed.count += seek.failed_after.len() as u64;
+        failed.newest = seek.failed_after.last().copied().unwrap_or(failed.newest);
         let mut statuses = Statuses::new(self, tenant).await?;
-        let failed: Failed = failed.unwrap_or_default();
-        statuses.of_place(found, target, to, failed).await
+        let status = statuses.of_place(&seek.found, target, seek.to, failed);
+        status.await
     }
 
+    /// None if there is something now that has not been looked at.
     async fn commit_seek(
         &self,
         caller: &Caller,
         log: &Arc<Log>,
         seek: Seek,
+        status: SubscriptionStatus,
         retry: Option<&Call>,
-    ) -> Result<SeekSubscriptionResponse> {
+    ) -> Result<Option<SeekSubscriptionResponse>> {
         let (tenant, now) = (log.tenant(), self.core.clock.now());
         let earliest = self.core.journal.earliest(log).await?;
         let earliest = earliest.map_or(seek.to + 1, |(seq, _)| seq);
@@ -222,11 +238,15 @@ impl Subscriptions {
         if let Some(call) = retry
             && let Begun::Again(answer) = call.begin(&mut tx, &self.core.sealer, now).await?
         {
-            return answer.decode();
+            return answer.decode().map(Some);
         }
         let head = lock_head(&mut tx, tenant).await?;
         let found = find_in(&mut tx, tenant, &seek.found.id).await?;
         let position = seeks::fence(&mut tx, tenant, &found.id, now).await?;
+        let after = seeks::exceptions_after_in(&mut tx, &found.id, seek.to).await?;
+        if !ahead(&unsettled(&position)?, &after, seek.to).is_subset(&seek.looked_at) {
+            return Ok(None);
+        }
         if subscription_filters::reach_back(&mut tx, &found.id, seek.to + 1).await? {
             // It has events from then on that it did not have before.
             journal::bump(&mut tx, tenant).await?;
@@ -234,7 +254,7 @@ impl Subscriptions {
         move_to(&mut tx, tenant, &position, &seek, earliest, now).await?;
         let status = SubscriptionStatus {
             head_sequence: head + 1,
-            ..seek.status
+            ..status
         };
         let answer = answer(show(found.clone(), Some(status)), seek.counted);
         if let Some(call) = retry {
@@ -268,7 +288,7 @@ impl Subscriptions {
             }),
         };
         self.commit(tx, told, Altered::Place).await?;
-        Ok(answer)
+        Ok(Some(answer))
     }
 }
 
@@ -277,9 +297,22 @@ struct Seek {
     found: Stored,
     to: u64,
     counted: Counted,
-    /// What became of these later events stays.
+    /// Later events of which it was looked at whether they are routed here.
+    looked_at: BTreeSet<u64>,
+    /// Those of them that are not, in their order: what became of them stays.
     redelivered: Vec<u64>,
-    status: SubscriptionStatus,
+    /// Those of them that failed.
+    failed_after: Vec<u64>,
+}
+
+/// Events after a place that the subscription may have had by Redeliver alone: something is stored
+/// of them.
+fn ahead(unsettled: &[Saved], after: &[Exception], to: u64) -> BTreeSet<u64> {
+    let queued = unsettled
+        .iter()
+        .filter(|event| event.seq > to && event.redelivery && !event.derived_delivered)
+        .map(|event| event.seq);
+    queued.chain(after.iter().map(|one| one.seq)).collect()
 }
 
 fn answer(subscription: Subscription, counted: Counted) -> SeekSubscriptionResponse {

@@ -78,6 +78,12 @@ const SHARE_MARKS: Sql = Sql::each(
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span
      for share",
 );
+// PostgreSQL ends a transaction that stands still for so long. Else a process that is frozen while
+// it holds the marks would keep the counts of all others from being written.
+const HOLD_BRIEFLY: Sql = Sql::each(
+    "select 1",
+    "select set_config('idle_in_transaction_session_timeout', '2s', true)",
+);
 const LOCK_MARKS: Sql = Sql::each(
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span",
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span
@@ -166,6 +172,7 @@ pub const STATEMENTS: &[Sql] = &[
     SET_LAST_USE,
     BEHIND_MARKS,
     SHARE_MARKS,
+    HOLD_BRIEFLY,
     LOCK_MARKS,
     MOVE_MARK,
     AFTER_MARK,
@@ -288,7 +295,10 @@ pub(crate) async fn behind_marks(db: &Db, minutes: Micros, hours: Micros) -> Res
 pub(crate) async fn hold_marks(tx: &mut Tx, hold: Hold) -> Result<Marks> {
     let sql = match hold {
         Hold::Shared => SHARE_MARKS,
-        Hold::Alone => LOCK_MARKS,
+        Hold::Alone => {
+            tx.query(HOLD_BRIEFLY).execute().await?;
+            LOCK_MARKS
+        }
     };
     Ok(read_marks(tx.query(sql).all().await?))
 }

@@ -8,7 +8,7 @@ use super::random::{Random, Seed};
 use super::*;
 use crate::key::Record;
 use crate::rollup::{CHUNK_ROWS, roll_up};
-use crate::store::usage::{self as store, Span};
+use crate::store::usage::{self as store, Hold, Span};
 use crate::usage::{ALLOWED, DAY, HOUR, MINUTE};
 
 const STEPS: usize = 120;
@@ -154,6 +154,25 @@ const OLD_KEY: Sql = Sql::same(
 
 /// Counts and the last use are there after the upgrade, and what is counted since in the same
 /// minute is added to them.
+/// On SQLite a transaction ends with its process, and there is no other one.
+#[tokio::test]
+async fn a_process_frozen_in_a_roll_up_does_not_keep_others_from_writing() {
+    let hub = TestKeys::open(true).await;
+    let (db, usage) = (&hub.core.db, &hub.keys.usage);
+    let mut frozen = db.begin().await.unwrap();
+    store::hold_marks(&mut frozen, Hold::Alone).await.unwrap();
+    usage.count(&record(&hub, 1), ALLOWED, 1, START);
+    // It waits for a lock, for longer than PostgreSQL leaves the other one alone.
+    usage.write(db, START).await.unwrap();
+    let span = Span {
+        length: MINUTE,
+        since: 0,
+        until: START + MINUTE,
+    };
+    assert_eq!(read(&hub, Some(1), &span).await.len(), 1);
+    assert!(frozen.commit().await.is_err());
+}
+
 async fn upgraded(postgres: bool) {
     let now = START + 90 * MINUTE;
     let hub = TestKeys::migrated(postgres, async |db: &Db| {

@@ -115,6 +115,7 @@ impl Groups {
         };
         let rules = group::rules(settings, core);
         let ahead = seeks::exceptions_after(&core.db, &settings.id, position.cursor).await?;
+        let ahead = ahead.into_iter().map(|one| one.seq).collect();
         let mut leasing = Leasing::new(rules, acquired.epoch, position, &unsettled, &held);
         leasing.know_ahead(ahead);
         Ok(leasing)

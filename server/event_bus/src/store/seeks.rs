@@ -45,7 +45,7 @@ const SKIP: Sql = Sql::each(
         update_time = excluded.update_time",
 );
 const EXCEPTIONS_AFTER: Sql = Sql::same(
-    "select seq from subscription_exceptions where subscription_id = $1 and seq > $2
+    "select seq, state from subscription_exceptions where subscription_id = $1 and seq > $2
      order by seq",
 );
 const FORGET_EXCEPTIONS: Sql = Sql::each(
@@ -238,11 +238,36 @@ pub async fn add_range(
     Ok(())
 }
 
-/// The events after `seq` of which it is stored what became of them, one by one.
-pub async fn exceptions_after(db: &Db, id: &str, seq: u64) -> Result<Vec<u64>> {
+/// An event of which it is stored what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exception {
+    /// The event.
+    pub seq: u64,
+    /// It failed.
+    pub is_failed: bool,
+}
+
+impl From<(i64, i64)> for Exception {
+    fn from((seq, state): (i64, i64)) -> Exception {
+        Exception {
+            seq: seq.unsigned_abs(),
+            is_failed: state == i64::from(EventDeliveryState::Failed as i32),
+        }
+    }
+}
+
+/// The events after `seq` of which it is stored what became of them, one by one, in their order.
+pub async fn exceptions_after(db: &Db, id: &str, seq: u64) -> Result<Vec<Exception>> {
     let query = db.query(EXCEPTIONS_AFTER).bind(id.to_owned());
-    let rows: Vec<(i64,)> = query.bind(seq.cast_signed()).all().await?;
-    Ok(rows.into_iter().map(|(seq,)| seq.unsigned_abs()).collect())
+    let rows: Vec<(i64, i64)> = query.bind(seq.cast_signed()).all().await?;
+    Ok(rows.into_iter().map(Exception::from).collect())
+}
+
+/// The same as a transaction sees them.
+pub async fn exceptions_after_in(tx: &mut Tx, id: &str, seq: u64) -> Result<Vec<Exception>> {
+    let query = tx.query(EXCEPTIONS_AFTER).bind(id.to_owned());
+    let rows: Vec<(i64, i64)> = query.bind(seq.cast_signed()).all().await?;
+    Ok(rows.into_iter().map(Exception::from).collect())
 }
 
 /// What became of events after `seq` is forgotten, but for some, which hold back no keys any more.
