@@ -23,7 +23,10 @@ const PAUSE_MS_MAX: usize = 2500;
 /// Of the newest events, some are chosen.
 const PAGE_SIZE: i32 = 100;
 /// Events of a job.
-const EVENTS_MAX: usize = 8;
+const EVENTS_MAX: usize = 20;
+/// Events that a job does in a second, 0 = as many as it can: a slow one has many chunks, and
+/// outlives what happens to a process between them.
+const SPEEDS: [u32; 3] = [0, 3, 9];
 /// What can be asked for again, and how the history calls it.
 const STATES: [(EventDeliveryState, State); 4] = [
     (EventDeliveryState::Delivered, State::Delivered),
@@ -142,6 +145,7 @@ impl Asker {
             event_ids: chosen.keys().cloned().collect(),
             subscription_id: self.durable.subscription_id.clone(),
             request_id: uuid::Uuid::new_v4().to_string(),
+            max_per_second: SPEEDS[self.random.below(SPEEDS.len())],
             ..RedeliverRequest::default()
         };
         while self.site.phase() < Phase::Over {

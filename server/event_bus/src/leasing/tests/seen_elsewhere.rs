@@ -63,6 +63,32 @@ fn members_that_come_and_go_leave_no_key_behind() {
     assert!(subject.machine.keys.lines().next().is_none());
 }
 
+/// Pulsar: a key that waited for its old consumer to drain waited for ever, once the new one that it
+/// was withheld from had left, or the old one.
+#[test]
+fn a_key_that_drains_flows_on_whoever_of_its_members_leaves() {
+    let (old, new) = (MemberId(10), MemberId(11));
+    for leaving in [old, new] {
+        let mut subject = Subject::new(rules());
+        subject.machine.join(old);
+        subject.offer(&[(1, 7), (2, 7)]);
+        let first = subject.lease_by(old, 10);
+        assert_eq!(seqs(&first), [1]);
+        subject.machine.join(new);
+        assert_eq!(seqs(&subject.lease_by(new, 10)), NONE, "it drains");
+        subject.machine.leave(leaving, subject.now, 0.0);
+        let staying = if leaving == old { new } else { old };
+        // What its member held comes first, if that one has left.
+        let first = match leaving == old {
+            true => subject.lease_by(staying, 10),
+            false => first,
+        };
+        assert_eq!(seqs(&first), [1]);
+        assert_eq!(subject.ack(&first[0]), Outcome::Ok);
+        assert_eq!(seqs(&subject.lease_by(staying, 10)), [2]);
+    }
+}
+
 /// Pulsar: the count of unacked events went wrong, and a consumer stayed blocked by it.
 #[test]
 fn whatever_ends_a_lease_gives_back_its_credit() {
