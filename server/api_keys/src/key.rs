@@ -152,6 +152,12 @@ pub(crate) struct Limits {
 }
 
 impl Record {
+    /// Number of its tenant; 0 = of none.
+    pub fn tenant_no(&self) -> i64 {
+        let tenant = self.caller.tenant.as_ref();
+        tenant.map_or(0, TenantRef::number)
+    }
+
     /// A stored block that does not parse would admit nobody or everybody: it is an error.
     pub fn new(key: &Key) -> Result<Self, String> {
         let cidrs = key

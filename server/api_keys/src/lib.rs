@@ -46,6 +46,7 @@ mod share;
 mod shown;
 mod store;
 mod sweep;
+mod tally;
 mod tenant_limits;
 #[cfg(test)]
 mod tests;

@@ -263,10 +263,13 @@ impl State {
 
     /// False if there is no room for another subject.
     fn count(&mut self, of: &Subject, cost: u32, now: Micros) -> bool {
-        if self.shares.len() >= WINDOWS_MAX && !self.shares.contains_key(of) {
-            return false;
-        }
-        self.shares.entry(of.clone()).or_default().count(cost, now);
+        let is_full = self.shares.len() >= WINDOWS_MAX;
+        let share = match self.shares.get_mut(of) {
+            None if is_full => return false,
+            None => self.shares.entry(of.clone()).or_default(),
+            Some(share) => share,
+        };
+        share.count(cost, now);
         true
     }
 
@@ -340,14 +343,9 @@ mod tests {
     #[test]
     fn the_limit_with_the_least_left_is_told() {
         let limiter = Limiter::new(false);
-        assert_eq!(
-            remaining(&limiter.take_here(&limits(5, 100), 1, false, 0)),
-            (4, true)
-        );
-        assert_eq!(
-            remaining(&limiter.take_here(&limits(500, 100), 1, false, 0)),
-            (98, false)
-        );
+        let told = |own| remaining(&limiter.take_here(&limits(own, 100), 1, false, 0));
+        assert_eq!(told(5), (4, true));
+        assert_eq!(told(500), (98, false));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How often keys are used, and when last: counted in memory, written in batches, minute by minute
-//! (`rollup.rs` makes hours and days of them).
+//! (`rollup.rs` makes hours and days of them). What is allowed is counted beside the key
+//! (`tally.rs`), what is denied in a table.
 //!
 //! A batch is written every few seconds, so what a process counted is lost for at most that long
 //! if it is killed, and never if it is stopped. A batch that cannot be written waits for the next;
@@ -7,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,12 +18,14 @@ use hub_core::error::{Error, Result};
 use hub_core::id;
 use hub_core::storage::Db;
 
-use crate::key::Record;
+use crate::cache::Known;
 use crate::store::usage as store;
+use crate::tally::Allowed;
 
 /// Pause between two batches. With the time that one takes, less than the 10 s of the contract.
 pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(6);
-/// Minutes of keys that wait to be written; while the database is away, more are not counted.
+/// Minutes of keys, and keys, that wait to be written; while the database is away, more are not
+/// counted.
 const PENDING_MAX: usize = 100_000;
 /// Counts that one transaction writes. On SQLite it holds the only writer.
 const CHUNK_COUNTS: usize = 1200;
@@ -68,6 +72,9 @@ impl Counts {
 /// What was counted and is not written yet.
 #[derive(Default)]
 struct Pending {
+    /// Keys that have something in their tally.
+    told: Vec<Arc<Known>>,
+    /// What is in no tally.
     counts: HashMap<Of, Counts>,
     uses: HashMap<Arc<str>, Micros>,
 }
@@ -78,7 +85,13 @@ type Count = (Of, &'static str, u64);
 type Use = (Arc<str>, Micros);
 
 impl Pending {
-    /// In the order of the rows: a chunk then lies on few pages, and as many are written.
+    /// One more would be too many.
+    fn is_full(&self) -> bool {
+        self.told.len() + self.counts.len() >= PENDING_MAX
+    }
+
+    /// Empties the tallies. In the order of the rows: a chunk then lies on few pages, and as many
+    /// are written.
     fn sorted(self) -> (Vec<Count>, Vec<Use>) {
         let counts = self.counts.into_iter();
         let mut counts: Vec<Count> = counts
@@ -87,11 +100,28 @@ impl Pending {
                 outcomes.map(move |(outcome, requests)| (of.clone(), outcome, requests))
             })
             .collect();
-        counts.sort_unstable();
         let mut uses: Vec<Use> = self.uses.into_iter().collect();
-        uses.sort_unstable();
+        for known in &self.told {
+            let (allowed, used_at) = known.tally.take();
+            counts.extend(allowed.map(|allowed| count_of(known, allowed)));
+            uses.extend(used_at.map(|at| (known.caller.key_id.clone(), at)));
+        }
+        counts.sort_unstable();
+        counts.dedup_by(|next, first| {
+            let is_same = (&next.0, next.1) == (&first.0, first.1);
+            first.2 += if is_same { next.2 } else { 0 };
+            is_same
+        });
+        // The latest first.
+        uses.sort_unstable_by(|one, other| (&one.0, other.1).cmp(&(&other.0, one.1)));
+        uses.dedup_by(|next, first| next.0 == first.0);
         (counts, uses)
     }
+}
+
+fn count_of(known: &Known, allowed: Allowed) -> Count {
+    let of = (allowed.minute, known.tenant_no(), known.family.clone());
+    (of, ALLOWED, u64::from(allowed.requests))
 }
 
 /// Counts requests.
@@ -133,32 +163,48 @@ impl Default for Usage {
 }
 
 impl Usage {
-    /// Counts requests with a key that is known: `outcome` is [`ALLOWED`] or a reason.
-    pub fn count(&self, record: &Record, outcome: &'static str, requests: u32, now: Micros) {
-        let mut pending = self.pending();
-        let tenant_no = record
-            .caller
-            .tenant
-            .as_ref()
-            .map_or(0, |tenant| tenant.number());
+    /// Counts requests with a key: `outcome` is [`ALLOWED`] or a reason.
+    pub fn count(&self, known: &Arc<Known>, outcome: &'static str, requests: u32, now: Micros) {
         let minute = now - now.rem_euclid(MINUTE);
-        let of = (minute, tenant_no, record.family.clone());
-        if pending.counts.len() >= PENDING_MAX && !pending.counts.contains_key(&of) {
-            metrics::counter!("hub_key_usage_dropped_total").increment(1);
+        if requests == 0 {
             return;
         }
-        let counts = pending.counts.entry(of).or_default();
-        counts.add(outcome, u64::from(requests));
+        if outcome != ALLOWED {
+            let of = (minute, known.tenant_no(), known.family.clone());
+            return self.add((of, outcome, u64::from(requests)));
+        }
+        if let Some(before) = known.tally.count(Allowed { minute, requests }) {
+            self.add(count_of(known, before));
+        }
+        self.tell(known);
     }
 
     /// A key was used, by whatever call that it was good for.
-    pub fn used(&self, record: &Record, now: Micros) {
+    pub fn used(&self, known: &Arc<Known>, now: Micros) {
+        known.tally.used(now);
+        self.tell(known);
+    }
+
+    fn tell(&self, known: &Arc<Known>) {
+        if !known.tally.is_to_be_told() {
+            return;
+        }
         let mut pending = self.pending();
-        let key_id = &record.caller.key_id;
-        if let Some(last) = pending.uses.get_mut(key_id) {
-            *last = now.max(*last);
-        } else if pending.uses.len() < PENDING_MAX {
-            pending.uses.insert(key_id.clone(), now);
+        if pending.is_full() {
+            // What comes next may find room.
+            known.tally.take();
+            dropped();
+        } else {
+            pending.told.push(known.clone());
+        }
+    }
+
+    fn add(&self, (of, outcome, requests): Count) {
+        let mut pending = self.pending();
+        let is_full = pending.is_full();
+        match pending.counts.entry(of) {
+            Entry::Vacant(_) if is_full => dropped(),
+            of => of.or_default().add(outcome, requests),
         }
     }
 
@@ -170,7 +216,8 @@ impl Usage {
             batches.unsure = None;
         }
         let pending = self.take();
-        let (mut counts, mut uses) = match pending.counts.len() <= SORTED_HERE_MAX {
+        let waiting = pending.told.len() + pending.counts.len();
+        let (mut counts, mut uses) = match waiting <= SORTED_HERE_MAX {
             true => pending.sorted(),
             // It takes a while, in which calls go on. Nothing of it fails, unless the process ends.
             false => tokio::task::spawn_blocking(|| pending.sorted())
@@ -220,8 +267,9 @@ impl Usage {
     fn take(&self) -> Pending {
         let mut pending = self.pending();
         let next = Pending {
+            told: Vec::with_capacity(pending.told.len()),
             counts: HashMap::with_capacity(pending.counts.len()),
-            uses: HashMap::with_capacity(pending.uses.len()),
+            uses: HashMap::new(),
         };
         std::mem::replace(&mut *pending, next)
     }
@@ -229,6 +277,10 @@ impl Usage {
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn dropped() {
+    metrics::counter!("hub_key_usage_dropped_total").increment(1);
 }
 
 fn rows(counts: &[Count]) -> Vec<Counted> {

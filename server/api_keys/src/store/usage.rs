@@ -1,5 +1,6 @@
 //! Statements about what keys were used for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hub_core::clock::Micros;
@@ -27,36 +28,31 @@ const SWEEP_BATCHES: Sql = Sql::each(
          select writer_id from key_usage_batches where update_time < $1 for update skip locked)",
 );
 
-// Many rows of JSON in one statement, `[[span, start_time, …], …]`: one each costs several times
-// as much. SQLite, which has one writer, takes them as they come. PostgreSQL wants each row
-// once, and in the order in which all processes lock them, so that none waits for another that
+// Many rows in one statement: one each costs several times as much. They are the members of JSON
+// objects, so that nothing of them is looked for: `{tenant_no: {family: requests, …}, …}`, each once.
+// On PostgreSQL in the order in which all processes lock them, so that none waits for another that
 // waits for it.
 const ADD: Sql = Sql::each(
-    "insert into key_counts (span, start_time, tenant_no, family, outcome, requests)
-     select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
-     from json_each($1) where true
+    "insert into key_counts (span, start_time, outcome, tenant_no, family, requests)
+     select $1, $2, $3, cast(t.key as integer), f.key, f.value
+     from json_each($4) t, json_each(t.value) f where true
      on conflict (span, start_time, tenant_no, family, outcome) do update
      set requests = key_counts.requests + excluded.requests",
-    "insert into key_counts (span, start_time, tenant_no, family, outcome, requests)
-     select span, start_time, tenant_no, family, outcome, sum(requests)
-     from (select cast(v ->> 0 as bigint) as span, cast(v ->> 1 as bigint) as start_time,
-                  cast(v ->> 2 as bigint) as tenant_no, v ->> 3 as family, v ->> 4 as outcome,
-                  cast(v ->> 5 as bigint) as requests
-           from jsonb_array_elements(cast($1 as jsonb)) v) r
-     group by span, start_time, tenant_no, family, outcome
-     order by span, start_time, tenant_no, family, outcome
+    "insert into key_counts (span, start_time, outcome, tenant_no, family, requests)
+     select cast($1 as bigint), cast($2 as bigint), cast($3 as text), cast(t.key as bigint),
+            f.key, cast(f.value as bigint)
+     from json_each(cast($4 as json)) t, json_each_text(t.value) f
+     order by cast(t.key as bigint), f.key
      on conflict (span, start_time, tenant_no, family, outcome) do update
      set requests = key_counts.requests + excluded.requests",
 );
-// JSON too, `[[key_id, time], …]`, each key once.
+// The same: `{key_id: time, …}`.
 const SET_LAST_USE: Sql = Sql::each(
-    "insert into key_uses (key_id, use_time)
-     select value ->> 0, value ->> 1 from json_each($1) where true
+    "insert into key_uses (key_id, use_time) select key, value from json_each($1) where true
      on conflict (key_id) do update set use_time = excluded.use_time
      where key_uses.use_time < excluded.use_time",
     "insert into key_uses (key_id, use_time)
-     select v ->> 0, cast(v ->> 1 as bigint) from jsonb_array_elements(cast($1 as jsonb)) v
-     order by v ->> 0
+     select u.key, cast(u.value as bigint) from json_each_text(cast($1 as json)) u order by u.key
      on conflict (key_id) do update set use_time = excluded.use_time
      where key_uses.use_time < excluded.use_time",
 );
@@ -264,22 +260,25 @@ pub(crate) async fn add(
     Ok(())
 }
 
-/// The same as they are, as part of a transaction.
+/// Requests by tenant and family.
+type Requests<'a> = BTreeMap<i64, BTreeMap<&'a str, u64>>;
+
+/// The same as they are, as part of a transaction: a statement for each span, start and outcome.
 pub(crate) async fn add_rows(tx: &mut Tx, counted: &[Counted]) -> Result<()> {
-    let row = |row: &Counted| {
-        let (family, outcome) = (row.family.clone(), row.outcome.clone());
-        (
-            row.span,
-            row.start,
-            row.tenant_no,
-            family,
-            outcome,
-            row.requests,
-        )
-    };
-    let rows: Vec<_> = counted.iter().map(row).collect();
-    let rows = serde_json::to_string(&rows).map_err(Error::internal)?;
-    tx.query(ADD).bind(rows).execute().await?;
+    let mut alike: BTreeMap<(Micros, Micros, &str), Requests<'_>> = BTreeMap::new();
+    for row in counted {
+        let requests = alike
+            .entry((row.span, row.start, &row.outcome))
+            .or_default();
+        let of_tenant = requests.entry(row.tenant_no).or_default();
+        *of_tenant.entry(&row.family).or_default() += row.requests;
+    }
+    for ((span, start, outcome), requests) in alike {
+        let requests = serde_json::to_string(&requests).map_err(Error::internal)?;
+        let query = tx.query(ADD).bind(span).bind(start);
+        let query = query.bind(outcome.to_owned()).bind(requests);
+        query.execute().await?;
+    }
     Ok(())
 }
 
@@ -347,10 +346,8 @@ pub(crate) async fn sweep_batches(db: &Db, before: Micros) -> Result<()> {
 
 /// Stores when keys were used last.
 pub(crate) async fn set_last_use(db: &Db, uses: &[(Arc<str>, Micros)]) -> Result<()> {
-    let uses: Vec<(&str, Micros)> = uses
-        .iter()
-        .map(|(key_id, time)| (&**key_id, *time))
-        .collect();
+    let uses = uses.iter().map(|(key_id, time)| (&**key_id, *time));
+    let uses: BTreeMap<&str, Micros> = uses.collect();
     let uses = serde_json::to_string(&uses).map_err(Error::internal)?;
     let mut tx = db.begin().await?;
     tx.query(SET_LAST_USE).bind(uses).execute().await?;

@@ -6,6 +6,7 @@ use hub_core::storage::{Migrations, Sql};
 
 use super::random::{Random, Seed};
 use super::*;
+use crate::cache::Known;
 use crate::key::Record;
 use crate::rollup::{CHUNK_ROWS, roll_up};
 use crate::store::usage::{self as store, Hold, Span};
@@ -20,7 +21,7 @@ const SPANS: [i64; 3] = [MINUTE, HOUR, DAY];
 /// Requests by start of the bucket and outcome.
 type Buckets = BTreeMap<(i64, String), i64>;
 
-fn record(hub: &TestKeys, family: usize) -> Record {
+fn record(hub: &TestKeys, family: usize) -> Arc<Known> {
     let family = format!("key_{family}");
     let key = crate::Key {
         key_id: family.clone(),
@@ -28,7 +29,7 @@ fn record(hub: &TestKeys, family: usize) -> Record {
         family,
         ..crate::key::tests::key()
     };
-    Record::new(&key).unwrap()
+    Known::new(Record::new(&key).unwrap())
 }
 
 async fn read(hub: &TestKeys, family: Option<usize>, span: &Span) -> Buckets {

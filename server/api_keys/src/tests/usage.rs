@@ -4,6 +4,7 @@ use hub_core::storage::Sql;
 
 use super::*;
 use crate::Key;
+use crate::cache::Known;
 use crate::denials::Denial;
 use crate::key::Record;
 use crate::store::{
@@ -16,7 +17,7 @@ use crate::usage::{ALLOWED, Counted, DAY, MINUTE};
 const KEYS: usize = 300;
 const ROUNDS: u64 = 8;
 
-fn records(hub: &TestKeys) -> Vec<Record> {
+fn records(hub: &TestKeys) -> Vec<Arc<Known>> {
     let of = |number: usize| {
         let family = format!("key_{number}");
         let key = Key {
@@ -25,7 +26,7 @@ fn records(hub: &TestKeys) -> Vec<Record> {
             family,
             ..crate::key::tests::key()
         };
-        Record::new(&key).unwrap()
+        Known::new(Record::new(&key).unwrap())
     };
     (0..KEYS).map(of).collect()
 }
@@ -71,6 +72,22 @@ both_databases! {
         usage.write(db, START).await.unwrap();
         usage.write(db, START).await.unwrap();
         assert_eq!(allowed(&hub).await, 7);
+    }
+
+    async fn a_key_that_was_looked_up_again_counts_whole(hub: TestKeys) {
+        const LAST_USE: Sql = Sql::same("select use_time from key_uses where key_id = 'key_0'");
+        let (before, again) = (records(&hub).remove(0), records(&hub).remove(0));
+        let (usage, db) = (&hub.keys.usage, &hub.core.db);
+        for (known, requests, at) in [(&before, 2, START + 9), (&again, 5, START + 4)] {
+            usage.count(known, ALLOWED, requests, at);
+            usage.count(known, "RATE_LIMITED", 1, at);
+            usage.used(known, at);
+        }
+        usage.count(&again, ALLOWED, 11, START + MINUTE);
+        usage.write(db, START).await.unwrap();
+        assert_eq!(allowed(&hub).await, 18);
+        let last_use: (i64,) = db.query(LAST_USE).one().await.unwrap();
+        assert_eq!(last_use.0, START + 9);
     }
 
     async fn a_batch_that_is_sent_again_counts_once(hub: TestKeys) {
