@@ -4,12 +4,17 @@ const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 /// A new id such as `key_06exh9…`: the prefix and a UUIDv7 (RFC 9562) in Crockford base 32.
 pub fn new(prefix: &str) -> String {
-    format!("{prefix}_{}", base32(uuid::Uuid::now_v7().as_u128(), 26))
+    of(prefix, uuid::Uuid::now_v7().as_u128())
 }
 
 /// The id with this number, e.g. a hash: for things that are found without asking a database.
 pub fn of(prefix: &str, number: u128) -> String {
-    format!("{prefix}_{}", base32(number, 26))
+    let digits = base32::<26>(number);
+    let mut id = String::with_capacity(prefix.len() + 1 + digits.len());
+    id.push_str(prefix);
+    id.push('_');
+    id.extend(digits.map(char::from));
+    id
 }
 
 /// Id of the event at `key` (tenant number and sequence in one number): no index is needed to
@@ -36,22 +41,16 @@ pub fn parse_event(id: &str) -> Option<i64> {
 
 /// Writes the id of [`event`] without an allocation.
 pub fn event_digits(key: i64) -> [u8; 13] {
-    let mut value = key.unsigned_abs();
-    let mut digits = [b'0'; 13];
+    base32(u128::from(key.unsigned_abs()))
+}
+
+fn base32<const WIDTH: usize>(mut value: u128) -> [u8; WIDTH] {
+    let mut digits = [b'0'; WIDTH];
     for digit in digits.iter_mut().rev() {
         *digit = ALPHABET[(value % 32) as usize];
         value /= 32;
     }
     digits
-}
-
-fn base32(mut value: u128, width: usize) -> String {
-    let mut digits = vec![b'0'; width];
-    for digit in digits.iter_mut().rev() {
-        *digit = ALPHABET[(value % 32) as usize];
-        value /= 32;
-    }
-    digits.into_iter().map(char::from).collect()
 }
 
 #[cfg(test)]
@@ -64,6 +63,7 @@ mod tests {
             assert_eq!(parse_event(&event(key)), Some(key));
             assert_eq!(&event(key).as_bytes()[4..], &event_digits(key));
         }
+        assert_eq!(of("job", 33), "job_00000000000000000000000011");
         assert_eq!(parse_event("evt_short"), None);
         assert_eq!(parse_event("sub_0000000000001"), None);
     }
