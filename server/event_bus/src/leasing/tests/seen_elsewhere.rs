@@ -63,8 +63,8 @@ fn members_that_come_and_go_leave_no_key_behind() {
     assert!(subject.machine.keys.lines().next().is_none());
 }
 
-/// Pulsar: a key that waited for its old consumer to drain waited for ever, once the new one that it
-/// was withheld from had left, or the old one.
+/// Pulsar: a key that waited for its old consumer to drain waited for ever, once the new one that
+/// it was withheld from had left, or the old one.
 #[test]
 fn a_key_that_drains_flows_on_whoever_of_its_members_leaves() {
     let (old, new) = (MemberId(10), MemberId(11));
