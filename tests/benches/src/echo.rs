@@ -1,6 +1,7 @@
 //! A bare server with the messages and headers of VerifyApiKey: what a call costs that decides
 //! nothing.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,9 +35,11 @@ impl Echo {
     ///
     /// # Errors
     /// It does not start.
-    pub async fn start(dir: &Path) -> Result<Self> {
+    pub async fn start(dir: &Path, threads: NonZeroUsize) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("--echo").current_dir(dir);
+        let threads = threads.to_string();
+        command.args(["--echo", "--threads", &threads]);
+        command.current_dir(dir);
         let mut server = Server::start("echo", &mut command, &dir.join("log"))?;
         let file = dir.join(READY);
         let url = server

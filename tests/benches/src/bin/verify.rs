@@ -3,6 +3,7 @@
 //!
 //! `cargo run --release -p hub-benches --bin verify`; `--help` for the rest.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -58,6 +59,10 @@ struct Arguments {
     /// Rounds; hub and echo have one turn of each window in each.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Threads of the hub, of the echo and of this program, each. Where more threads are at work
+    /// than there are cores, the two of a client mostly wake each other.
+    #[arg(long, default_value = "1")]
+    threads: NonZeroUsize,
     /// Serves the echo and nothing else.
     #[arg(long, hide = true)]
     echo: bool,
@@ -71,13 +76,16 @@ struct Caller {
     next: Arc<AtomicUsize>,
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(arguments.threads.get()).enable_all();
+    let runtime = runtime.build()?;
     if arguments.echo {
-        return echo::serve().await;
+        // In a task, so that it is on one of the threads that were asked for.
+        return runtime.block_on(async { tokio::spawn(echo::serve()).await? });
     }
-    until_interrupted(run(&arguments)).await
+    runtime.block_on(until_interrupted(run(&arguments)))
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
@@ -92,8 +100,13 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let keys = Arc::new(copies(&database, first, arguments.keys).await?);
     eprintln!("keys made in {:.0} s", began.elapsed().as_secs_f64());
     // What was looked up while another part of the keys was: two generations.
-    let kept = ["--key-cache-max".to_owned(), (2 * keys.len()).to_string()];
-    let process = Process::serve_with(&binary, &dir, &database, &kept).await?;
+    let options = [
+        "--key-cache-max".to_owned(),
+        (2 * keys.len()).to_string(),
+        "--worker-threads".to_owned(),
+        arguments.threads.to_string(),
+    ];
+    let process = Process::serve_with(&binary, &dir, &database, &options).await?;
     let before = process.server().resident_bytes()?;
     let verifier = process.client(&verifier)?;
     let hub = Caller {
@@ -104,7 +117,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     // Once each, so that all are in memory.
     hub.count(AT_ONCE, keys.len()).await?;
     let after = process.server().resident_bytes()?;
-    let echo = Echo::start(&scratch.dir("echo")?).await?;
+    let echo = Echo::start(&scratch.dir("echo")?, arguments.threads).await?;
     let bare = Caller {
         hub: Hub::builder(echo.url()).api_key(&keys[0]).connect_lazy()?,
         keys,
@@ -129,13 +142,14 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     let layer = layer(&verifier, &hub.keys[0], arguments.seconds).await?;
     let text = format!(
-        "{}; {} keys; {} rounds of {} s.\n\n{}\nResident memory: {:.0} MiB after the start, \
-         {:.0} MiB with all keys in memory.\n\nThe client's layer, on one thread, with a key \
-         that it knows: {:.0}k requests/s.\n",
+        "{}; {} keys; {} rounds of {} s; threads of each: {}.\n\n{}\nResident memory: {:.0} MiB \
+         after the start, {:.0} MiB with all keys in memory.\n\nThe client's layer, on one \
+         thread, with a key that it knows: {:.0}k requests/s.\n",
         report::machine(),
         arguments.keys,
         arguments.rounds,
         arguments.seconds,
+        arguments.threads,
         table(&rows).text(),
         mib(before),
         mib(after),
