@@ -2,12 +2,12 @@
 //! values first would cost as much as what many calls do.
 
 use std::fmt::{self, Debug, Write};
+use std::time::SystemTime;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::at_work::AtWork;
@@ -29,8 +29,8 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        line.write_str("{\"timestamp\":\"")?;
-        SystemTime.format_time(&mut line)?;
+        let now = humantime::format_rfc3339_micros(SystemTime::now());
+        write!(line, "{{\"timestamp\":\"{now}")?;
         line.write_str("\",\"level\":\"")?;
         line.write_str(metadata.level().as_str())?;
         line.write_str("\"")?;
@@ -133,7 +133,11 @@ impl Visit for Members<'_> {
 /// Writes a JSON string (RFC 8259, section 7).
 fn quote(into: &mut Writer<'_>, text: &str) -> fmt::Result {
     let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
-    if text.bytes().all(is_plain) {
+    // All of them are looked at, many at once: an end at the first one would forbid that.
+    let are_plain = text
+        .bytes()
+        .fold(true, |plain, byte| plain & is_plain(byte));
+    if are_plain {
         into.write_char('"')?;
         into.write_str(text)?;
         return into.write_char('"');
