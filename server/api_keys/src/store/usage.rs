@@ -29,7 +29,8 @@ const SWEEP_BATCHES: Sql = Sql::each(
 );
 
 // Many rows in one statement: one each costs several times as much. They are the members of JSON
-// objects, so that nothing of them is looked for: `{tenant_no: {family: requests, …}, …}`. On PostgreSQL in the order in which all processes lock them, so that none waits for another that
+// objects, `{tenant_no: {family: requests, …}, …}`, so that nothing is looked for in them. On
+// PostgreSQL in the order in which all processes lock them, so that none waits for another that
 // waits for it.
 const ADD: Sql = Sql::each(
     "insert into key_counts (span, start_time, outcome, tenant_no, family, requests)
