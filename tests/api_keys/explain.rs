@@ -6,6 +6,7 @@ use hub_client::proto::hub::api_keys::v1::{
     ApiKey, ExplainAccessRequest, RotateApiKeyRequest, SetRateLimitRequest, UpdateApiKeyRequest,
     VerifyApiKeyRequest,
 };
+use hub_client::proto::hub::explain::v1::evidence::Value;
 use hub_client::proto::hub::explain::v1::{CheckResult, Explanation, Verdict};
 use hub_client::proto::hub::platform::v1::{
     Product, SetProductSubscriptionRequest, UpdateProductRequest,
@@ -223,9 +224,32 @@ both_databases! {
         assert_eq!(explained.verdict(), Verdict::Blocked);
         assert_eq!(result(&explained, "KEY_ACTION"), CheckResult::Pass, "all are looked at");
         assert_eq!(result(&explained, "KEY_WOULD_PASS_NOW"), CheckResult::Fail);
-        fix(&hub, &hub.first_tenant().admin_key, &explained).await;
+        let mut checks = explained.checks.iter();
+        let check = checks.find(|check| check.code == "KEY_NOT_REVOKED").unwrap();
+        let why = check.evidence.iter().find(|seen| seen.key == "reason").unwrap();
+        assert_eq!(why.value, Some(Value::Text("in a repository".to_owned())));
+        let made = fix(&hub, &hub.first_tenant().admin_key, &explained).await;
+        let allowed = tickets(made["plaintext"].as_str().unwrap());
+        assert_eq!(told(&verify(&backend(&hub).await, allowed).await.unwrap()), (200, ""));
         let by_id = explain(&admin, about(Subject::KeyId(key_id))).await.unwrap();
         assert_eq!(by_id.primary_cause, "KEY_NOT_REVOKED");
+    }
+
+    async fn what_a_key_lacks_that_is_being_rotated_a_new_one_has(hub: TestHub) {
+        let (verifier, admin) = (backend(&hub).await, hub.client(&hub.first_tenant().admin_key));
+        let (key, key_id) = made(&hub, new_key("old", &["psa:notes.read"])).await;
+        let grace = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+        let rotate = RotateApiKeyRequest { key_id, grace, ..Default::default() };
+        admin.api_keys().rotate_api_key(rotate).await.unwrap();
+        // To know why, without being counted.
+        let asked = VerifyApiKeyRequest { dry_run: true, ..tickets(&key) };
+        let refused = verify(&verifier, asked).await.unwrap();
+        assert_eq!(told(&refused), (403, "SCOPE_MISSING"));
+        let explained = explain(&admin, call(&refused.call_id)).await.unwrap();
+        assert_eq!(explained.primary_cause, "KEY_ACTION", "{explained:#?}");
+        let made = fix(&hub, &hub.first_tenant().admin_key, &explained).await;
+        let allowed = tickets(made["plaintext"].as_str().unwrap());
+        assert_eq!(told(&verify(&verifier, allowed).await.unwrap()), (200, ""));
     }
 
     async fn a_wrong_host_is_named_with_the_right_one_and_the_fix_makes_it_right(hub: TestHub) {

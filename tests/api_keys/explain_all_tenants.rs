@@ -163,7 +163,7 @@ both_databases! {
         assert_eq!(explained.primary_cause, "KEY_ACTION", "{explained:#?}");
     }
 
-    async fn a_stream_that_was_refused_for_one_of_its_tenants_is_not_said_to_be_mended(
+    async fn a_stream_that_was_refused_for_one_of_its_tenants_is_explained_for_that_one(
         hub: TestHub
     ) {
         let (key, _) = of_all(&hub, &["hub:events.publish"]).await;
@@ -194,8 +194,13 @@ both_databases! {
         let operator = hub.client(&hub.operator_key);
         let explained = explain(&operator, call(refused.call_id().unwrap())).await.unwrap();
         assert_eq!(explained.primary_cause, SUBSCRIBED, "{explained:#?}");
-        assert_ne!(explained.verdict(), Verdict::FixedSince, "{explained:#?}");
-        assert_ne!(result(&explained, "KEY_WOULD_PASS_NOW"), CheckResult::Pass);
+        assert_eq!(explained.verdict(), Verdict::Blocked, "{explained:#?}");
+        let tenant = hub.first_tenant().id.clone();
+        assert_eq!(seen_tenant(&explained, SUBSCRIBED), Some(Value::Resource(tenant)));
+        fix(&hub, &hub.operator_key, &explained).await;
+        let asked = call(refused.call_id().unwrap());
+        let explained = explain(&operator, asked).await.unwrap();
+        assert_eq!(explained.verdict(), Verdict::FixedSince, "{explained:#?}");
     }
 
     async fn a_refusal_of_a_key_of_all_tenants_is_seen_by_itself_and_by_operators(hub: TestHub) {

@@ -8,10 +8,12 @@ use hub_client::proto::hub::api_keys::v1::{
     RateLimitState, RotateApiKeyRequest, SetRateLimitRequest, UpdateApiKeyRequest,
     VerifyApiKeyRequest, VerifyApiKeyResponse, WhoAmIRequest,
 };
+use hub_client::proto::hub::explain::v1::Verdict;
 use hub_client::proto::hub::platform::v1::{Product, UpdateProductRequest};
 use prost_types::FieldMask;
 use tonic::Code;
 
+use super::explain::{call, explain};
 use super::verify::{backend, tickets, told, verify};
 use super::{Outcome, create, new_key, reason, revoke, who_am_i};
 use crate::support::{Backend, TestHub, post_json};
@@ -468,7 +470,15 @@ both_databases! {
         let json = post_json(hub.addr, path, &admin_key, r#"{"keyId":"key_none"}"#).await;
         assert_eq!(json.status, 429);
         assert_eq!(json.header("retry-after"), "59");
+        // An operator's key is beyond the limit of the tenant's.
+        let operator = hub.client(&hub.operator_key);
+        let asked = call(error.call_id().unwrap());
+        let explained = explain(&operator, asked.clone()).await.unwrap();
+        assert_eq!(explained.primary_cause, "KEY_RATE", "{explained:#?}");
+        assert_eq!(explained.verdict(), Verdict::Blocked, "{explained:#?}");
         hub.clock.advance(Duration::from_secs(61));
+        let explained = explain(&operator, asked).await.unwrap();
+        assert_eq!(explained.verdict(), Verdict::FixedSince, "{explained:#?}");
         who_am_i(&admin).await.unwrap();
     }
 }

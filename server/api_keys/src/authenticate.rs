@@ -151,7 +151,11 @@ fn denial(
         path: refusal.policy.method.to_owned(),
         client_ip: client.map(|ip| ip.to_string()).unwrap_or_default(),
         cost: 1,
-        named_tenant: named_tenant.unwrap_or_default().to_owned(),
+        // A stream of all tenants names one with each frame.
+        named_tenant: named_tenant
+            .or(named("tenantId"))
+            .unwrap_or_default()
+            .to_owned(),
         lacking: explain::lacking(refusal.reason, named),
         ..Denial::default()
     })

@@ -18,6 +18,7 @@ use hub_core::explain::{Checklist, Conclusion, Finding, Progress, holds};
 use hub_core::journal::TenantRef;
 use hub_core::products::Products;
 use hub_core::tenancy;
+use hub_core::window;
 use hub_proto::hub::explain::v1::{CheckResult, Explanation, Verdict};
 
 use crate::decision::{self, Asked, ORDER, Snapshot, Step};
@@ -167,9 +168,17 @@ impl Case<'_> {
             }
             _ => {}
         }
-        match self.check(step, asked) {
-            Ok(()) => Look::passed(),
-            Err(error) => Look::failed(&error),
+        let revocation = self.key.revocation.as_ref();
+        let revocation = revocation.filter(|_| step == Step::Revoked);
+        match (self.check(step, asked), revocation) {
+            (Ok(()), _) => Look::passed(),
+            (Err(error), None) => Look::failed(&error),
+            (Err(error), Some(revocation)) => {
+                let mut look = Look::failed(&error);
+                let (by, why) = (revocation.by.clone(), revocation.reason.clone());
+                look.metadata.extend([("revokedBy", by), ("reason", why)]);
+                look
+            }
         }
     }
 
@@ -258,6 +267,16 @@ impl Case<'_> {
         })
     }
 
+    /// The hub's own API refused it because of a check, and not in the last minute: what it counted
+    /// then does not count any more.
+    fn is_over(&self, code: &str) -> bool {
+        let denial = self.subject.denial.as_ref();
+        let refused = |denial: &&Denial| codes::of_reason(&denial.reason) == Some(code);
+        let denial = denial.filter(refused);
+        self.subject.asked.product == HUB
+            && denial.is_some_and(|denial| self.now - denial.time > window::LENGTH)
+    }
+
     async fn left(&self) -> Option<(Left, bool)> {
         let limits = self.keys.limits(&self.record, self.tenant.as_ref()).await;
         let taken = self.keys.take(&limits, self.subject.cost(), true).await;
@@ -271,6 +290,11 @@ impl Case<'_> {
         fixes: &mut Vec<hub_proto::hub::explain::v1::Fix>,
     ) {
         let look = match left {
+            _ if self.is_over(codes::RATE) => Look {
+                now: CheckResult::Pass,
+                detail: "The minute in which it was refused is over.".to_owned(),
+                metadata: Vec::new(),
+            },
             _ if self.subject.asked.product == HUB => Look {
                 now: CheckResult::Unknown,
                 detail: "The limit of the hub's own API is told by x-ratelimit-remaining in every \

@@ -96,6 +96,7 @@ impl Keys {
             key = found.ok_or_else(|| crate::error::not_found(key_id))?;
             let calling = self.calling(&mut tx, caller).await?;
             calling.check_within(key.rights())?;
+            scopes::check_all_tenants(caller, &key)?;
             // It limits them too.
             for one in store::working_of_family(&mut tx, &tenant, &key.family, now).await? {
                 calling.check_within(one.rights())?;

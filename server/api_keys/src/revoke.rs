@@ -53,6 +53,7 @@ impl Keys {
         let key = key.ok_or_else(|| crate::error::not_found(key_id))?;
         let calling = self.calling(&mut tx, caller).await?;
         calling.check_within(key.rights())?;
+        scopes::check_all_tenants(caller, &key)?;
         if key.revocation.is_some() {
             drop(tx);
             self.cache.forget(key_id);

@@ -70,8 +70,9 @@ pub(crate) fn check_within(caller: &Caller, rights: Rights<'_>) -> Result<()> {
     }
 }
 
-/// `SCOPE_ESCALATION` if a key that serves all tenants would be made out of another, or changed, by
-/// one that is neither an operator's, nor that key itself, nor of the same product.
+/// `SCOPE_ESCALATION` if a key that serves all tenants would be made out of another, changed,
+/// limited or revoked by one that is neither an operator's, nor that key itself, nor of the same
+/// product.
 pub(crate) fn check_all_tenants(caller: &Caller, key: &Key) -> Result<()> {
     let is_own = *key.key_id == *caller.key_id;
     let of_product = key.product.is_some() && key.product.as_deref() == caller.product.as_deref();

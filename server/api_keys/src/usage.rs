@@ -26,7 +26,9 @@ use crate::tally::Allowed;
 pub(crate) const BATCH_INTERVAL: Duration = Duration::from_secs(6);
 /// Minutes of keys, and keys, that wait to be written; while the database is away, more are not
 /// counted.
-const PENDING_MAX: usize = 100_000;
+const PENDING_MAX: usize = 1_000_000;
+/// Keys whose tallies are emptied at once, so that their rows take little memory.
+pub(crate) const TOLD_AT_ONCE: usize = 100_000;
 /// Counts that one transaction writes. On SQLite it holds the only writer.
 const CHUNK_COUNTS: usize = 1200;
 /// Last uses that one transaction writes.
@@ -215,6 +217,15 @@ impl Usage {
             self.send(db, batches.last, chunk, now).await?;
             batches.unsure = None;
         }
+        // Who tells meanwhile waits for the next batch.
+        let rounds = self.pending().told.len().div_ceil(TOLD_AT_ONCE);
+        for _ in 0..rounds.max(1) {
+            self.write_some(db, &mut batches, now).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_some(&self, db: &Db, batches: &mut Batches, now: Micros) -> Result<()> {
         let pending = self.take();
         let waiting = pending.told.len() + pending.counts.len();
         let (mut counts, mut uses) = match waiting <= SORTED_HERE_MAX {
@@ -263,11 +274,15 @@ impl Usage {
         }
     }
 
-    /// What waits. As much will probably wait soon, so that room is made for it at once.
+    /// What waits, of the keys that told some. As much will probably wait soon, so that room is
+    /// made for it at once.
     fn take(&self) -> Pending {
         let mut pending = self.pending();
+        let told = pending.told.len().min(TOLD_AT_ONCE);
+        let mut later = Vec::with_capacity(pending.told.len());
+        later.extend(pending.told.drain(told..));
         let next = Pending {
-            told: Vec::with_capacity(pending.told.len()),
+            told: later,
             counts: HashMap::with_capacity(pending.counts.len()),
             uses: HashMap::new(),
         };

@@ -171,8 +171,9 @@ impl Keys {
             self.usage.count(record, outcome, question.cost, now);
         }
         match &verdict.refusal {
-            _ if question.dry_run => {}
+            None if question.dry_run => {}
             None => self.usage.used(record, now),
+            // Of a dry run too: it is asked in order to know why.
             Some(refusal) => {
                 let denial = denial(question, refusal, &verdict.call_id, now);
                 let named_tenant = caller.tenant.as_ref().map_or("", TenantRef::id);

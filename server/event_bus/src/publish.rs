@@ -65,7 +65,8 @@ pub async fn check(
 ) -> Result<Checked> {
     // A key without tenant publishes for many; of its own tenant each call was asked before.
     if !configuration.is_active(&publisher.product) {
-        return Err(tenancy::inactive(&publisher.product));
+        let tenant = publisher.log.tenant().id();
+        return Err(tenancy::inactive(&publisher.product).with("tenantId", tenant));
     }
     let size = events.iter().map(Bytes::len).sum();
     if events.len() > BATCH_EVENTS_MAX {

@@ -123,6 +123,7 @@ impl ApiKeys for Answers {
                 nanos: 0,
             }),
             epoch: 200_000,
+            call_id: "req_01m8erhyybe6bt1dyhrtq25nhs".to_owned(),
             ..VerifyApiKeyResponse::default()
         };
         let mut answer = Response::new(told);

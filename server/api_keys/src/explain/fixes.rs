@@ -2,8 +2,9 @@
 
 use hub_core::auth::is_scope;
 use hub_core::explain::Checklist;
+use hub_proto::hub::api_keys::v1::ApiKeyState;
 use hub_proto::hub::explain::v1::{Fix, FixActor};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Case, codes};
 use crate::base_url::covers;
@@ -11,7 +12,7 @@ use crate::decision::{Asked, Step};
 use crate::limits::Left;
 
 const CREATE: &str = "hub.api_keys.v1.ApiKeys/CreateApiKey";
-pub(super) const UPDATE: &str = "hub.api_keys.v1.ApiKeys/UpdateApiKey";
+const UPDATE: &str = "hub.api_keys.v1.ApiKeys/UpdateApiKey";
 const SET_LIMIT: &str = "hub.api_keys.v1.ApiKeys/SetRateLimit";
 const UPDATE_PRODUCT: &str = "hub.platform.v1.Platform/UpdateProduct";
 const SET_PRODUCT: &str = "hub.platform.v1.Platform/SetProductSubscription";
@@ -36,15 +37,42 @@ impl Case<'_> {
             Checklist::advice(FixActor::Caller, title)
         });
         let title = format!("Make a key with the rights of {}", key.key_id);
-        let request = json!({"apiKey": {
+        let request = json!({"apiKey": self.key_like_it()});
+        let create = checks.fix(FixActor::Operator, title, CREATE, request);
+        use_successor.into_iter().chain([create]).collect()
+    }
+
+    fn key_like_it(&self) -> Value {
+        let key = self.key;
+        json!({
             "name": key.name,
             "scopes": key.scopes,
             "product": key.product.as_deref().unwrap_or_default(),
             "allowedCidrs": key.cidrs,
             "allTenants": key.tenant.is_none(),
-        }});
-        let create = checks.fix(FixActor::Operator, title, CREATE, request);
-        use_successor.into_iter().chain([create]).collect()
+        })
+    }
+
+    /// The key with another value of a field. One that is not active is not changed any more: then
+    /// a new key that is so.
+    pub(super) fn with(
+        &self,
+        what: &str,
+        field: &str,
+        value: Vec<String>,
+        checks: &Checklist,
+    ) -> Fix {
+        let key_id = &self.key.key_id;
+        if self.key.state(self.now) == ApiKeyState::Active {
+            let title = format!("{what} {key_id}");
+            let key = json!({"keyId": key_id, field: value});
+            let request = json!({"apiKey": key, "updateMask": field});
+            return checks.fix(FixActor::Operator, title, UPDATE, request);
+        }
+        let mut key = self.key_like_it();
+        key[field] = value.into();
+        let title = format!("{what} a new key that is otherwise as {key_id}");
+        checks.fix(FixActor::Operator, title, CREATE, json!({"apiKey": key}))
     }
 
     fn allow_address(&self, checks: &Checklist) -> Option<Fix> {
@@ -52,10 +80,8 @@ impl Case<'_> {
         let bits = if client.is_ipv4() { 32 } else { 128 };
         let mut cidrs = self.key.cidrs.clone();
         cidrs.push(format!("{client}/{bits}"));
-        let title = format!("Allow {client} to {}", self.key.key_id);
-        let key = json!({"keyId": self.key.key_id, "allowedCidrs": cidrs});
-        let request = json!({"apiKey": key, "updateMask": "allowedCidrs"});
-        Some(checks.fix(FixActor::Operator, title, UPDATE, request))
+        let what = format!("Allow {client} to");
+        Some(self.with(&what, "allowedCidrs", cidrs, checks))
     }
 
     fn activate(&self, checks: &Checklist) -> Fix {
@@ -76,10 +102,8 @@ impl Case<'_> {
         }
         let mut scopes = self.key.scopes.clone();
         scopes.push(scope.clone());
-        let title = format!("Give {scope} to {}", self.key.key_id);
-        let key = json!({"keyId": self.key.key_id, "scopes": scopes});
-        let request = json!({"apiKey": key, "updateMask": "scopes"});
-        Some(checks.fix(FixActor::Operator, title, UPDATE, request))
+        let what = format!("Give {scope} to");
+        Some(self.with(&what, "scopes", scopes, checks))
     }
 
     /// The hosts that are right, and how this one becomes one of them.

@@ -6,9 +6,7 @@ use hub_core::error::Error;
 use hub_core::explain::Checklist;
 use hub_proto::hub::explain::v1::{CheckResult, Fix, FixActor};
 use hub_proto::policy::method_policy;
-use serde_json::json;
 
-use super::fixes::UPDATE;
 use super::{Case, HUB, Look, codes};
 use crate::error;
 
@@ -155,13 +153,10 @@ impl Case<'_> {
                          an administrator's";
             return Checklist::advice(FixActor::Caller, title.to_owned());
         }
-        let (key_id, given) = (&self.key.key_id, missing.join(" "));
-        let held = self.key.scopes.iter().map(String::as_str);
-        let scopes: Vec<&str> = held.chain(missing).collect();
-        let title = format!("Give {given} to {key_id}");
-        let key = json!({"keyId": key_id, "scopes": scopes});
-        let request = json!({"apiKey": key, "updateMask": "scopes"});
-        checks.fix(FixActor::Operator, title, UPDATE, request)
+        let what = format!("Give {} to", missing.join(" "));
+        let mut scopes = self.key.scopes.clone();
+        scopes.extend(missing.into_iter().map(str::to_owned));
+        self.with(&what, "scopes", scopes, checks)
     }
 }
 

@@ -79,7 +79,7 @@ both_databases! {
         }
     }
 
-    async fn a_backend_of_all_tenants_rotates_and_changes_those_of_its_own_product_only(
+    async fn a_backend_of_all_tenants_has_a_hand_in_those_of_its_own_product_only(
         hub: TestKeys
     ) {
         let psa = made(&hub, "psa", &["hub:*"]).await;
@@ -89,10 +89,16 @@ both_databases! {
         for (target, may) in [(&of_psa, true), (&of_crm, false), (&of_none, false), (&psa, true)] {
             let new = NewValues { scopes: Some(texts(&["psa:*"])), ..NewValues::default() };
             let changed = hub.keys.update(&psa, &target.key_id, new).await.map(drop);
-            for outcome in [changed, rotate(&hub, &psa, &target.key_id).await] {
+            let limited = hub.keys.limit_key(&psa, &target.key_id, 7).await.map(drop);
+            for outcome in [changed, limited, rotate(&hub, &psa, &target.key_id).await] {
                 let reason = outcome.err().map(|error| error.reason());
                 assert_eq!(reason, (!may).then_some("SCOPE_ESCALATION"), "{target:?}");
             }
+        }
+        for (target, may) in [(&of_crm, false), (&of_none, false), (&of_psa, true)] {
+            let revoked = hub.keys.revoke(&psa, &target.key_id, "").await;
+            let reason = revoked.err().map(|error| error.reason());
+            assert_eq!(reason, (!may).then_some("SCOPE_ESCALATION"), "{target:?}");
         }
         let operator = caller(None, &["hub:*"]);
         rotate(&hub, &operator, &of_crm.key_id).await.unwrap();

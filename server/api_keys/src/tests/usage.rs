@@ -11,24 +11,26 @@ use crate::store::{
     self,
     usage::{Batch, Span},
 };
-use crate::usage::{ALLOWED, Counted, DAY, MINUTE};
+use crate::usage::{ALLOWED, Counted, DAY, MINUTE, TOLD_AT_ONCE};
 
 /// More than one transaction writes.
 const KEYS: usize = 300;
 const ROUNDS: u64 = 8;
 
-fn records(hub: &TestKeys) -> Vec<Arc<Known>> {
-    let of = |number: usize| {
-        let family = format!("key_{number}");
-        let key = Key {
-            key_id: family.clone(),
-            tenant: Some(hub.tenant.clone()),
-            family,
-            ..crate::key::tests::key()
-        };
-        Known::new(Record::new(&key).unwrap())
+/// As a look-up finds it.
+fn looked_up(hub: &TestKeys, number: usize) -> Arc<Known> {
+    let family = format!("key_{number}");
+    let key = Key {
+        key_id: family.clone(),
+        tenant: Some(hub.tenant.clone()),
+        family,
+        ..crate::key::tests::key()
     };
-    (0..KEYS).map(of).collect()
+    Known::new(Record::new(&key).unwrap())
+}
+
+fn records(hub: &TestKeys) -> Vec<Arc<Known>> {
+    (0..KEYS).map(|number| looked_up(hub, number)).collect()
 }
 
 /// What was allowed to all keys of the tenant.
@@ -88,6 +90,15 @@ both_databases! {
         assert_eq!(allowed(&hub).await, 18);
         let last_use: (i64,) = db.query(LAST_USE).one().await.unwrap();
         assert_eq!(last_use.0, START + 9);
+    }
+
+    async fn more_keys_than_are_written_at_once_count_each(hub: TestKeys) {
+        let (usage, db, keys) = (&hub.keys.usage, &hub.core.db, TOLD_AT_ONCE + 1);
+        for number in 0..keys {
+            usage.count(&looked_up(&hub, number % KEYS), ALLOWED, 1, START);
+        }
+        usage.write(db, START).await.unwrap();
+        assert_eq!(allowed(&hub).await, keys as u64);
     }
 
     async fn a_batch_that_is_sent_again_counts_once(hub: TestKeys) {

@@ -186,7 +186,7 @@ impl Tenancy {
         };
         match snapshot.is_some_and(active) {
             true => Ok(()),
-            false => Err(inactive(slug)),
+            false => Err(inactive(slug).with("tenantId", tenant.id())),
         }
     }
 
