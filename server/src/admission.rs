@@ -58,6 +58,8 @@ pub struct Gate {
 struct Decided {
     caller: Result<Caller>,
     left: Option<Left>,
+    /// Whose key works, and is refused all the same.
+    refused: Option<Caller>,
 }
 
 /// Address of the other end of a connection; in the extensions of its requests.
@@ -112,7 +114,12 @@ where
         Ok(caller) => caller,
         Err(error) => {
             let call = Call::of(&request);
-            let left = gate.note(policy, &call, credential, &error);
+            let left = gate.note(
+                policy,
+                &call,
+                (credential, decided.refused.as_ref()),
+                &error,
+            );
             known.left(decided.left.or(left));
             return refuse(error);
         }
@@ -265,7 +272,7 @@ impl Gate {
         &self,
         policy: &MethodPolicy,
         call: &Call,
-        credential: Credential<'_>,
+        (credential, caller): (Credential<'_>, Option<&Caller>),
         error: &Error,
     ) -> Option<Left> {
         let metadata = error.metadata().iter();
@@ -277,7 +284,7 @@ impl Gate {
                 .map(|(key, value)| (*key, value.as_str()))
                 .collect(),
         };
-        let holder = self.authenticator.refused(credential, refusal)?;
+        let holder = self.authenticator.refused(credential, caller, refusal)?;
         self.left_of_holder(holder, credential.headers)
     }
 
@@ -288,6 +295,7 @@ impl Gate {
         forwarded: Result<Option<Caller>>,
     ) -> Decided {
         let headers = credential.headers;
+        let is_forwarded = matches!(forwarded, Ok(Some(_)));
         let known = match forwarded {
             Err(error) => Err(error),
             Ok(_) if self.draining.is_cancelled() => Err(Error::draining()),
@@ -300,6 +308,7 @@ impl Gate {
                 return Decided {
                     caller: Err(error),
                     left: None,
+                    refused: None,
                 };
             }
         };
@@ -307,10 +316,13 @@ impl Gate {
         // Only what passed everything else is counted.
         let (left, within) = match &admitted {
             Ok(caller) => self.limit.take(caller),
-            Err(_) => (self.left_of(caller, headers), Ok(())),
+            Err(_) => (self.left_of(caller.clone(), headers), Ok(())),
         };
+        let decided = admitted.and_then(|caller| within.map(|()| caller));
         Decided {
-            caller: admitted.and_then(|caller| within.map(|()| caller)),
+            // What was passed on is noted by the process that was called.
+            refused: (decided.is_err() && !is_forwarded).then_some(caller),
+            caller: decided,
             left,
         }
     }

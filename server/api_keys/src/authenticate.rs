@@ -57,14 +57,21 @@ impl Authenticator for Keys {
         Some(holder(&record, credential, now))
     }
 
-    fn refused(&self, credential: Credential<'_>, refusal: Refusal<'_>) -> Option<Holder> {
+    fn refused(
+        &self,
+        credential: Credential<'_>,
+        caller: Option<&Caller>,
+        refusal: Refusal<'_>,
+    ) -> Option<Holder> {
         let now = self.core.clock.now();
-        let record = self.in_memory(credential, now)?;
+        let record = self.in_memory(credential, now);
+        // What refuses it may be what made this process forget the key.
+        let caller = caller.or(record.as_ref().map(|record| &record.caller))?;
         let named_tenant = auth::named_tenant(credential.headers).ok().flatten();
         if let Some(denial) = denial(&refusal, named_tenant, credential.peer, now) {
-            self.denials.note(&record, denial);
+            self.denials.note(caller, denial);
         }
-        Some(holder(&record, credential, now))
+        record.map(|record| holder(&record, credential, now))
     }
 
     fn refused_later(&self, caller: &Caller, refusal: Refusal<'_>) {
@@ -73,9 +80,8 @@ impl Authenticator for Keys {
         // What was passed on is noted by the process that was called.
         if !origin.forwarded
             && let Some(denial) = denial(&refusal, named_tenant, origin.client_ip, now)
-            && let Some(record) = self.cache.by_id(&caller.key_id, now)
         {
-            self.denials.note(&record, denial);
+            self.denials.note(caller, denial);
         }
     }
 

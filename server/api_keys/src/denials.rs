@@ -7,12 +7,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hub_core::auth::Caller;
 use hub_core::clock::Micros;
 use hub_core::error::Result;
 use hub_core::journal::TenantRef;
 use hub_core::storage::Db;
 
-use crate::key::Record;
 use crate::store::denials as store;
 
 /// How long they are kept.
@@ -66,8 +66,8 @@ pub(crate) struct Denials {
 }
 
 impl Denials {
-    /// Keeps a denial, if there are not too many.
-    pub fn note(&self, record: &Record, mut denial: Denial) {
+    /// Keeps a denial of whose key it is, if there are not too many.
+    pub fn note(&self, whose: &Caller, mut denial: Denial) {
         let minute = denial.time - denial.time.rem_euclid(MINUTE);
         let mut pending = self.pending();
         if pending.minute != minute {
@@ -75,13 +75,14 @@ impl Denials {
             pending.in_minute = 0;
             pending.of_keys.clear();
         }
-        let tenant = record.caller.tenant.as_ref();
+        // One of all tenants may have named one.
+        let tenant = whose.tenant.as_ref().filter(|_| !whose.all_tenants);
         if tenant.is_some() {
             // It can name its own only.
             denial.named_tenant.clear();
         }
         cut(&mut denial.named_tenant, TEXT_BYTES_MAX);
-        let holder = (record.caller.key_id.clone(), denial.named_tenant.clone());
+        let holder = (whose.key_id.clone(), denial.named_tenant.clone());
         let of_key = pending.of_keys.get(&holder).copied().unwrap_or(0);
         let full = pending.in_minute >= OF_MINUTE_MAX || pending.denials.len() >= PENDING_MAX;
         if full || of_key >= OF_KEY_MAX {
@@ -89,7 +90,7 @@ impl Denials {
         }
         pending.of_keys.insert(holder, of_key + 1);
         pending.in_minute += 1;
-        denial.key_id = record.caller.key_id.to_string();
+        denial.key_id = whose.key_id.to_string();
         denial.tenant_no = tenant.map_or(0, TenantRef::number);
         let texts = [
             &mut denial.product,

@@ -182,7 +182,7 @@ impl Keys {
                     named_tenant,
                     ..denial
                 };
-                self.denials.note(record, denial);
+                self.denials.note(&record.caller, denial);
             }
         }
         Ok(())

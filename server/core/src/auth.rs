@@ -219,9 +219,9 @@ pub trait Authenticator: Send + Sync {
         None
     }
 
-    /// A call was refused: the domain of keys may keep that, to explain it later. Returns whose key
-    /// it is, as [`Authenticator::remembered`] does.
-    fn refused(&self, _: Credential<'_>, _: Refusal<'_>) -> Option<Holder> {
+    /// A call was refused, by a caller if one was made out: the domain of keys may keep that, to
+    /// explain it later. Returns whose key it is, as [`Authenticator::remembered`] does.
+    fn refused(&self, _: Credential<'_>, _: Option<&Caller>, _: Refusal<'_>) -> Option<Holder> {
         None
     }
 

@@ -49,7 +49,7 @@ both_databases! {
     async fn usage_is_written_while_denials_cannot_be(hub: TestKeys) {
         let record = &records(&hub)[0];
         hub.keys.usage.count(record, ALLOWED, 5, START);
-        hub.keys.denials.note(record, Denial::default());
+        hub.keys.denials.note(&record.caller, Denial::default());
         let mut tx = hub.core.db.begin().await.unwrap();
         tx.query(Sql::same("drop table key_denials")).execute().await.unwrap();
         tx.commit().await.unwrap();
