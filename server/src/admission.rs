@@ -113,13 +113,8 @@ where
     let mut caller = match decided.caller {
         Ok(caller) => caller,
         Err(error) => {
-            let call = Call::of(&request);
-            let left = gate.note(
-                policy,
-                &call,
-                (credential, decided.refused.as_ref()),
-                &error,
-            );
+            let (call, who) = (Call::of(&request), (credential, decided.refused.as_ref()));
+            let left = gate.note(policy, &call, who, &error);
             known.left(decided.left.or(left));
             return refuse(error);
         }

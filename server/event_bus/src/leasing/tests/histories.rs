@@ -28,7 +28,7 @@ fn any_history_leads_to_the_states_of_the_model() {
     let seed = Seed::choose();
     for number in 0..HISTORIES {
         let mut history = History::new(&seed, number);
-        for _ in 0..STEPS / HISTORIES {
+        for _ in 0..STEPS.div_ceil(HISTORIES) {
             history.step();
             history.check();
         }
