@@ -7,6 +7,9 @@ use hub_client::Hub;
 use super::{create, new_key, revoke};
 use crate::support::{Backend, Command, Tenant, TestProcess, post_json, request};
 
+/// Times that one asks for what is to be remembered.
+const ASKED_MAX: usize = 50;
+
 /// So many queries for keys there were, and answers without one about keys that are not known.
 async fn lookups(process: &TestProcess) -> (u64, u64) {
     let metrics = request(process.addr(), Method::GET, "/metrics", &[], "").await;
@@ -70,6 +73,16 @@ both_databases! {
                 assert_eq!(after.0 - before.0, 1, "{way}: one query: {told}");
                 assert_eq!(after.1, before.1, "{way}: {told}");
             }
+            // Asked for again, a key that is not known costs none, once the keys that were just
+            // made, any of which it might be, are known.
+            let mut costs = Vec::new();
+            while costs.len() < ASKED_MAX && costs.last() != Some(&(0, 1)) {
+                let before = lookups(&process).await;
+                ways(&process, &operator, unknown.expose(), way).await;
+                let after = lookups(&process).await;
+                costs.push((after.0 - before.0, after.1 - before.1));
+            }
+            assert_eq!(costs.last(), Some(&(0, 1)), "{way}: {costs:?}");
             // What is no key costs none.
             let before = lookups(&process).await;
             let told = ways(&process, &operator, "tos_short", way).await;
