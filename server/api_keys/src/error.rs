@@ -163,7 +163,8 @@ pub(crate) fn not_found(key_id: &str) -> Error {
 pub(crate) fn call_not_found(call_id: &str) -> Error {
     let message = format!(
         "No refusal of {call_id} is known: the call was not refused, or more than 7 days ago, or \
-         many like it were. Ask by key_id, product and action."
+         many like it were, or another process refused it less than 10 s ago. Ask again then, or \
+         by key_id, product and action."
     );
     Error::new(Code::NotFound, DOMAIN, "CALL_NOT_FOUND", message).with("deniedCallId", call_id)
 }
