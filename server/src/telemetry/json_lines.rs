@@ -29,7 +29,9 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        let now = humantime::format_rfc3339_micros(SystemTime::now());
+        // It has no times before that.
+        let now = SystemTime::now().max(SystemTime::UNIX_EPOCH);
+        let now = humantime::format_rfc3339_micros(now);
         write!(line, "{{\"timestamp\":\"{now}")?;
         line.write_str("\",\"level\":\"")?;
         line.write_str(metadata.level().as_str())?;

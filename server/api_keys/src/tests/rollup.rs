@@ -137,24 +137,6 @@ both_databases! {
     }
 }
 
-/// Tables of the version that added each count to all three spans.
-const BEFORE: usize = 9;
-const OLD_COUNTS: Sql = Sql::same(
-    "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
-     select $1, 'key_1', s.span, $2 - $2 % s.span, '', 5
-     from (select cast(60000000 as bigint) as span union all select 3600000000
-           union all select 86400000000) s where true
-     on conflict (tenant_no, family, span, start_time, outcome) do update
-     set requests = key_usage.requests + excluded.requests",
-);
-const OLD_KEY: Sql = Sql::same(
-    "insert into api_keys (key_id, tenant_no, tenant_id, hash, hint, name, scopes, cidrs, labels,
-       requests_per_minute, create_time, created_by, family, last_use_time, version)
-     values ('key_1', $1, 'tnt_1', $2, '', '', '[]', '[]', '{}', 0, 0, 'hub', 'key_1', $3, 1)",
-);
-
-/// Counts and the last use are there after the upgrade, and what is counted since in the same
-/// minute is added to them.
 /// On SQLite a transaction ends with its process, and there is no other one.
 #[tokio::test]
 async fn a_process_frozen_in_a_roll_up_does_not_keep_others_from_writing() {
@@ -174,6 +156,24 @@ async fn a_process_frozen_in_a_roll_up_does_not_keep_others_from_writing() {
     assert!(frozen.commit().await.is_err());
 }
 
+/// Tables of the version that added each count to all three spans.
+const BEFORE: usize = 9;
+const OLD_COUNTS: Sql = Sql::same(
+    "insert into key_usage (tenant_no, family, span, start_time, outcome, requests)
+     select $1, 'key_1', s.span, $2 - $2 % s.span, '', 5
+     from (select cast(60000000 as bigint) as span union all select 3600000000
+           union all select 86400000000) s where true
+     on conflict (tenant_no, family, span, start_time, outcome) do update
+     set requests = key_usage.requests + excluded.requests",
+);
+const OLD_KEY: Sql = Sql::same(
+    "insert into api_keys (key_id, tenant_no, tenant_id, hash, hint, name, scopes, cidrs, labels,
+       requests_per_minute, create_time, created_by, family, last_use_time, version)
+     values ('key_1', $1, 'tnt_1', $2, '', '', '[]', '[]', '{}', 0, 0, 'hub', 'key_1', $3, 1)",
+);
+
+/// Counts and the last use are there after the upgrade, and what is counted since in the same
+/// minute is added to them.
 async fn upgraded(postgres: bool) {
     let now = START + 90 * MINUTE;
     let hub = TestKeys::migrated(postgres, async |db: &Db| {
