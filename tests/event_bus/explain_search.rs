@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use hub_client::Data;
+use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use serde_json::{Value, json};
 
+use super::consume_shared::{acks_of, pull_of};
 use super::{Product, event, text, ticket, with_attributes};
 use crate::event_bus::explain::{Explained, explain, run};
 use crate::support::{Backend, TestHub};
 
 const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn about(event: hub_client::CloudEvent, subject: &str) -> hub_client::CloudEvent {
     with_attributes(event, &[("subject", text(subject))])
@@ -154,6 +158,49 @@ both_databases! {
         hub.clock.advance(Duration::from_secs(40 * 24 * 3600));
         let kept = explain(&hub, json!({"eventId": kept.results[0].event_id})).await;
         assert_eq!(kept.results("EVT_RETAINED"), ("PASS", "PASS"));
+    }
+
+    async fn for_whom_an_event_expired_is_told_for_ninety_days_from_when_they_went_on(
+        backend: Backend,
+    ) {
+        let (mut hub, psa) = manual(backend).await;
+        let portal = Product::new(&hub, "portal").await;
+        let first = psa.publish(vec![ticket("acked")]).await;
+        let events = portal.pull(pull_of(10, 10)).await.events;
+        portal.acknowledge("portal", acks_of(&events)).await;
+        let entry = psa.get(Asked::Sequence(1)).await.unwrap();
+        let mut deliveries = entry.deliveries.into_iter();
+        let delivery = deliveries.find(|one| one.product == "portal").unwrap();
+        // Nobody is at work on the subscription from here on.
+        hub.restart().await;
+        let [psa, portal] = [psa, portal].map(|product| Product {
+            bus: hub.client(&product.key).event_bus(),
+            ..product
+        });
+        let lost = psa.publish(vec![ticket("lost")]).await;
+        let [first, lost] = [&first, &lost].map(|one| json!({"eventId": one.results[0].event_id}));
+        let told = async |asked: &Value| {
+            let gone = explain(&hub, asked.clone()).await;
+            assert_eq!((gone.verdict(), gone.cause()), ("BLOCKED", "EVT_RETAINED"));
+            let seen = gone.check("EVT_RETAINED")["evidence"].to_string();
+            seen.contains(&delivery.subscription_id)
+        };
+        hub.clock.advance(40 * DAY);
+        crate::event_bus::retention::removed(&hub, 2).await;
+        assert!(!told(&first).await, "it was delivered");
+        assert!(told(&lost).await);
+        hub.clock.advance(100 * DAY);
+        assert!(told(&lost).await, "it is still to come to it");
+        // From here on it is kept as a range.
+        psa.publish(vec![ticket("next")]).await;
+        let events = portal.pull(pull_of(10, 10)).await.events;
+        portal.acknowledge("portal", acks_of(&events)).await;
+        assert!(told(&lost).await);
+        hub.clock.advance(89 * DAY);
+        assert!(told(&lost).await);
+        hub.clock.advance(2 * DAY);
+        let forgotten = async { while told(&lost).await {} };
+        tokio::time::timeout(PATIENCE, forgotten).await.expect("it is forgotten");
     }
 }
 

@@ -192,6 +192,44 @@ both_databases! {
         }
     }
 
+    async fn what_a_filter_matches_comes_again_in_its_order(hub: TestHub) {
+        let (psa, portal) = pair(&hub).await;
+        // More than a page and a chunk have, between others that do not match.
+        let count = 450;
+        psa.publish_each(numbered("before", 30)).await;
+        psa.publish_each(numbered("t", count)).await;
+        let mut done = 0;
+        while done < count + 30 {
+            let events = pull(&portal).await;
+            done += events.len();
+            portal.acknowledge("portal", acked(&events)).await;
+        }
+        let since = psa.get(Asked::Sequence(31)).await.unwrap().record.unwrap().record_time;
+        let filter = EventLogFilter {
+            since,
+            states: vec![EventDeliveryState::Delivered.into()],
+            ..EventLogFilter::default()
+        };
+        let request = RedeliverRequest {
+            filter: Some(filter),
+            max_per_second: 120,
+            ..RedeliverRequest::default()
+        };
+        let job = redeliver(&hub, request).await.unwrap().job;
+        // They are taken and settled while the job goes on: none of them comes a third time.
+        let mut again = Vec::new();
+        while again.len() < count {
+            hub.clock.advance(Duration::from_secs(1));
+            let events = portal.pull(pull_of(100, 0)).await.events;
+            again.extend(ids_of(&events));
+            portal.acknowledge("portal", acked(&events)).await;
+        }
+        let job = ended(&hub, job).await;
+        assert_eq!((job.state(), job.done), (JobState::Succeeded, count as i64));
+        assert_eq!(again, numbered("t", count));
+        assert!(portal.pull(pull_of(100, 0)).await.events.is_empty());
+    }
+
     async fn a_job_waits_while_a_subscription_has_no_room(backend: Backend) {
         let window = |limits: &mut Limits| limits.subscription_window_max = 3;
         let hub = TestHub::options(backend).limits(window).manual_clock().start().await;

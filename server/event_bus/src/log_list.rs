@@ -24,6 +24,8 @@ use crate::{default_subscriptions, error, owners};
 /// What of the log is asked for.
 pub(crate) struct Asking<'a> {
     pub(crate) wanted: &'a EventLogFilter,
+    /// Only events from this sequence on.
+    pub(crate) from: u64,
     /// Only events before this sequence.
     pub(crate) before: Option<u64>,
     /// At most so many.
@@ -68,6 +70,7 @@ pub(crate) async fn list(
     let before = after.map(|after| after.parse().map_err(Error::internal));
     let asking = Asking {
         wanted: &wanted,
+        from: 0,
         before: before.transpose()?,
         size,
         omit_data: request.omit_data,
@@ -116,7 +119,7 @@ pub(crate) async fn find(
         examined_left: core.limits.listing_events_max.min(asking.examined_max),
         read_left: core.limits.listing_bytes_max,
         before: range.before,
-        lowest: range.lowest,
+        lowest: range.lowest.max(asking.from),
     };
     let more = walk.run().await?;
     Ok(Found {
@@ -149,13 +152,14 @@ async fn check_subscription(
 }
 
 /// The sequences that are asked for.
-struct Range {
-    lowest: u64,
-    before: u64,
+pub(crate) struct Range {
+    pub(crate) lowest: u64,
+    pub(crate) before: u64,
 }
 
 impl Range {
-    async fn of(
+    /// Those of a filter's times; `before` in place of its end, where it is known already.
+    pub(crate) async fn of(
         core: &Core,
         log: &Arc<Log>,
         wanted: &EventLogFilter,

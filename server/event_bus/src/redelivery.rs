@@ -1,8 +1,10 @@
 //! Redeliver: events that are settled are delivered again, by today's routing.
 //!
-//! A call makes a job, and the job works back through the log, a page at a time. An event that is
-//! still to be delivered is left alone, so that a chunk that is done twice delivers nothing twice.
+//! A call makes a job, and the job works through the log from the oldest event on, a page at a time,
+//! so that the events of a key come again in their order. An event that is still to be delivered is
+//! left alone, so that a chunk that is done twice delivers nothing twice.
 
+mod page;
 mod parameters;
 mod passing;
 mod round;
@@ -16,7 +18,6 @@ use hub_core::error::{Error, Result};
 use hub_core::jobs::{Kind, NewJob, Run, Working};
 use hub_core::journal::TenantRef;
 use hub_core::replay::{Begun, Call};
-use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::{
     EventDelivery, EventDeliveryState, EventLogEntry, EventLogFilter, RedeliverRequest,
     RedeliverResponse,
@@ -25,14 +26,12 @@ use prost::Message;
 
 use crate::groups::Groups;
 use crate::log_entry::{self, HUB};
-use crate::log_list::{self, Asking};
 use crate::routing::{self, Configuration, Event, Outcome};
 use crate::standing::Standings;
 use crate::visibility::Viewer;
 use crate::{default_subscriptions, error, log, owners, subscriptions};
 use parameters::Parameters;
 pub(crate) use passing::Service;
-use round::Chosen;
 
 /// Name of the kind of job.
 pub(crate) const KIND: &str = "event_bus.redeliver";
@@ -42,8 +41,6 @@ const ACTION: &str = "hub.event_bus.v1.EventBus/Redeliver";
 const PER_SECOND: u32 = 100;
 /// Events that a call looks at to count what matches; with more, the count is a lower bound.
 const COUNTED_EVENTS_MAX: usize = 100_000;
-/// Events of one page of the log.
-const PAGE_EVENTS: usize = 200;
 
 /// Starts jobs, and works them off.
 #[derive(Clone)]
@@ -157,78 +154,32 @@ impl Redelivery {
         }
     }
 
-    /// How many deliveries match, as far as they are counted.
+    /// How many deliveries match, as far as they are counted: of a filter those of the newest events.
     async fn count(&self, caller: &Caller, request: &RedeliverRequest) -> Result<u64> {
         let (mut matched, mut examined, mut before) = (0, 0, None);
         let owners = owners::Asking::of(caller);
-        loop {
-            let page = self.page(&owners, request, before).await?;
-            for named in page.entries {
-                let entry = named.entry?;
+        for ids in request.event_ids.chunks(page::EVENTS) {
+            for chosen in self.of_ids(&owners, ids, 0).await {
+                let entry = chosen.entry?;
                 matched += self.targets(caller, request, &entry).await?.len() as u64;
             }
-            let Some(next) = page.next else {
-                return Ok(matched);
-            };
-            let from = before.unwrap_or(next);
-            examined += usize::try_from(from - next).unwrap_or(0).max(1);
-            if examined >= COUNTED_EVENTS_MAX {
-                return Ok(matched);
-            }
-            before = Some(next);
         }
-    }
-
-    /// Entries of the log that are asked for, before a position.
-    async fn page(
-        &self,
-        owners: &owners::Asking<'_>,
-        request: &RedeliverRequest,
-        before: Option<u64>,
-    ) -> Result<Page> {
-        let parts = self.groups.parts();
-        let (core, configurations) = (&parts.core, &parts.configurations);
-        if !request.event_ids.is_empty() {
-            let mut entries = Vec::new();
-            let done = before.unwrap_or(0);
-            for id in ids(request, before) {
-                let asked = Some(Asked::EventId(id.clone()));
-                let at_work = &*self.groups;
-                entries.push(Chosen {
-                    event_id: id.clone(),
-                    entry: log::get(core, configurations, at_work, owners, asked).await,
-                    place: done + entries.len() as u64 + 1,
-                });
+        while let Some(filter) = &request.filter
+            && request.event_ids.is_empty()
+            && examined < COUNTED_EVENTS_MAX
+        {
+            let found = self.find(&owners, filter, 0, before).await?;
+            for entry in &found.entries {
+                matched += self.targets(caller, request, entry).await?.len() as u64;
             }
-            let next = done + entries.len() as u64;
-            let more = next < request.event_ids.len() as u64;
-            let next = more.then_some(next);
-            return Ok(Page { entries, next });
+            if !found.more {
+                break;
+            }
+            let from = before.unwrap_or(found.before);
+            examined += usize::try_from(from - found.before).unwrap_or(0).max(1);
+            before = Some(found.before);
         }
-        let wanted = request.filter.clone().unwrap_or_default();
-        let asking = Asking {
-            wanted: &wanted,
-            before,
-            size: PAGE_EVENTS,
-            omit_data: false,
-            examined_max: usize::MAX,
-        };
-        let found = log_list::find(core, configurations, &*self.groups, owners, asking).await?;
-        let named = |entry: EventLogEntry| {
-            let record = entry.record.as_ref();
-            let record = record.map(|record| (record.event_id.clone(), record.sequence));
-            let (event_id, place) = record.unwrap_or_default();
-            let entry = Ok(entry);
-            Chosen {
-                event_id,
-                entry,
-                place,
-            }
-        };
-        Ok(Page {
-            entries: found.entries.into_iter().map(named).collect(),
-            next: found.more.then_some(found.before),
-        })
+        Ok(matched)
     }
 
     /// Where an event goes today and is settled.
@@ -301,12 +252,6 @@ impl Kind for Redelivery {
     }
 }
 
-/// A page of the log, and where the next one begins.
-struct Page {
-    entries: Vec<Chosen>,
-    next: Option<u64>,
-}
-
 /// Errors: `FILTER_EMPTY`, `FIELD_INVALID`.
 fn check(request: &RedeliverRequest) -> Result<()> {
     let filter = request.filter.clone().unwrap_or_default();
@@ -318,14 +263,6 @@ fn check(request: &RedeliverRequest) -> Result<()> {
         (false, false) => Err(Error::field("filter", "cannot be given together with ids")),
         _ => Ok(()),
     }
-}
-
-/// The next ids of a request.
-fn ids(request: &RedeliverRequest, before: Option<u64>) -> &[String] {
-    let all = &request.event_ids;
-    let from = usize::try_from(before.unwrap_or(0)).unwrap_or(usize::MAX);
-    let from = from.min(all.len());
-    &all[from..all.len().min(from + PAGE_EVENTS)]
 }
 
 fn is_settled(state: EventDeliveryState) -> bool {

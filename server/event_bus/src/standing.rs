@@ -189,6 +189,27 @@ impl<'a> Standings<'a> {
         Ok(standings)
     }
 
+    /// What is known of an event that retention removed: asks the owners of all subscriptions.
+    /// Errors: `STORE_BUSY`.
+    pub(crate) async fn removed(
+        core: &Core,
+        asking: &'a Asking<'a>,
+        at_work: &'a dyn AtWork,
+        seq: u64,
+    ) -> Result<Standings<'a>> {
+        let (tenant, seqs) = (asking.caller.tenant()?, [seq]);
+        let found = Standings::load(core, tenant, at_work, None, &seqs).await?;
+        let ids: Vec<&str> = found.subscriptions.keys().map(String::as_str).collect();
+        let wanted = Wanted {
+            live: false,
+            seqs: &seqs,
+        };
+        let said = at_work.live(asking, &ids, wanted).await?;
+        let mut standings = Standings::load(core, tenant, at_work, None, &seqs).await?;
+        standings.hear(said);
+        Ok(standings)
+    }
+
     fn tell(&mut self, seqs: &[u64]) {
         let asked: HashSet<u64> = seqs.iter().copied().collect();
         for (id, known) in &self.subscriptions {
@@ -269,19 +290,33 @@ impl<'a> Standings<'a> {
         plain(EventDeliveryState::Queued)
     }
 
-    /// What is said of an event in spite of its routing, by subscription: for events whose routing
-    /// is not known any more.
-    pub(crate) fn exceptional(&self, seq: u64) -> Vec<(&str, Standing)> {
+    /// The subscriptions that did not come to an event before retention removed it, nor settled it
+    /// otherwise. Whether it was routed to them is not known any more.
+    pub(crate) fn expired_for(&self, seq: u64) -> Vec<&str> {
         let known = self.subscriptions.iter();
-        let mut found: Vec<_> = known
-            .filter_map(|(id, known)| {
-                let exception = known.exceptions.get(&seq).cloned();
-                let standing = exception.or_else(|| known.range(seq))?;
-                Some((id.as_str(), standing))
-            })
-            .collect();
-        found.sort_unstable_by_key(|(id, _)| *id);
-        found
+        let expired = known.filter(|(id, known)| self.is_expired_for(id, known, seq));
+        let mut ids: Vec<&str> = expired.map(|(id, _)| id.as_str()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    fn is_expired_for(&self, id: &str, known: &Known, seq: u64) -> bool {
+        let expired = EventDeliveryState::Expired;
+        match self.heard.get(id).and_then(|heard| heard.get(&seq)) {
+            Some(Said::Settled { state, .. }) => return *state == expired,
+            // Who has it may still settle it.
+            Some(Said::Unsettled(_)) => return false,
+            Some(Said::Passed) | None => {}
+        }
+        if self.at_work.state_of(id, seq).is_some() {
+            return false;
+        }
+        let exception = known.exceptions.get(&seq).cloned();
+        match exception.or_else(|| known.range(seq)) {
+            Some(standing) => standing.state == expired,
+            // Nobody was at work on it since: that is stored only by the next one who is.
+            None => seq > known.cursor || known.saved(seq).is_some(),
+        }
     }
 
     /// What the owners of subscriptions said, who may be other processes, before what is stored was

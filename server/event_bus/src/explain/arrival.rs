@@ -4,7 +4,6 @@ use hub_core::clock::{Micros, timestamp};
 use hub_core::error::Result;
 use hub_core::explain::{Checklist, Finding, holds};
 use hub_core::tenancy::{self, InForce, Subscription};
-use hub_proto::hub::event_bus::v1::EventDeliveryState;
 use hub_proto::hub::explain::v1::{CheckResult, Fix, FixActor};
 
 use super::branch::Branch;
@@ -177,13 +176,11 @@ async fn removed(
         .needs(&[NOT_DEDUPED])
         .saw_number("earliest_sequence", earliest)
         .saw_span("retention", age_max);
-    // What is told for 90 days of an event that a subscription did not get in time.
-    let standings = Standings::load(core, tenant, question.sources.at_work, None, &[seq]).await?;
-    let expired = standings.exceptional(seq).into_iter();
-    for (id, standing) in expired {
-        if standing.state == EventDeliveryState::Expired {
-            retained = retained.saw_resource("expired_for", id);
-        }
+    // Told for 90 days from when a subscription went on behind it.
+    let at_work = question.sources.at_work;
+    let standings = Standings::removed(core, &question.asking, at_work, seq).await?;
+    for id in standings.expired_for(seq) {
+        retained = retained.saw_resource("expired_for", id);
     }
     branch.sentence = format!("{event_id} is gone. {detail}");
     let fix = longer(question, branch, age_max, bytes_max);

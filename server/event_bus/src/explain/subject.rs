@@ -347,6 +347,7 @@ impl Question<'_> {
     ) -> Result<log_list::Found> {
         let asking = Asking {
             wanted,
+            from: 0,
             before,
             size,
             omit_data: true,

@@ -20,11 +20,18 @@ pub(super) struct Parameters {
 /// changes with what the job does.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Progress {
-    /// Before this sequence; of ids: after so many.
-    pub(super) before: Option<u64>,
+    /// Of ids: so many are done. Of a filter: events up to this sequence are.
+    pub(super) done: u64,
+    /// Of a filter: events from this sequence on came after the job; 0 = the job has not begun.
+    pub(super) end: u64,
+    /// Of a filter: events of the log that the next page looks at; 0 = as many as the first.
+    pub(super) width: u64,
     /// Subscriptions up to this id have the first event of the chunk already; empty = none.
     pub(super) after: String,
 }
+
+/// The first byte of progress. The build before had the first of eight bytes of a sequence here.
+const VERSION: u8 = 1;
 
 impl Parameters {
     pub(super) fn of(caller: &Caller, request: &RedeliverRequest) -> Parameters {
@@ -74,26 +81,56 @@ impl Parameters {
 
 impl Progress {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let before = self.before.map_or(0, |before| before + 1);
-        let mut bytes = before.to_be_bytes().to_vec();
+        let mut bytes = vec![VERSION];
+        for number in [self.done, self.end, self.width] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
         bytes.extend_from_slice(self.after.as_bytes());
         bytes
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Progress> {
-        if bytes.is_empty() {
-            return Ok(Progress::default());
-        }
+    pub(super) fn decode(bytes: &[u8], of_ids: bool) -> Result<Progress> {
         let damaged = || Error::internal("the progress of a redelivery is damaged");
-        let (before, rest) = bytes.split_first_chunk::<8>().ok_or_else(damaged)?;
-        let after = match rest {
-            // The version before counted entries here.
-            [0, ..] => "",
-            rest => std::str::from_utf8(rest).map_err(|_| damaged())?,
+        let Some((version, mut rest)) = bytes.split_first() else {
+            return Ok(Progress::default());
         };
+        if *version == 0 {
+            return Progress::older(bytes, of_ids).ok_or_else(damaged);
+        }
+        let mut numbers = [0; 3];
+        for number in &mut numbers {
+            let (bytes, after) = rest.split_first_chunk::<8>().ok_or_else(damaged)?;
+            *number = u64::from_be_bytes(*bytes);
+            rest = after;
+        }
+        let [done, end, width] = numbers;
         Ok(Progress {
-            before: u64::from_be_bytes(*before).checked_sub(1),
-            after: after.to_owned(),
+            done,
+            end,
+            width,
+            after: std::str::from_utf8(rest).map_err(|_| damaged())?.to_owned(),
+        })
+    }
+
+    /// Of a job that the build before began: it worked from the newest event back.
+    fn older(bytes: &[u8], of_ids: bool) -> Option<Progress> {
+        let (before, rest) = bytes.split_first_chunk::<8>()?;
+        let before = u64::from_be_bytes(*before).saturating_sub(1);
+        let after = match rest {
+            // An even older one counted entries here.
+            [0, ..] => "",
+            rest => std::str::from_utf8(rest).ok()?,
+        };
+        Some(match of_ids {
+            true => Progress {
+                done: before,
+                after: after.to_owned(),
+                ..Progress::default()
+            },
+            false => Progress {
+                end: before,
+                ..Progress::default()
+            },
         })
     }
 }
@@ -107,21 +144,29 @@ mod tests {
         for progress in [
             Progress::default(),
             Progress {
-                before: Some(0),
-                after: String::new(),
-            },
-            Progress {
-                before: Some(7),
+                done: 7,
+                end: 1 << 60,
+                width: 9,
                 after: "sub_1".to_owned(),
             },
         ] {
-            assert_eq!(Progress::decode(&progress.encode()).unwrap(), progress);
+            assert_eq!(
+                Progress::decode(&progress.encode(), false).unwrap(),
+                progress
+            );
         }
-        assert_eq!(Progress::decode(&[]).unwrap(), Progress::default());
-        assert!(Progress::decode(&[1, 2]).is_err());
-        let older = [[0, 0, 0, 0, 0, 0, 0, 8], [0, 0, 0, 0, 0, 0, 0, 3]];
-        let older = Progress::decode(older.as_flattened()).unwrap();
-        assert_eq!((older.before, older.after.as_str()), (Some(7), ""));
+        assert_eq!(Progress::decode(&[], true).unwrap(), Progress::default());
+        assert!(Progress::decode(&[1, 2], false).is_err());
+        assert!(Progress::decode(&[0, 2], false).is_err());
+        let older = [&[0, 0, 0, 0, 0, 0, 0, 8][..], b"sub_1"].concat();
+        let of_ids = Progress::decode(&older, true).unwrap();
+        assert_eq!((of_ids.done, of_ids.after.as_str()), (7, "sub_1"));
+        // What is before 7 is still to be done, and the oldest of it comes next.
+        let of_filter = Progress::decode(&older, false).unwrap();
+        assert_eq!(
+            (of_filter.done, of_filter.end, &*of_filter.after),
+            (0, 7, "")
+        );
         let parameters = Parameters {
             product: "portal".to_owned(),
             sees_all: true,

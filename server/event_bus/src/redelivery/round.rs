@@ -13,6 +13,7 @@ use hub_proto::hub::event_bus::v1::{EventLogEntry, RedeliverRequest};
 use prost::Message;
 use tonic::Code;
 
+use super::page::Chosen;
 use super::parameters::{Parameters, Progress};
 use super::passing::{self, Again, Queued, Queueing};
 use super::{Redelivery, Target};
@@ -21,14 +22,6 @@ use crate::owners::Asking;
 
 /// When a job looks again for room at a subscription.
 const ROOM_PAUSE: Duration = Duration::from_secs(5);
-
-/// An entry of the log that is asked for, or why there is none.
-pub(super) struct Chosen {
-    pub(super) event_id: String,
-    pub(super) entry: Result<EventLogEntry>,
-    /// Where a page begins that comes after it: see [`Progress::before`].
-    pub(super) place: u64,
-}
 
 /// What a chunk has done so far.
 struct Round<'a> {
@@ -49,10 +42,8 @@ impl Redelivery {
         let parameters = Parameters::decode(run.parameters())?;
         let caller = parameters.caller(run.job(), run.tenant());
         let request = &parameters.request;
-        let progress = Progress::decode(run.progress())?;
-        let page = self
-            .page(&Asking::of(&caller), request, progress.before)
-            .await?;
+        let progress = Progress::decode(run.progress(), !request.event_ids.is_empty())?;
+        let page = self.page(&Asking::of(&caller), request, progress).await?;
         let mut round = Round {
             redelivery: self,
             caller: &caller,
@@ -61,24 +52,23 @@ impl Redelivery {
             queued: BTreeSet::new(),
             waits: BTreeMap::new(),
         };
-        let (mut next, mut is_whole) = (progress, true);
-        for named in page.entries {
-            let place = named.place;
+        let (mut next, mut is_whole) = (page.begun, true);
+        for chosen in page.entries {
+            let place = chosen.place;
             let is_full = round.chunk.done >= i64::try_from(run.items_max()).unwrap_or(i64::MAX);
-            if is_full || !round.entry(named, &mut next.after).await? {
+            if is_full || !round.entry(chosen, &mut next.after).await? {
                 is_whole = false;
                 break;
             }
-            next = Progress {
-                before: Some(place),
-                after: String::new(),
-            };
+            next.done = place;
+            next.after.clear();
         }
         let mut chunk = round.stored().await?;
-        match page.next {
-            Some(before) if is_whole => next.before = Some(before),
-            None if is_whole => chunk.next = Next::Finished,
-            _ => {}
+        if is_whole {
+            next.done = page.done;
+            if page.is_last {
+                chunk.next = Next::Finished;
+            }
         }
         chunk.progress = Some(next.encode());
         Ok(Ended::Unsaved(chunk))

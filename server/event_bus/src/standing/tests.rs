@@ -155,12 +155,33 @@ fn what_was_passed_is_delivered_and_what_is_ahead_is_queued() {
         ..portal
     };
     assert_eq!(standings.of(&stranger, 1, RECORDED).state, Queued);
-    let exceptional = standings.exceptional(8);
-    assert_eq!(
-        (exceptional[0].0, exceptional[0].1.state),
-        ("sub_1", Skipped)
-    );
-    assert!(standings.exceptional(2).is_empty());
+}
+
+#[test]
+fn what_no_subscription_came_to_is_expired_once_it_is_removed() {
+    let rows = vec![
+        position(4, &[saved(3, 0)]),
+        exception(1, Failed, "no"),
+        range(7, 8, Skipped),
+        range(9, 9, Expired),
+    ];
+    let seqs = [1, 2, 3, 5, 7, 9];
+    let told = |standings: &Standings<'_>| seqs.map(|seq| !standings.expired_for(seq).is_empty());
+    let nobody = standings(&NOBODY, rows.clone());
+    assert_eq!(told(&nobody), [false, false, true, true, false, true]);
+    // Who has it may settle it yet.
+    let leased = Group(3, Phase::InFlight { until: 5 });
+    assert!(standings(&leased, rows.clone()).expired_for(3).is_empty());
+    let mut heard = standings(&NOBODY, rows);
+    let delivered = Said::Settled {
+        state: Delivered,
+        attempts: 1,
+        error: String::new(),
+        time: None,
+    };
+    let said = [(5, delivered), (3, Said::Passed)].into();
+    heard.heard = [("sub_1".to_owned(), said)].into();
+    assert_eq!(told(&heard), [false, false, true, false, false, true]);
 }
 
 #[test]
