@@ -246,16 +246,79 @@ both_databases! {
         let subscription = json!({"name": "portal-own", "filter": filter});
         suite.call("CreateSubscription", json!({"subscription": subscription})).await;
         let asked = suite.publish(event("other.kind", "a")).await;
+        // The subscription passes it.
+        suite.publish(event("own.kind", "b")).await;
+        suite.work("portal-own").await;
         let blocked = suite.explain(&asked).await;
         let code = "EVT_ROUTE_MATCHED";
         assert_eq!((blocked.verdict(), blocked.cause()), ("BLOCKED", code));
         assert_eq!(blocked.evidence(code, "wanted"), "own.kind");
         assert_eq!(blocked.evidence(code, "seen"), "other.kind");
         suite.mend(&blocked).await;
-        assert_eq!(suite.explain(&asked).await.results(code).1, "PASS");
-        let next = suite.publish(event("other.kind", "b")).await;
+        let wide = suite.explain(&asked).await;
+        assert_eq!((wide.results(code).1, wide.verdict()), ("PASS", "FIXED_SINCE"));
+        // The event of before comes by the replay.
+        suite.mend(&wide).await;
+        suite.work("portal-own").await;
+        assert_eq!(suite.explain(&asked).await.verdict(), "WORKING");
+    }
+
+    async fn a_filter_of_attributes_that_does_not_take_the_event_is_widened(hub: TestHub) {
+        let suite = Suite::new(hub).await;
+        let filter = json!({"types": ["own.*"], "attributes": {"subject": "ticket/7"}});
+        let subscription = json!({"name": "portal-own", "filter": filter});
+        suite.call("CreateSubscription", json!({"subscription": subscription})).await;
+        let asked = suite.publish(event("own.kind", "a")).await;
+        let blocked = suite.explain(&asked).await;
+        let code = "EVT_ROUTE_MATCHED";
+        assert_eq!(blocked.evidence(code, "filter"), "subject");
+        assert_eq!(blocked.evidence(code, "wanted"), "ticket/7");
+        suite.mend(&blocked).await;
+        let next = suite.publish(event("own.kind", "b")).await;
         suite.work("portal-own").await;
         assert_eq!(suite.explain(&next).await.verdict(), "WORKING");
+    }
+
+    async fn a_filter_that_does_not_take_what_the_default_subscription_has_is_told(hub: TestHub) {
+        let suite = Suite::new(hub).await;
+        let filter = json!({"attributes": {"subject": "ticket/7"}});
+        let subscription = json!({"name": "portal-own", "filter": filter});
+        let made = suite.call("CreateSubscription", json!({"subscription": subscription})).await;
+        let asked = suite.publish(ticket("a")).await;
+        let code = "EVT_ROUTE_MATCHED";
+        let told = suite.explain(&asked).await;
+        assert_eq!(told.results(code), ("PASS", "PASS"));
+        let own = &made["subscription"]["subscriptionId"];
+        assert_eq!(told.evidence(code, "subscription"), own);
+        assert_eq!(told.evidence(code, "wanted"), "ticket/7");
+    }
+
+    async fn a_type_outside_the_catalogue_is_subscribed_to_and_nobody_else_loses_it(hub: TestHub) {
+        let suite = Suite::new(hub).await;
+        let crm = Product::with(&suite.hub, "crm", &["hub:*"]).await;
+        let filter = json!({"types": ["ticket.create"]});
+        let body = json!({"subscription": {"name": "crm-own", "filter": filter}}).to_string();
+        let method = format!("{BUS}/CreateSubscription");
+        let made = post_json(suite.hub.addr, &method, &crm.key, &body).await;
+        assert_eq!(made.status, StatusCode::OK, "{}", made.text());
+        let asked = suite.publish(event("ticket.create", "a")).await;
+        let blocked = suite.explain(&asked).await;
+        let code = "EVT_ROUTE_MATCHED";
+        assert_eq!(blocked.evidence(code, "nearest_type"), "ticket.created");
+        suite.is_mended(&asked, code, "portal-ticket.create").await;
+        let next = suite.psa.publish(vec![event("ticket.create", "c")]).await;
+        assert_eq!(next.results[0].destinations, 2);
+        let other = crm.publish(vec![event("ticket.create", "d")]).await;
+        assert_eq!(other.results[0].destinations, 1, "who published it before, still may");
+        // One that was never published: from now on.
+        let search = json!({"type": "unheard.of", "subject": "a"});
+        let never = suite.explain(&json!({"search": search, "destination": "portal"})).await;
+        let mut fixes = never.fixes().iter();
+        let create = json!(format!("{BUS}/CreateSubscription"));
+        let subscribe = fixes.find(|fix| fix["rpc"] == create);
+        run(&suite.hub, &suite.portal.key, subscribe.unwrap()).await;
+        let next = suite.psa.publish(vec![event("unheard.of", "e")]).await;
+        assert_eq!(next.results[0].destinations, 1);
     }
 
     async fn a_full_window_is_told_with_what_fills_it_and_skipped(backend: Backend) {

@@ -13,6 +13,7 @@ mod delivery;
 mod fixes;
 mod nearby;
 mod outcome;
+mod refusing;
 mod route;
 mod subject;
 

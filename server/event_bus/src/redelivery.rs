@@ -1,8 +1,8 @@
 //! Redeliver: events that are settled are delivered again, by today's routing.
 //!
-//! A call makes a job, and the job works through the log from the oldest event on, a page at a time,
-//! so that the events of a key come again in their order. An event that is still to be delivered is
-//! left alone, so that a chunk that is done twice delivers nothing twice.
+//! A call makes a job, and the job works through the log from the oldest event on, a page at a
+//! time, so that the events of a key come again in their order. An event that is still to be
+//! delivered is left alone, so that a chunk that is done twice delivers nothing twice.
 
 mod page;
 mod parameters;
@@ -154,7 +154,8 @@ impl Redelivery {
         }
     }
 
-    /// How many deliveries match, as far as they are counted: of a filter those of the newest events.
+    /// How many deliveries match, as far as they are counted: of a filter from the newest event
+    /// back.
     async fn count(&self, caller: &Caller, request: &RedeliverRequest) -> Result<u64> {
         let (mut matched, mut examined, mut before) = (0, 0, None);
         let owners = owners::Asking::of(caller);

@@ -22,7 +22,7 @@ use hub_core::module::Core;
 use hub_core::storage::Tx;
 use hub_proto::hub::event_bus::v1::{Subscription, SubscriptionStatus};
 
-pub(crate) use self::creation::CREATE;
+pub(crate) use self::creation::{CREATE, NAME_CHARS_MAX};
 pub(crate) use self::deletion::{SWEEP_INTERVAL, sweep};
 pub(crate) use self::pause::tell_exhausted;
 pub use self::settings::Settings;

@@ -14,6 +14,7 @@ use super::Question;
 use super::nearby::Near;
 use super::subject::Never;
 use crate::event_types::EventType;
+use crate::subscriptions::NAME_CHARS_MAX;
 
 /// Largest event or schema that is repeated in a request, in bytes.
 const REPEATED_BYTES_MAX: usize = 8 << 10;
@@ -24,6 +25,7 @@ const UPDATE_TENANT: &str = "hub.platform.v1.Platform/UpdateTenant";
 const CREATE_KEY: &str = "hub.api_keys.v1.ApiKeys/CreateApiKey";
 const PUBLISH: &str = "hub.event_bus.v1.EventBus/Publish";
 const PUT_TYPE: &str = "hub.event_bus.v1.EventBus/PutEventType";
+const CREATE_SUBSCRIPTION: &str = "hub.event_bus.v1.EventBus/CreateSubscription";
 const UPDATE_SUBSCRIPTION: &str = "hub.event_bus.v1.EventBus/UpdateSubscription";
 const RESUME: &str = "hub.event_bus.v1.EventBus/ResumeSubscription";
 const SEEK: &str = "hub.event_bus.v1.EventBus/SeekSubscription";
@@ -87,25 +89,11 @@ impl<'a> Fixes<'a> {
     }
 
     /// Lets the catalogue send a type to a destination too.
-    pub(super) fn route(
-        &self,
-        kind: &str,
-        entry: Option<&EventType>,
-        source: Option<&str>,
-        destination: &str,
-    ) -> Fix {
-        let title = format!("Let the catalogue send {kind} to {destination}");
-        let mut changed = entry.cloned().unwrap_or_else(|| EventType {
-            name: kind.to_owned(),
-            sources: source.map(str::to_owned).into_iter().collect(),
-            ..EventType::default()
-        });
+    pub(super) fn route(&self, entry: &EventType, destination: &str) -> Fix {
+        let title = format!("Let the catalogue send {} to {destination}", entry.name);
+        let mut changed = entry.clone();
         changed.destinations.push(destination.to_owned());
-        self.put_type(
-            title,
-            &changed,
-            entry.map(EventType::etag).unwrap_or_default(),
-        )
+        self.put_type(title, &changed, entry.etag())
     }
 
     fn put_type(&self, title: String, entry: &EventType, etag: String) -> Fix {
@@ -125,14 +113,11 @@ impl<'a> Fixes<'a> {
         self.operator(title, PUT_TYPE, request)
     }
 
-    /// Lets a subscription of a product take a type too.
-    pub(super) fn widen(&self, id: &str, name: &str, kind: &str, filter: &EventFilter) -> Fix {
-        let mut types = filter.types.clone();
-        types.push(kind.to_owned());
-        let title = format!("Let the filter of {name} take {kind}");
+    /// Lets a subscription of a product take more than it does.
+    pub(super) fn widen(&self, id: &str, title: String, filter: &EventFilter) -> Fix {
         let request = json!({
             "subscription": {"subscriptionId": id, "filter": {
-                "types": types,
+                "types": filter.types,
                 "products": filter.products,
                 "attributes": filter.attributes,
             }},
@@ -140,6 +125,23 @@ impl<'a> Fixes<'a> {
         });
         self.checks
             .fix(FixActor::Product, title, UPDATE_SUBSCRIPTION, request)
+    }
+
+    /// Makes a subscription by which a product has a type that the catalogue does not, from an
+    /// event on or from now on. An entry of the catalogue would do too, but shut out whatever other
+    /// products publish and take of the type.
+    pub(super) fn subscribe(&self, product: &str, kind: &str, from: Option<u64>) -> Fix {
+        let title = format!("Let {product} subscribe to {kind}");
+        let name: String = format!("{product}-{kind}")
+            .chars()
+            .take(NAME_CHARS_MAX)
+            .collect();
+        let mut request = json!({"subscription": {"name": name, "filter": {"types": [kind]}}});
+        if let Some(seq) = from {
+            request["start"] = json!({"afterSequence": seq.saturating_sub(1).to_string()});
+        }
+        self.checks
+            .fix(FixActor::Product, title, CREATE_SUBSCRIPTION, request)
     }
 
     /// Makes a key by which a product takes its events.

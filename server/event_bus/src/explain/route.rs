@@ -15,7 +15,7 @@ use super::nearby::nearest;
 use super::subject::{Landed, Stored, Subject};
 use super::{Question, delivery};
 use crate::default_subscriptions;
-use crate::filter::Mismatch;
+use crate::filter::Filter;
 use crate::log_entry::HUB;
 use crate::routing::{self, Configuration, Event};
 use crate::store::subscriptions::Stored as Row;
@@ -31,9 +31,9 @@ pub(super) struct Way<'a> {
     /// Slug; empty = none is named.
     pub(super) product: &'a str,
     /// CloudEvents type; empty if it is not known.
-    kind: &'a str,
+    pub(super) kind: &'a str,
     /// Slug of the publishing product, if it is known.
-    source: Option<&'a str>,
+    pub(super) source: Option<&'a str>,
     pub(super) stored: Option<&'a Stored>,
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn look(
     if let Some(cause) = branch.checks.primary_cause()
         && let Some(stored) = way.stored
     {
-        let id = default_subscriptions::id(question.log.tenant(), product);
+        let id = way.taking_now();
         let replay = way.fixes(&branch).redeliver(&stored.event_id, product, &id);
         branch.replay = Some(replay).filter(|_| !product.is_empty());
         branch.sentence = format!("{product} never got {}: {}", stored.event_id, cause.detail);
@@ -76,7 +76,7 @@ pub(super) async fn look(
 }
 
 impl Way<'_> {
-    fn present(&self) -> &Configuration {
+    pub(super) fn present(&self) -> &Configuration {
         &self.question.present
     }
 
@@ -197,10 +197,28 @@ impl Way<'_> {
         let named_now = self.is_named_by(self.present());
         let finding = finding.then(holds(named_then)).now(holds(named_now));
         let (finding, fixes) = match named_then {
-            true => (finding.detail(format!("{to} is named for {kind}.")), vec![]),
+            true => (self.named(finding), vec![]),
             false => self.not_named(finding, branch),
         };
         branch.look(finding, fixes);
+    }
+
+    /// The subscription of the destination that an event like this would go to now.
+    fn taking_now(&self) -> String {
+        let event = Event {
+            kind: self.kind,
+            source: self.source.unwrap_or_default(),
+        };
+        let takes = |filter: &Filter| {
+            let stored = self.stored.map(|stored| &stored.bytes);
+            stored.is_some_and(|bytes| filter.takes(event, bytes))
+        };
+        let named = routing::destinations(self.present(), event, None, takes);
+        let mine = named.iter().find(|named| named.product == self.product);
+        match mine.and_then(|named| named.subscription) {
+            Some(own) => own.subscription_id.clone(),
+            None => default_subscriptions::id(self.question.log.tenant(), self.product),
+        }
     }
 
     fn is_named_by(&self, configuration: &Configuration) -> bool {
@@ -208,7 +226,7 @@ impl Way<'_> {
             kind: self.kind,
             source: self.source.unwrap_or_default(),
         };
-        let takes = |filter: &crate::filter::Filter| match self.stored {
+        let takes = |filter: &Filter| match self.stored {
             Some(stored) => filter.takes(event, &stored.bytes),
             None => filter.covers(event.kind, event.source),
         };
@@ -238,6 +256,18 @@ impl Way<'_> {
         self.question.row(&found.subscription_id)
     }
 
+    /// The destination has it; where a filter of its own does not take it, that is told too.
+    fn named(&self, finding: Finding) -> Finding {
+        let detail = format!("{} is named for {}.", self.to(), self.kind);
+        match self.refusing_filter() {
+            None => finding.detail(detail),
+            Some(refusing) => {
+                let detail = format!("{detail} {}", refusing.sentence());
+                refusing.tell(finding).detail(detail)
+            }
+        }
+    }
+
     /// Why the destination is not named, and by what it would be.
     fn not_named(&self, finding: Finding, branch: &Branch) -> (Finding, Vec<Fix>) {
         let (kind, product) = (self.kind, self.product);
@@ -247,9 +277,10 @@ impl Way<'_> {
         }
         let entry = self.present().catalogue.find(kind);
         if entry.is_none()
-            && let Some(told) = self.own_filter(&finding, branch)
+            && let Some(refusing) = self.refusing_filter()
         {
-            return told;
+            let fix = refusing.fix(self, &self.fixes(branch));
+            return (refusing.tell(finding), fix.into_iter().collect());
         }
         let mut detail = match entry {
             None => format!(
@@ -287,51 +318,15 @@ impl Way<'_> {
                     .saw_text("destinations", destinations)
             }
         };
-        let fixes = match product {
-            "" => vec![],
-            product => {
-                let entry = entry.map(|entry| &**entry);
-                vec![self.fixes(branch).route(kind, entry, self.source, product)]
-            }
+        let from = self.stored.map(|stored| stored.seq);
+        let fix = match (product, entry) {
+            ("", _) => None,
+            (product, Some(entry)) => Some(self.fixes(branch).route(entry, product)),
+            // It takes nothing by subscriptions.
+            (HUB, None) => None,
+            (product, None) => Some(self.fixes(branch).subscribe(product, kind, from)),
         };
-        (finding, fixes)
-    }
-
-    /// Why a subscription that the destination made does not take the event. Types outside the
-    /// catalogue go only to such ones.
-    fn own_filter(&self, finding: &Finding, branch: &Branch) -> Option<(Finding, Vec<Fix>)> {
-        let stored = self.stored?;
-        let event = Event {
-            kind: self.kind,
-            source: &stored.source,
-        };
-        let own = self.present().subscriptions.iter();
-        let mut own = own.filter(|own| own.product == self.product);
-        let (own, mismatch) = own.find_map(|own| {
-            let filter = own.filter_at(Some(stored.seq)).or(own.filter_at(None))?;
-            Some((own, filter.mismatch(event, &stored.bytes)?))
-        })?;
-        let row = self.question.row(&own.subscription_id)?;
-        let Mismatch {
-            condition,
-            wanted,
-            seen,
-        } = mismatch;
-        let name = row.name.as_str();
-        let detail = format!("The filter of {name} takes {condition} {wanted}, not {seen:?}.");
-        let finding = finding
-            .clone()
-            .detail(detail)
-            .saw_resource("subscription", own.subscription_id.as_str())
-            .saw_text("filter", condition.as_str())
-            .saw_text("wanted", wanted)
-            .saw_text("seen", seen);
-        let fixes = self.fixes(branch);
-        let fix = match condition.as_str() {
-            "types" => fixes.widen(&row.id, name, self.kind, &row.filter),
-            _ => fixes.route(self.kind, None, self.source, self.product),
-        };
-        Some((finding, vec![fix]))
+        (finding, fix.into_iter().collect())
     }
 
     /// Whether the destination has a key that takes events. What is recorded of other keys, the

@@ -1,5 +1,5 @@
-//! What a job takes next: ids in the order in which the call names them, or of a filter a stretch of
-//! the log, the oldest event first.
+//! What a job takes next: ids in the order in which the call names them, or of a filter a stretch
+//! of the log, the oldest event first.
 //!
 //! The log is listed from the newest event back, so a stretch is listed whole and turned round. How
 //! long it may be is not known before: one that has more than a page is made shorter, one that has

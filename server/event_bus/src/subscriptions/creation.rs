@@ -28,7 +28,7 @@ use crate::{default_subscriptions, error, start};
 /// The RPC, as its policy names it.
 pub(crate) const CREATE: &str = "hub.event_bus.v1.EventBus/CreateSubscription";
 /// Most characters of a name.
-const NAME_CHARS_MAX: usize = 200;
+pub(crate) const NAME_CHARS_MAX: usize = 200;
 
 impl Subscriptions {
     /// Makes a subscription of the caller's product. Without a start it begins behind the event
