@@ -10,6 +10,8 @@ use sqlx::{Connection, PgConnection};
 
 use crate::durability::load::{self, SCOPES};
 use crate::durability::postgres::Server;
+use crate::event_bus::Product;
+use crate::event_bus::consumer::{ids_of, open};
 use crate::support::{Command, Database, Tenant, TestProcess};
 
 const STATEMENTS_PER_SECOND_MAX: f64 = 2.0;
@@ -85,22 +87,33 @@ async fn runs_at_most_two_statements_a_second() {
     let tenant = Tenant::create(&load::client(process.addr(), operator_key)).await;
     let admin = load::client(process.addr(), &tenant.admin_key);
     let key = tenant.key(&admin, "psa", &SCOPES).await;
-    let event = CloudEvent {
-        id: "1".into(),
-        source: "/psa".into(),
-        spec_version: "1.0".into(),
-        r#type: "ticket.created".into(),
-        ..CloudEvent::default()
-    };
-    let request = PublishRequest {
-        events: vec![event],
+    let request = |id: &str| PublishRequest {
+        events: vec![CloudEvent {
+            id: id.into(),
+            source: "/psa".into(),
+            spec_version: "1.0".into(),
+            r#type: "ticket.created".into(),
+            ..CloudEvent::default()
+        }],
         ..PublishRequest::default()
     };
     let psa = load::client(process.addr(), &key);
-    psa.event_bus().publish(request).await.unwrap();
-    tokio::time::timeout(PATIENCE, settled(&server))
-        .await
-        .expect("what is left to do behind that is done");
+    psa.event_bus().publish(request("1")).await.unwrap();
+    let portal = tenant.key(&admin, "portal", &SCOPES).await;
+    let consumer = Product {
+        bus: load::client(process.addr(), &portal).event_bus(),
+        key: portal,
+    };
+    // A consumer is connected that has done all that there was.
+    let mut consumer = consumer.consume(open("portal", 10)).await;
+    let events = consumer.events(1).await;
+    consumer.ack(&events).await;
+    let quiet = tokio::time::timeout(PATIENCE, settled(&server)).await;
+    assert!(
+        quiet.is_ok(),
+        "it is never quiet: {:#?}",
+        counted(&server.log())
+    );
     let (before, began) = (server.log().len(), Instant::now());
     tokio::time::sleep(MEASURED).await;
     let log = server.log().split_off(before);
@@ -110,4 +123,7 @@ async fn runs_at_most_two_statements_a_second() {
     println!("an idle process: {per_second:.2} statements a second\n{counted:#?}");
     assert!(count > 10, "statements are counted");
     assert!(per_second <= STATEMENTS_PER_SECOND_MAX, "{counted:#?}");
+    // It is still there, and asks for nothing more to be given the next event.
+    psa.event_bus().publish(request("2")).await.unwrap();
+    assert_eq!(ids_of(&consumer.events(1).await), ["2"]);
 }

@@ -30,6 +30,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// A probe that is not answered for so long ends the connection.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a connection without life may take to be noticed.
+const NOTICED_AFTER_MAX: Duration = Duration::from_secs(25);
+const _: () = assert!(
+    KEEP_ALIVE_INTERVAL.as_secs() + KEEP_ALIVE_TIMEOUT.as_secs() <= NOTICED_AFTER_MAX.as_secs()
+);
 
 /// One connection to a hub, made when first used and again when it breaks; cheap to clone.
 ///

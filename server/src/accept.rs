@@ -35,6 +35,10 @@ use crate::turns::{Arrivals, Turns};
 /// A connection without life is noticed within interval + timeout.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a connection without life may take to be noticed.
+const NOTICED_AFTER_MAX: Duration = Duration::from_secs(25);
+const _: () =
+    assert!(PING_INTERVAL.as_secs() + PING_TIMEOUT.as_secs() <= NOTICED_AFTER_MAX.as_secs());
 /// The same for HTTP/1, by the kernel's probes: 15 s, then two at 5 s.
 const PROBE_IDLE: Duration = Duration::from_secs(15);
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use hub_proto::hub::core::v1::ClosingReason;
 use hub_proto::hub::event_bus::v1::consume_response::Frame;
-use hub_proto::hub::event_bus::v1::{AckBatch, AckOutcome, ConsumeOpen, LeasedEvent, NackAction};
+use hub_proto::hub::event_bus::v1::{
+    AckBatch, AckOutcome, ConsumeOpen, Credit, LeasedEvent, NackAction,
+};
 
 use super::consumer::{ids_of, junk, nack, of_key, open};
-use super::{HEARTBEAT, Product, event, numbered, rescope, ticket};
+use super::{HEARTBEAT, Product, event, large_ticket, numbered, rescope, ticket};
 use crate::support::{Backend, TestHub};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -173,6 +175,31 @@ both_databases! {
         consumer.nothing().await;
         consumer.credit(1).await;
         assert_eq!(ids_of(&consumer.events(1).await), ["t-3"]);
+    }
+
+    async fn credit_in_bytes_bounds_what_is_outstanding_and_acks_free_it(hub: TestHub) {
+        let (psa, portal) = pair(&hub).await;
+        let events = numbered("t", 6);
+        psa.publish(events.iter().map(|id| large_ticket(id, 10_000)).collect()).await;
+        // Two fit, and no third one.
+        let credit = Some(Credit { events: 100, bytes: 25_000 });
+        let mut consumer = portal.consume(ConsumeOpen { credit, ..open("portal", 0) }).await;
+        let first = consumer.events(2).await;
+        consumer.nothing().await;
+        consumer.ack(&first[..1]).await;
+        let third = consumer.events(1).await;
+        consumer.nothing().await;
+        // Less credit than one event has bytes: one goes alone, once nothing is outstanding.
+        consumer.credit_in_bytes(100, 100).await;
+        consumer.ack(&first[1..]).await;
+        consumer.nothing().await;
+        let mut outstanding = third;
+        for next in ["t-3", "t-4", "t-5"] {
+            consumer.ack(&outstanding).await;
+            outstanding = consumer.events(1).await;
+            assert_eq!(ids_of(&outstanding), [next]);
+            consumer.nothing().await;
+        }
     }
 
     async fn a_lease_that_ends_is_a_failed_attempt(backend: Backend) {

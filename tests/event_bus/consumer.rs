@@ -153,7 +153,11 @@ impl Consumer {
     }
 
     pub async fn credit(&self, events: u32) {
-        self.send(Asked::Credit(Credit { events, bytes: 0 })).await;
+        self.credit_in_bytes(events, 0).await;
+    }
+
+    pub async fn credit_in_bytes(&self, events: u32, bytes: u64) {
+        self.send(Asked::Credit(Credit { events, bytes })).await;
     }
 
     pub async fn try_next_whole(&mut self) -> Result<Option<ConsumeResponse>, Error> {

@@ -5,7 +5,7 @@ mod consume_moved;
 mod consume_processes;
 mod consume_retention;
 mod consume_shared;
-mod consumer;
+pub(crate) mod consumer;
 mod erase;
 mod event_type_schemas;
 mod event_types;
@@ -65,9 +65,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// A product of the first tenant, which publishes and reads.
-struct Product {
-    bus: EventBusClient<Transport>,
-    key: String,
+pub(crate) struct Product {
+    pub(crate) bus: EventBusClient<Transport>,
+    pub(crate) key: String,
 }
 
 impl Product {

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use hub_client::proto::hub::platform::v1::{Tenant, UpdateTenantRequest};
 use hub_client::start_at::At;
+use hub_core::limits::Limits;
+use hub_proto::hub::core::v1::GapReason;
 use hub_proto::hub::event_bus::v1::get_event_request::Event as Asked;
 use hub_proto::hub::event_bus::v1::subscribe_response::Frame;
 use hub_proto::hub::event_bus::v1::{ListEventsRequest, SubscribeRequest};
 use prost_types::FieldMask;
 
+use super::stream_ends::publish_large;
 use super::{Product, earliest, from, large_ticket, numbered, ticket};
 use crate::support::{Backend, TestHub};
 
@@ -64,6 +67,46 @@ both_databases! {
         assert_eq!(error.metadata()["earliestSequence"], "4");
         let listed = psa.list_all(ListEventsRequest::default()).await.0;
         assert_eq!(listed, ["new-1", "new-0"]);
+    }
+
+    async fn retention_that_passes_a_reader_that_is_behind_is_a_gap_of_what_it_did_not_get(
+        backend: Backend,
+    ) {
+        let options = TestHub::options(backend).manual_clock();
+        let patient = |limits: &mut Limits| {
+            // What is under way stays small: the rest is read of the database.
+            limits.page_bytes_max = 64 << 10;
+            (limits.slow_reader_timeout, limits.stream_age_max) = (DAY * 365, DAY * 365);
+        };
+        let hub = options.limits(patient).start().await;
+        let (psa, portal) = (Product::new(&hub, "psa").await, Product::new(&hub, "portal").await);
+        publish_large(&psa).await;
+        let mut reader = portal.subscribe(from(earliest())).await;
+        assert!(matches!(reader.next().await, Frame::Opened(_)));
+        hub.clock.advance(DAY * 29);
+        psa.publish_each(numbered("new", 2)).await;
+        hub.core.journal.write_listing().await.unwrap();
+        hub.clock.advance(DAY * 2);
+        removed(&hub, 600).await;
+        // Only now the reader reads on.
+        let (mut seen, mut lost) = (Vec::new(), Vec::new());
+        while seen.last() != Some(&602) {
+            match reader.next().await {
+                Frame::Events(batch) => seen.extend(batch.events.iter().map(|one| one.sequence)),
+                Frame::Gap(gap) => {
+                    assert_eq!(gap.reason(), GapReason::Retention);
+                    lost.extend(gap.from_sequence..=gap.to_sequence);
+                    // It comes where the events would have come.
+                    assert_eq!(seen.last().copied().unwrap_or(0) + 1, gap.from_sequence);
+                    seen.extend(gap.from_sequence..=gap.to_sequence);
+                }
+                Frame::Progress(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(seen, (1..=602).collect::<Vec<_>>());
+        assert!(!lost.is_empty(), "it was never behind");
+        assert_eq!(lost.last(), Some(&600));
     }
 
     async fn a_tenant_that_keeps_less_loses_its_oldest_events(backend: Backend) {

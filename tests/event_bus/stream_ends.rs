@@ -12,7 +12,7 @@ use super::{
 use crate::support::{Backend, TestHub};
 
 /// More than a window of HTTP/2 takes: 600 events, 6 MB.
-async fn publish_large(psa: &Product) {
+pub(super) async fn publish_large(psa: &Product) {
     for part in 0..6 {
         let events = numbered(&part.to_string(), 100);
         let events = events.iter().map(|id| large_ticket(id, 10_000)).collect();

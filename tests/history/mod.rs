@@ -36,6 +36,8 @@ use tracks::History;
 
 /// Load of a run that is one test among others: one round of faults.
 const LOAD: Duration = Duration::ZERO;
+/// A run of so long asks for at least so many explanations.
+const LONG: (Duration, usize) = (Duration::from_secs(60), 1000);
 
 fn load() -> Duration {
     let given = env::var("HUB_HISTORY_SECONDS").ok();
@@ -67,6 +69,12 @@ async fn behaves(backend: Backend, processes: usize) {
     assert!(
         history == History::load(&plan.folder),
         "the files say something else"
+    );
+    let (long, explanations) = LONG;
+    let asked = history.explanations();
+    assert!(
+        plan.load < long || asked >= explanations,
+        "{asked} explanations"
     );
     if !checked(&history) {
         let kept = if given.is_some() {

@@ -128,6 +128,13 @@ fn write(file: &mut BufWriter<File>, line: &impl Serialize) {
 }
 
 impl History {
+    /// How often ExplainEvent was asked.
+    pub fn explanations(&self) -> usize {
+        let lines = self.dumps.iter().flat_map(|dump| &dump.records);
+        let explained = lines.filter(|line| matches!(line.record, Line::Explained(_)));
+        explained.count()
+    }
+
     /// Puts the clients in the order of their names.
     pub fn sort(&mut self) {
         self.publishers

@@ -68,6 +68,8 @@ pub(crate) struct Group {
     saved: watch::Sender<Saved>,
     /// Everything up to there was looked at, for who waits for that.
     looked: watch::Sender<u64>,
+    /// Head of the log when its row was read last.
+    row_read_at: AtomicU64,
 }
 
 /// What a group works with.
@@ -162,7 +164,24 @@ impl Group {
             wake: Notify::new(),
             saved: watch::Sender::new(Saved::default()),
             looked: watch::Sender::default(),
+            row_read_at: AtomicU64::new(0),
         })
+    }
+
+    /// Whether another process may have changed the subscription since its row was read: whatever
+    /// changes it writes an event in the same transaction.
+    pub(crate) fn may_have_changed(&self) -> bool {
+        self.log.head().seq != self.row_read_at.load(Order::Relaxed)
+    }
+
+    /// The head of the log, for [`Group::row_was_read`]: to be asked for before the row is.
+    pub(crate) fn head(&self) -> u64 {
+        self.log.head().seq
+    }
+
+    /// Its row was read after the log had this head.
+    pub(crate) fn row_was_read(&self, head: u64) {
+        self.row_read_at.store(head, Order::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -10,6 +10,7 @@ mod opening;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +40,9 @@ const LEFT_PAUSES: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
 ];
+/// Looks after which the rows of all subscriptions at work are read, whether or not the log of
+/// their tenant went on: once a minute.
+const LOOKS_PER_ROUND: u32 = 120;
 /// How long it is told what became of events that passed retention.
 const TOLD: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -66,6 +70,8 @@ pub(crate) struct Groups {
     /// Changes with each that was put to work or let go.
     settled: watch::Sender<()>,
     let_go: CancellationToken,
+    /// How often what is open was looked at.
+    looks: AtomicU32,
 }
 
 #[derive(Default)]
@@ -88,6 +94,7 @@ impl Groups {
             whereabouts: Whereabouts::default(),
             settled: watch::Sender::new(()),
             let_go: CancellationToken::new(),
+            looks: AtomicU32::new(0),
         })
     }
 
@@ -193,18 +200,29 @@ impl Groups {
                 self.look_again_for(group);
             }
         }
-        let is_postgres = self.parts.core.db.is_postgres();
-        if !is_postgres || !self.parts.core.processes.is_live() || open.is_empty() {
+        let core = &self.parts.core;
+        if !core.db.is_postgres() || !core.processes.is_live() {
             return Ok(());
         }
-        let ids: Vec<&str> = open.iter().map(|group| &*group.id).collect();
-        let stored = positions::epochs(&self.parts.core.db, &ids).await?;
-        for group in open.iter().filter(|group| !group.is_over()) {
+        let all = self
+            .looks
+            .fetch_add(1, Ordering::Relaxed)
+            .is_multiple_of(LOOKS_PER_ROUND);
+        let asked = open.iter().filter(|group| !group.is_over());
+        let asked = asked.filter(|group| all || group.may_have_changed());
+        let asked: Vec<(&Arc<Group>, u64)> = asked.map(|group| (group, group.head())).collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<&str> = asked.iter().map(|(group, _)| &*group.id).collect();
+        let stored = positions::epochs(&core.db, &ids).await?;
+        for (group, head) in asked {
             match stored.get(&*group.id) {
                 Some((epoch, version)) if *epoch == group.epoch => {
                     if group.version() < *version {
                         self.settings_changed(&group.id).await?;
                     }
+                    group.row_was_read(head);
                 }
                 _ => {
                     group.lose();

@@ -56,8 +56,31 @@ pub(crate) enum News {
     Closed,
 }
 
-/// News that wait for one consumer; more than that, and states and the oldest gaps go.
+/// News that wait for one consumer; with more than that, states go, and each subscription at work
+/// has one gap and one or two of the rest.
 const NEWS_MAX: usize = 1000;
+
+/// Adds a gap to one of the same subscription that is still to be told, of all that are waiting with
+/// the numbers of their subscriptions: so no gap is ever dropped. Retention has passed all that is
+/// between the two.
+fn widen<'a>(
+    mut waiting: impl Iterator<Item = (u64, &'a mut News)>,
+    number: u64,
+    told: &News,
+) -> bool {
+    let News::Gap { from, to } = told else {
+        return false;
+    };
+    let gap = waiting.find_map(|(of, news)| match news {
+        News::Gap { from, to } if of == number => Some((from, to)),
+        _ => None,
+    });
+    let Some((first, last)) = gap else {
+        return false;
+    };
+    (*first, *last) = ((*first).min(*from), (*last).max(*to));
+    true
+}
 
 impl Seat {
     /// A new one, with the default credit.
@@ -158,10 +181,10 @@ impl Seat {
                 .retain(|(of, news)| !(same(of) && matches!(news, News::CaughtUp(_))));
         }
         if line.news.len() >= NEWS_MAX {
-            // The event log tells of every gap too.
-            let gap = |(_, news): &(Arc<Group>, News)| matches!(news, News::Gap { .. });
-            if let Some(oldest) = line.news.iter().position(gap) {
-                line.news.remove(oldest);
+            let waiting = line.news.iter_mut().rev();
+            let waiting = waiting.map(|(of, news)| (of.number, news));
+            if widen(waiting, group.number, &news) {
+                return;
             }
         }
         line.news.push_back((group.clone(), news));
@@ -217,5 +240,25 @@ impl Seat {
 
     fn lock(&self) -> MutexGuard<'_, Line> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_added_to_the_one_of_its_subscription_that_is_still_to_be_told() {
+        let gap = |from, to| News::Gap { from, to };
+        let mut waiting = [(1, gap(1, 3)), (2, gap(5, 5)), (1, News::State)];
+        let mut add = |number, news: News| {
+            let waiting = waiting.iter_mut();
+            widen(waiting.map(|(of, news)| (*of, news)), number, &news)
+        };
+        assert!(add(1, gap(7, 9)));
+        assert!(add(2, gap(4, 4)));
+        assert!(!add(3, gap(1, 1)), "it has none yet");
+        assert!(!add(1, News::CaughtUp(true)));
+        assert_eq!(waiting, [(1, gap(1, 9)), (2, gap(4, 5)), (1, News::State)]);
     }
 }
