@@ -68,6 +68,11 @@ impl Tally {
         !self.is_told.load(SeqCst) && !self.is_told.swap(true, SeqCst)
     }
 
+    /// Who writes the batch had no room to be told: the next caller asks again.
+    pub fn was_not_told(&self) {
+        self.is_told.store(false, SeqCst);
+    }
+
     /// What there is, and when the key was used last, if it was.
     pub fn take(&self) -> (Option<Allowed>, Option<Micros>) {
         self.is_told.store(false, SeqCst);

@@ -193,9 +193,8 @@ impl Usage {
         }
         let mut pending = self.pending();
         if pending.is_full() {
-            // What comes next may find room.
-            known.tally.take();
-            dropped();
+            // It stays beside the key, and what comes next may find room.
+            known.tally.was_not_told();
         } else {
             pending.told.push(known.clone());
         }
@@ -205,7 +204,7 @@ impl Usage {
         let mut pending = self.pending();
         let is_full = pending.is_full();
         match pending.counts.entry(of) {
-            Entry::Vacant(_) if is_full => dropped(),
+            Entry::Vacant(_) if is_full => dropped(requests),
             of => of.or_default().add(outcome, requests),
         }
     }
@@ -269,8 +268,11 @@ impl Usage {
             pending.counts.entry(of).or_default().add(outcome, requests);
         }
         for (key_id, time) in uses {
-            let last = pending.uses.entry(key_id).or_insert(time);
-            *last = time.max(*last);
+            // While the database is away, keys beyond those are used without that it is told when.
+            if pending.uses.len() < PENDING_MAX || pending.uses.contains_key(&key_id) {
+                let last = pending.uses.entry(key_id).or_insert(time);
+                *last = time.max(*last);
+            }
         }
     }
 
@@ -294,8 +296,8 @@ impl Usage {
     }
 }
 
-fn dropped() {
-    metrics::counter!("hub_key_usage_dropped_total").increment(1);
+fn dropped(requests: u64) {
+    metrics::counter!("hub_key_usage_dropped_total").increment(requests);
 }
 
 fn rows(counts: &[Count]) -> Vec<Counted> {

@@ -42,7 +42,7 @@ const ADD: Sql = Sql::each(
      select cast($1 as bigint), cast($2 as bigint), cast($3 as text), cast(t.key as bigint),
             f.key, cast(f.value as bigint)
      from json_each(cast($4 as json)) t, json_each_text(t.value) f
-     order by cast(t.key as bigint), f.key
+     order by cast(t.key as bigint), f.key collate \"C\"
      on conflict (span, start_time, tenant_no, family, outcome) do update
      set requests = key_counts.requests + excluded.requests",
 );
@@ -52,7 +52,8 @@ const SET_LAST_USE: Sql = Sql::each(
      on conflict (key_id) do update set use_time = excluded.use_time
      where key_uses.use_time < excluded.use_time",
     "insert into key_uses (key_id, use_time)
-     select u.key, cast(u.value as bigint) from json_each_text(cast($1 as json)) u order by u.key
+     select u.key, cast(u.value as bigint) from json_each_text(cast($1 as json)) u
+     order by u.key collate \"C\"
      on conflict (key_id) do update set use_time = excluded.use_time
      where key_uses.use_time < excluded.use_time",
 );
@@ -73,12 +74,6 @@ const SHARE_MARKS: Sql = Sql::each(
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span",
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span
      for share",
-);
-// PostgreSQL ends a transaction that stands still for so long. Else a process that is frozen while
-// it holds the marks would keep the counts of all others from being written.
-const HOLD_BRIEFLY: Sql = Sql::each(
-    "select 1",
-    "select set_config('idle_in_transaction_session_timeout', '2s', true)",
 );
 const LOCK_MARKS: Sql = Sql::each(
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span",
@@ -168,7 +163,6 @@ pub const STATEMENTS: &[Sql] = &[
     SET_LAST_USE,
     BEHIND_MARKS,
     SHARE_MARKS,
-    HOLD_BRIEFLY,
     LOCK_MARKS,
     MOVE_MARK,
     AFTER_MARK,
@@ -294,10 +288,7 @@ pub(crate) async fn behind_marks(db: &Db, minutes: Micros, hours: Micros) -> Res
 pub(crate) async fn hold_marks(tx: &mut Tx, hold: Hold) -> Result<Marks> {
     let sql = match hold {
         Hold::Shared => SHARE_MARKS,
-        Hold::Alone => {
-            tx.query(HOLD_BRIEFLY).execute().await?;
-            LOCK_MARKS
-        }
+        Hold::Alone => LOCK_MARKS,
     };
     Ok(read_marks(tx.query(sql).all().await?))
 }

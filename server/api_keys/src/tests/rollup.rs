@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hub_core::storage::{Migrations, Sql};
+use hub_core::storage::{Migrations, Sql, Tx};
 
 use super::random::{Random, Seed};
 use super::*;
@@ -10,7 +10,7 @@ use crate::cache::Known;
 use crate::key::Record;
 use crate::rollup::{CHUNK_ROWS, roll_up};
 use crate::store::usage::{self as store, Hold, Span};
-use crate::usage::{ALLOWED, DAY, HOUR, MINUTE};
+use crate::usage::{ALLOWED, Counted, DAY, HOUR, MINUTE};
 
 const STEPS: usize = 120;
 const FAMILIES: usize = 5;
@@ -141,10 +141,31 @@ both_databases! {
 #[tokio::test]
 async fn a_process_frozen_in_a_roll_up_does_not_keep_others_from_writing() {
     let hub = TestKeys::open(true).await;
-    let (db, usage) = (&hub.core.db, &hub.keys.usage);
-    let mut frozen = db.begin().await.unwrap();
+    let mut frozen = hub.core.db.begin().await.unwrap();
     store::hold_marks(&mut frozen, Hold::Alone).await.unwrap();
-    usage.count(&record(&hub, 1), ALLOWED, 1, START);
+    writes_in_spite_of(&hub, frozen).await;
+}
+
+#[tokio::test]
+async fn a_process_frozen_in_a_batch_does_not_keep_others_from_writing() {
+    let hub = TestKeys::open(true).await;
+    let mut frozen = hub.core.db.begin().await.unwrap();
+    let count = Counted {
+        tenant_no: hub.tenant.number(),
+        family: "key_1".into(),
+        span: MINUTE,
+        start: START,
+        outcome: ALLOWED.into(),
+        requests: 1,
+    };
+    store::add_rows(&mut frozen, &[count]).await.unwrap();
+    writes_in_spite_of(&hub, frozen).await;
+}
+
+/// Another process has a transaction that goes on no more.
+async fn writes_in_spite_of(hub: &TestKeys, frozen: Tx) {
+    let (db, usage) = (&hub.core.db, &hub.keys.usage);
+    usage.count(&record(hub, 1), ALLOWED, 1, START);
     // It waits for a lock, for longer than PostgreSQL leaves the other one alone.
     usage.write(db, START).await.unwrap();
     let span = Span {
@@ -152,7 +173,7 @@ async fn a_process_frozen_in_a_roll_up_does_not_keep_others_from_writing() {
         since: 0,
         until: START + MINUTE,
     };
-    assert_eq!(read(&hub, Some(1), &span).await.len(), 1);
+    assert_eq!(read(hub, Some(1), &span).await.len(), 1);
     assert!(frozen.commit().await.is_err());
 }
 

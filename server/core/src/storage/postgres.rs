@@ -18,12 +18,13 @@ pub(super) async fn open(options: &Options) -> Result<PgPool, String> {
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|_| "the database URL is not a PostgreSQL URL".to_owned())?
         .application_name("hub")
-        // A lost client must not hold the lock of a head row for ever.
+        // A process that is lost or frozen must not hold the locks of its transaction for long: it
+        // is ended before who waits for them gives up. None of the hub's own stands still.
         .options([
             ("synchronous_commit", "on"),
             ("lock_timeout", "5s"),
             ("statement_timeout", "30s"),
-            ("idle_in_transaction_session_timeout", "30s"),
+            ("idle_in_transaction_session_timeout", "4s"),
             ("client_min_messages", "warning"),
         ]);
     let pool = PgPoolOptions::new()
