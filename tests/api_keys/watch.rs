@@ -9,14 +9,21 @@ use hub_client::proto::hub::api_keys::v1::{
 };
 use hub_client::proto::hub::platform::v1::SetProductSubscriptionRequest;
 use hub_client::{Error, Hub};
+use hub_proto::hub::core::v1::ClosingReason;
 use tonic::Streaming;
 
 use super::verify::{self, backend, tickets, verify};
 use super::{create, new_key, revoke};
-use crate::support::{Backend, TestHub};
+use crate::durability::load;
+use crate::durability::postgres::Server;
+use crate::support::{Backend, Command, Database, TestHub, TestProcess};
 
 /// What takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A stream is silent that says nothing for so long; a heartbeat comes each second.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Heartbeats of a process that was cut off: it believes for 1.5 s that it lives.
+const LAST_HEARTBEATS_MAX: usize = 3;
 
 async fn watch(client: &Hub, cursor: &str) -> Streaming<WatchApiKeysResponse> {
     let request = WatchApiKeysRequest {
@@ -199,6 +206,55 @@ both_databases! {
         assert_eq!(told.key_ids, [made.key_id.as_str()]);
         assert_eq!(hub.clock.now(), before);
     }
+
+    async fn a_stopping_server_closes_a_watch_that_goes_on_at_the_next_one(mut hub: TestHub) {
+        let key = hub.key("psa", &["hub:keys.verify"]).await;
+        let mut stream = watch(&hub.client(&key), "").await;
+        assert!(matches!(next(&mut stream).await, Frame::Opened(_)));
+        let closing = async {
+            loop {
+                match next(&mut stream).await {
+                    Frame::Closing(closing) => return closing,
+                    Frame::CaughtUp(_) | Frame::Progress(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        let (closing, ()) = tokio::join!(closing, hub.stop());
+        assert_eq!(closing.reason(), ClosingReason::Draining);
+        hub.restart().await;
+        let admin = hub.client(&hub.first_tenant().admin_key);
+        let made = create(&admin, new_key("leaked", &["psa:*"])).await.unwrap().api_key.unwrap();
+        revoke(&admin, &made.key_id, "").await.unwrap();
+        let mut stream = watch(&hub.client(&key), &closing.cursor).await;
+        assert_eq!(change(&mut stream).await.key_ids, [made.key_id.as_str()]);
+    }
+
+    async fn a_watch_of_full_age_asks_to_reconnect(backend: Backend) {
+        let hub = TestHub::options(backend).manual_clock().start().await;
+        let key = hub.key("psa", &["hub:keys.verify"]).await;
+        let mut stream = watch(&hub.client(&key), "").await;
+        let closing = async {
+            loop {
+                if let Frame::Closing(closing) = next(&mut stream).await {
+                    return closing;
+                }
+            }
+        };
+        let ticking = async {
+            loop {
+                hub.clock.advance(hub.core.limits.stream_age_max / 10);
+                tokio::task::yield_now().await;
+            }
+        };
+        let closing = tokio::select! {
+            closing = closing => closing,
+            () = ticking => unreachable!(),
+        };
+        assert_eq!(closing.reason(), ClosingReason::MaxAge);
+        let mut stream = watch(&hub.client(&key), &closing.cursor).await;
+        assert!(matches!(next(&mut stream).await, Frame::Opened(_)));
+    }
 }
 
 /// The error that ends a stream, while time passes.
@@ -220,4 +276,46 @@ async fn ended(hub: &TestHub, stream: &mut Streaming<WatchApiKeysResponse>) -> E
         error = ended => error,
         () = ticking => unreachable!(),
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_cut_off_from_its_database_sends_no_heartbeat() {
+    let server = Server::start();
+    let database = Database::at(server.url.clone());
+    let process = TestProcess::start_on(Command::Serve, database, &[]).await;
+    let operator_key = process.ready["operatorKey"].as_str().unwrap();
+    let operator = load::client(process.addr(), operator_key);
+    let verifier = ApiKey {
+        all_tenants: true,
+        ..new_key("backend", &["hub:keys.verify"])
+    };
+    let verifier = create(&operator, verifier).await.unwrap().plaintext;
+    let verifier = load::client(process.addr(), &verifier);
+    let mut stream = watch(&verifier, "").await;
+    for _ in 0..4 {
+        next(&mut stream).await;
+    }
+    server.kill();
+    let mut last = 0;
+    while let Ok(Ok(Some(_))) = tokio::time::timeout(SILENCE, stream.message()).await {
+        last += 1;
+    }
+    assert!(last <= LAST_HEARTBEATS_MAX, "{last} heartbeats");
+    server.start_again();
+    let back = async {
+        loop {
+            let request = WatchApiKeysRequest::default();
+            if let Ok(answer) = verifier.api_keys().watch_api_keys(request).await {
+                let mut stream = answer.into_inner();
+                while let Ok(Some(frame)) = stream.message().await {
+                    if matches!(frame.frame, Some(Frame::Progress(_))) {
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, back)
+        .await
+        .expect("it beats again");
 }

@@ -138,3 +138,77 @@ impl Denials {
 fn cut(text: &mut String, bytes_max: usize) {
     text.truncate(text.floor_char_boundary(bytes_max));
 }
+
+#[cfg(test)]
+mod tests {
+    use hub_core::auth::{Origin, Scopes};
+
+    use super::*;
+
+    fn caller(key_id: &str) -> Caller {
+        Caller {
+            key_id: key_id.into(),
+            tenant: Some(TenantRef::new(7, "tn_1")),
+            product: None,
+            scopes: Scopes::default(),
+            all_tenants: false,
+            origin: Origin::of_nothing(),
+        }
+    }
+
+    fn denied(number: u32, time: Micros) -> Denial {
+        Denial {
+            call_id: format!("call_{number}"),
+            time,
+            ..Denial::default()
+        }
+    }
+
+    fn kept(denials: &Denials) -> usize {
+        denials.pending().denials.len()
+    }
+
+    #[test]
+    fn of_a_key_the_first_few_of_each_minute_are_kept() {
+        let denials = Denials::default();
+        for number in 0..OF_KEY_MAX * 3 {
+            denials.note(&caller("key_1"), denied(number, 5 * MINUTE));
+        }
+        assert_eq!(kept(&denials), OF_KEY_MAX as usize);
+        denials.note(&caller("key_2"), denied(100, 6 * MINUTE - 1));
+        assert_eq!(kept(&denials), OF_KEY_MAX as usize + 1);
+        denials.note(&caller("key_1"), denied(101, 6 * MINUTE));
+        assert_eq!(kept(&denials), OF_KEY_MAX as usize + 2);
+    }
+
+    #[test]
+    fn of_many_keys_so_many_are_kept_of_a_minute_and_so_many_wait() {
+        let denials = Denials::default();
+        let mut number = 0;
+        for minute in 0..10 {
+            for _ in 0..OF_MINUTE_MAX + 10 {
+                number += 1;
+                let key = caller(&format!("key_{number}"));
+                denials.note(&key, denied(number, minute * MINUTE));
+            }
+            let expected = (minute as usize + 1) * OF_MINUTE_MAX;
+            assert_eq!(kept(&denials), expected.min(PENDING_MAX));
+        }
+        // What is counted of keys is forgotten with the minute.
+        assert!(denials.pending().of_keys.len() <= OF_MINUTE_MAX);
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let denials = Denials::default();
+        let long = Denial {
+            path: "é".repeat(TEXT_BYTES_MAX),
+            lacking: format!("x{}", "é".repeat(LACKING_BYTES_MAX)),
+            ..denied(1, 0)
+        };
+        denials.note(&caller("key_1"), long);
+        let pending = denials.pending();
+        assert_eq!(pending.denials[0].path.len(), TEXT_BYTES_MAX);
+        assert_eq!(pending.denials[0].lacking.len(), LACKING_BYTES_MAX - 1);
+    }
+}

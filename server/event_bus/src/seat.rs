@@ -60,9 +60,9 @@ pub(crate) enum News {
 /// has one gap and one or two of the rest.
 const NEWS_MAX: usize = 1000;
 
-/// Adds a gap to one of the same subscription that is still to be told, of all that are waiting with
-/// the numbers of their subscriptions: so no gap is ever dropped. Retention has passed all that is
-/// between the two.
+/// Adds a gap to one of the same subscription that is still to be told, of all that are waiting
+/// with the numbers of their subscriptions: so no gap is ever dropped. Retention has passed all
+/// that is between the two.
 fn widen<'a>(
     mut waiting: impl Iterator<Item = (u64, &'a mut News)>,
     number: u64,
