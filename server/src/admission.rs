@@ -30,6 +30,8 @@ use crate::{unexplained, unknown};
 
 /// Services that anyone may ask.
 const PUBLIC: [&str; 2] = [HEALTH, "/grpc.reflection."];
+/// How the paths of the contract begin.
+const PACKAGES: &str = "/hub.";
 /// Probes have no certificate.
 const HEALTH: &str = "/grpc.health.v1.";
 /// How long a request that is refused anyhow waits to know whose key it has.
@@ -77,11 +79,11 @@ where
     F: Future<Output = Response>,
 {
     let path = request.uri().path();
-    let shown = request.extensions().get::<Verified>().is_some();
     let now = gate.processes.time();
     let forwarded = gate.internal.caller(request.headers(), path, now);
     // Another process has shown what is worth more than a certificate.
-    let shown = shown || matches!(forwarded, Ok(Some(_)));
+    let is_process = matches!(forwarded, Ok(Some(_)));
+    let shown = is_process || request.extensions().get::<Verified>().is_some();
     if gate.certificates && !shown && !path.starts_with(HEALTH) {
         return refuse(unexplained::no_certificate());
     }
@@ -101,6 +103,7 @@ where
     let method = Method::of(path);
     let Some((method, policy)) = method.and_then(|known| Some((known, known.policy?))) else {
         // Not of the contract: a service that finds out itself who is calling, or the router.
+        known.left(gate.left_of_crowded(&request));
         return next(introduced(request)).await;
     };
     if policy.public {
@@ -233,7 +236,7 @@ impl Gate {
         self.left_of_holder(holder, headers)
     }
 
-    /// What a request presents, if it is for an RPC that needs a key.
+    /// What a request presents, if it is for an RPC that needs a key, or for none that there is.
     fn needed<'a>(
         &self,
         uri: &'a Uri,
@@ -241,9 +244,11 @@ impl Gate {
         extensions: &Extensions,
     ) -> Option<Credential<'a>> {
         let is_shown = !self.certificates || extensions.get::<Verified>().is_some();
-        let policy = Method::of(uri.path()).and_then(|method| method.policy);
-        let policy = policy.filter(|policy| is_shown && !policy.public);
-        policy.map(|_| credential(uri, headers, extensions))
+        let needs = match Method::of(uri.path()).and_then(|method| method.policy) {
+            Some(policy) => !policy.public,
+            None => uri.path().starts_with(PACKAGES),
+        };
+        (is_shown && needs).then(|| credential(uri, headers, extensions))
     }
 
     /// The same of a key that may work no more: nothing is left to its holder then.

@@ -142,6 +142,19 @@ both_databases! {
         }
     }
 
+    async fn a_call_of_a_method_that_there_is_not_tells_it(backend: Backend) {
+        let hub = limited(backend).await;
+        let key = hub.key("", &[]).await;
+        let method = "hub.event_bus.v1.EventBus/Publsh";
+        let answer = post_json(hub.addr, method, &key, "{}").await;
+        assert!(left(&answer.headers).is_some(), "{answer:?}");
+        let answer = over_grpc(&hub, method, &key, &frame(&[])).await;
+        assert!(left(&answer.headers).is_some(), "{answer:?}");
+        let unknown = hub_api_keys::Plaintext::generate().unwrap();
+        let answer = over_grpc(&hub, method, unknown.expose(), &frame(&[])).await;
+        assert_eq!(left(&answer.headers), None);
+    }
+
     async fn a_call_that_ends_at_its_deadline_tells_it(backend: Backend) {
         let hub = limited(backend).await;
         let lock = Sql::each(
