@@ -257,6 +257,7 @@ both_databases! {
         suite.mend(&blocked).await;
         let wide = suite.explain(&asked).await;
         assert_eq!((wide.results(code).1, wide.verdict()), ("PASS", "FIXED_SINCE"));
+        assert_eq!((blocked.rpcs()[1], &blocked.fixes()[1]), ("Redeliver", &wide.fixes()[0]));
         // The event of before comes by the replay.
         suite.mend(&wide).await;
         suite.work("portal-own").await;
@@ -277,6 +278,20 @@ both_databases! {
         let next = suite.publish(event("own.kind", "b")).await;
         suite.work("portal-own").await;
         assert_eq!(suite.explain(&next).await.verdict(), "WORKING");
+    }
+
+    async fn a_filter_that_nothing_would_be_left_of_stays_beside_a_new_subscription(hub: TestHub) {
+        let suite = Suite::new(hub).await;
+        let filter = json!({"attributes": {"subject": "ticket/7"}});
+        let subscription = json!({"name": "portal-own", "filter": filter});
+        suite.call("CreateSubscription", json!({"subscription": subscription})).await;
+        let asked = suite.publish(event("own.kind", "a")).await;
+        let blocked = suite.explain(&asked).await;
+        assert_eq!(blocked.rpcs(), ["CreateSubscription"], "which begins with the event");
+        suite.is_mended(&asked, "EVT_ROUTE_MATCHED", "portal-own.kind").await;
+        let seven = of_key("b", "ticket/7");
+        suite.psa.publish(vec![hub_client::CloudEvent { r#type: "else.kind".into(), ..seven }]).await;
+        suite.work("portal-own").await;
     }
 
     async fn a_filter_that_does_not_take_what_the_default_subscription_has_is_told(hub: TestHub) {

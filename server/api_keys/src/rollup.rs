@@ -139,7 +139,7 @@ pub(crate) async fn roll_up(
 
 /// Rolls up the next rows of a span that begin before a time.
 async fn roll_up_some(db: &Db, span: Micros, before: Micros, chunk_rows: usize) -> Result<()> {
-    let mut tx = db.begin().await?;
+    let mut tx = store::begin(db).await?;
     let marks = store::hold_marks(&mut tx, Hold::Alone).await?;
     let (Some(longer), Some(mark)) = (longer(span), marks.of(span)) else {
         return Ok(());

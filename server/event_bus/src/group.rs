@@ -168,7 +168,7 @@ impl Group {
         })
     }
 
-    /// Whether another process may have changed the subscription since its row was read: whatever
+    /// Whether another process may have changed the subscription since its row was read: who
     /// changes it writes an event in the same transaction.
     pub(crate) fn may_have_changed(&self) -> bool {
         self.log.head().seq != self.row_read_at.load(Order::Relaxed)

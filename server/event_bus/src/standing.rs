@@ -206,6 +206,13 @@ impl<'a> Standings<'a> {
         };
         let said = at_work.live(asking, &ids, wanted).await?;
         let mut standings = Standings::load(core, tenant, at_work, None, &seqs).await?;
+        // Of those of whom nobody knows, nothing is said.
+        let silent = said
+            .iter()
+            .filter(|(_, known)| matches!(known, owners::Known::Silent));
+        for (id, _) in silent {
+            standings.subscriptions.remove(id);
+        }
         standings.hear(said);
         Ok(standings)
     }
@@ -302,12 +309,13 @@ impl<'a> Standings<'a> {
 
     fn is_expired_for(&self, id: &str, known: &Known, seq: u64) -> bool {
         let expired = EventDeliveryState::Expired;
-        match self.heard.get(id).and_then(|heard| heard.get(&seq)) {
+        let is_passed = match self.heard.get(id).and_then(|heard| heard.get(&seq)) {
             Some(Said::Settled { state, .. }) => return *state == expired,
             // Who has it may still settle it.
             Some(Said::Unsettled(_)) => return false,
-            Some(Said::Passed) | None => {}
-        }
+            Some(Said::Passed) => true,
+            None => false,
+        };
         if self.at_work.state_of(id, seq).is_some() {
             return false;
         }
@@ -315,7 +323,7 @@ impl<'a> Standings<'a> {
         match exception.or_else(|| known.range(seq)) {
             Some(standing) => standing.state == expired,
             // Nobody was at work on it since: that is stored only by the next one who is.
-            None => seq > known.cursor || known.saved(seq).is_some(),
+            None => !is_passed && (seq > known.cursor || known.saved(seq).is_some()),
         }
     }
 

@@ -75,6 +75,13 @@ const SHARE_MARKS: Sql = Sql::each(
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span
      for share",
 );
+// PostgreSQL ends a transaction that stands still for so long, before who waits for its locks gives
+// up. Else a process that is frozen while it writes would keep the counts of all others from being
+// written.
+const HOLD_BRIEFLY: Sql = Sql::each(
+    "select 1",
+    "select set_config('idle_in_transaction_session_timeout', '2s', true)",
+);
 const LOCK_MARKS: Sql = Sql::each(
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span",
     "select span, start_time, tenant_no, family, outcome from key_count_marks order by span
@@ -163,6 +170,7 @@ pub const STATEMENTS: &[Sql] = &[
     SET_LAST_USE,
     BEHIND_MARKS,
     SHARE_MARKS,
+    HOLD_BRIEFLY,
     LOCK_MARKS,
     MOVE_MARK,
     AFTER_MARK,
@@ -234,6 +242,15 @@ fn read_marks(rows: Vec<MarkRow>) -> Marks {
     Marks(rows.into_iter().map(mark).collect())
 }
 
+/// Begins a transaction that writes usage.
+pub(crate) async fn begin(db: &Db) -> Result<Tx> {
+    let mut tx = db.begin().await?;
+    if db.is_postgres() {
+        tx.query(HOLD_BRIEFLY).execute().await?;
+    }
+    Ok(tx)
+}
+
 /// Adds counts of minutes to what is stored, all or none, and to what they come too late for; a
 /// batch that is stored already is left as it is.
 pub(crate) async fn add(
@@ -242,9 +259,9 @@ pub(crate) async fn add(
     mut counted: Vec<Counted>,
     now: Micros,
 ) -> Result<()> {
-    let mut tx = db.begin().await?;
-    let begin = tx.query(BEGIN).bind(batch.writer_id.to_owned());
-    let begun: Option<(i64,)> = begin.bind(batch.number).bind(now).optional().await?;
+    let mut tx = begin(db).await?;
+    let query = tx.query(BEGIN).bind(batch.writer_id.to_owned());
+    let begun: Option<(i64,)> = query.bind(batch.number).bind(now).optional().await?;
     if begun.is_some() {
         let marks = hold_marks(&mut tx, Hold::Shared).await?;
         marks.complete(&mut counted);
@@ -340,7 +357,7 @@ pub(crate) async fn set_last_use(db: &Db, uses: &[(Arc<str>, Micros)]) -> Result
     let uses = uses.iter().map(|(key_id, time)| (&**key_id, *time));
     let uses: BTreeMap<&str, Micros> = uses.collect();
     let uses = serde_json::to_string(&uses).map_err(Error::internal)?;
-    let mut tx = db.begin().await?;
+    let mut tx = begin(db).await?;
     tx.query(SET_LAST_USE).bind(uses).execute().await?;
     tx.commit().await?;
     Ok(())

@@ -141,7 +141,7 @@ both_databases! {
 #[tokio::test]
 async fn a_process_frozen_in_a_roll_up_does_not_keep_others_from_writing() {
     let hub = TestKeys::open(true).await;
-    let mut frozen = hub.core.db.begin().await.unwrap();
+    let mut frozen = store::begin(&hub.core.db).await.unwrap();
     store::hold_marks(&mut frozen, Hold::Alone).await.unwrap();
     writes_in_spite_of(&hub, frozen).await;
 }
@@ -149,7 +149,7 @@ async fn a_process_frozen_in_a_roll_up_does_not_keep_others_from_writing() {
 #[tokio::test]
 async fn a_process_frozen_in_a_batch_does_not_keep_others_from_writing() {
     let hub = TestKeys::open(true).await;
-    let mut frozen = hub.core.db.begin().await.unwrap();
+    let mut frozen = store::begin(&hub.core.db).await.unwrap();
     let count = Counted {
         tenant_no: hub.tenant.number(),
         family: "key_1".into(),

@@ -18,13 +18,12 @@ pub(super) async fn open(options: &Options) -> Result<PgPool, String> {
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|_| "the database URL is not a PostgreSQL URL".to_owned())?
         .application_name("hub")
-        // A process that is lost or frozen must not hold the locks of its transaction for long: it
-        // is ended before who waits for them gives up. None of the hub's own stands still.
+        // A lost client must not hold the lock of a head row for ever.
         .options([
             ("synchronous_commit", "on"),
             ("lock_timeout", "5s"),
             ("statement_timeout", "30s"),
-            ("idle_in_transaction_session_timeout", "4s"),
+            ("idle_in_transaction_session_timeout", "30s"),
             ("client_min_messages", "warning"),
         ]);
     let pool = PgPoolOptions::new()

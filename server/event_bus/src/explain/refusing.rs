@@ -47,6 +47,12 @@ impl Way<'_> {
 }
 
 impl Refusing<'_> {
+    /// The subscription that takes the event once the filter is widened.
+    pub(super) fn widens(&self) -> Option<&str> {
+        let wide = widened(&self.row.filter, self.event, self.bytes)?;
+        (wide != EventFilter::default()).then_some(self.row.id.as_str())
+    }
+
     pub(super) fn sentence(&self) -> String {
         let Mismatch {
             condition,
@@ -66,15 +72,21 @@ impl Refusing<'_> {
             .saw_text("seen", self.mismatch.seen.as_str())
     }
 
-    /// Lets it take such events; nothing if it does by now.
+    /// Lets it take such events; nothing if it does by now. A filter of which nothing would be left
+    /// stays as it is, beside a subscription to the type.
     pub(super) fn fix(&self, way: &Way<'_>, fixes: &Fixes<'_>) -> Option<Fix> {
         let wide = widened(&self.row.filter, self.event, self.bytes)?;
+        if wide == EventFilter::default() {
+            let from = way.stored.map(|stored| stored.seq);
+            return Some(fixes.subscribe(way.product, way.kind, from));
+        }
         let title = format!("Let the filter of {} take {}", self.row.name, way.kind);
         Some(fixes.widen(&self.row.id, title, &wide))
     }
 }
 
-/// The same filter with as much more as it takes for an event; `None` if it takes it already.
+/// The same filter with as much more as it takes for an event; `None` if it takes it already. The
+/// empty one takes everything.
 fn widened(filter: &EventFilter, event: Event<'_>, bytes: &Bytes) -> Option<EventFilter> {
     let mut wide = filter.clone();
     for _ in 0..OTHER_CONDITIONS + filter.attributes.len() {
@@ -88,10 +100,6 @@ fn widened(filter: &EventFilter, event: Event<'_>, bytes: &Bytes) -> Option<Even
                 wide.attributes.remove(name);
             }
         }
-    }
-    if wide == EventFilter::default() {
-        // Not everything that there is.
-        wide.types.push(event.kind.to_owned());
     }
     (wide != *filter).then_some(wide)
 }
@@ -130,7 +138,7 @@ mod tests {
             ),
             (
                 filter(&[], &[], &[("subject", "a")]),
-                filter(&["ticket.solved"], &[], &[]),
+                EventFilter::default(),
             ),
         ] {
             assert_eq!(widened(&narrow), Some(wide.clone()));

@@ -67,9 +67,10 @@ pub(super) async fn look(
     if let Some(cause) = branch.checks.primary_cause()
         && let Some(stored) = way.stored
     {
-        let id = way.taking_now();
-        let replay = way.fixes(&branch).redeliver(&stored.event_id, product, &id);
-        branch.replay = Some(replay).filter(|_| !product.is_empty());
+        let id = way.taking().filter(|_| !product.is_empty());
+        let fixes = way.fixes(&branch);
+        let replay = id.map(|id| fixes.redeliver(&stored.event_id, product, &id));
+        branch.replay = replay;
         branch.sentence = format!("{product} never got {}: {}", stored.event_id, cause.detail);
     }
     delivery::look(&way, branch).await
@@ -203,8 +204,9 @@ impl Way<'_> {
         branch.look(finding, fixes);
     }
 
-    /// The subscription of the destination that an event like this would go to now.
-    fn taking_now(&self) -> String {
+    /// The subscription of the destination that an event like this would go to now, or once the fix
+    /// was run; none if that is a new one, which begins with the event.
+    fn taking(&self) -> Option<String> {
         let event = Event {
             kind: self.kind,
             source: self.source.unwrap_or_default(),
@@ -214,10 +216,14 @@ impl Way<'_> {
             stored.is_some_and(|bytes| filter.takes(event, bytes))
         };
         let named = routing::destinations(self.present(), event, None, takes);
-        let mine = named.iter().find(|named| named.product == self.product);
-        match mine.and_then(|named| named.subscription) {
-            Some(own) => own.subscription_id.clone(),
-            None => default_subscriptions::id(self.question.log.tenant(), self.product),
+        let default = || default_subscriptions::id(self.question.log.tenant(), self.product);
+        if let Some(mine) = named.iter().find(|named| named.product == self.product) {
+            let own = mine.subscription.map(|own| own.subscription_id.clone());
+            return Some(own.unwrap_or_else(default));
+        }
+        match self.present().catalogue.find(self.kind) {
+            Some(_) => Some(default()),
+            None => Some(self.refusing_filter()?.widens()?.to_owned()),
         }
     }
 

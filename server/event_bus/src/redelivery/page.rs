@@ -21,8 +21,9 @@ pub(super) const EVENTS: usize = 200;
 const WIDTH: u64 = 1000;
 /// The most that one has.
 const WIDTH_MAX: u64 = 1 << 20;
-/// Stretches that a chunk looks at for an event that matches.
-const STRETCHES_MAX: usize = 16;
+/// Stretches that a chunk looks at for an event that matches: each reads as much as a page of
+/// ListEvents may.
+const STRETCHES_MAX: usize = 4;
 
 /// A page of the log, and where the next one begins.
 pub(super) struct Page {
@@ -108,6 +109,7 @@ impl Redelivery {
         if begun.width == 0 {
             begun.width = WIDTH;
         }
+        let mut is_cut = false;
         for _ in 0..STRETCHES_MAX {
             let from = begun.done + 1;
             if from >= begun.end {
@@ -117,10 +119,11 @@ impl Redelivery {
             let found = self.find(owners, filter, from, Some(before)).await?;
             if found.more && found.before > from {
                 // So much of it is a page.
+                is_cut = true;
                 begun.width = (before - found.before).min((before - from) / 2).max(1);
                 continue;
             }
-            if found.entries.len() < EVENTS / 4 {
+            if found.entries.len() < EVENTS / 4 && !is_cut {
                 begun.width = (begun.width * 2).min(WIDTH_MAX);
             }
             let done = before - 1;

@@ -26,7 +26,9 @@ pub(super) struct Progress {
     pub(super) end: u64,
     /// Of a filter: events of the log that the next page looks at; 0 = as many as the first.
     pub(super) width: u64,
-    /// Subscriptions up to this id have the first event of the chunk already; empty = none.
+    /// The place of an event that some of its subscriptions have already; 0 = of none.
+    pub(super) of: u64,
+    /// Those up to this id have it.
     pub(super) after: String,
 }
 
@@ -82,7 +84,7 @@ impl Parameters {
 impl Progress {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
-        for number in [self.done, self.end, self.width] {
+        for number in [self.done, self.end, self.width, self.of] {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
         bytes.extend_from_slice(self.after.as_bytes());
@@ -97,17 +99,18 @@ impl Progress {
         if *version == 0 {
             return Progress::older(bytes, of_ids).ok_or_else(damaged);
         }
-        let mut numbers = [0; 3];
+        let mut numbers = [0; 4];
         for number in &mut numbers {
             let (bytes, after) = rest.split_first_chunk::<8>().ok_or_else(damaged)?;
             *number = u64::from_be_bytes(*bytes);
             rest = after;
         }
-        let [done, end, width] = numbers;
+        let [done, end, width, of] = numbers;
         Ok(Progress {
             done,
             end,
             width,
+            of,
             after: std::str::from_utf8(rest).map_err(|_| damaged())?.to_owned(),
         })
     }
@@ -124,6 +127,7 @@ impl Progress {
         Some(match of_ids {
             true => Progress {
                 done: before,
+                of: before + 1,
                 after: after.to_owned(),
                 ..Progress::default()
             },
@@ -147,6 +151,7 @@ mod tests {
                 done: 7,
                 end: 1 << 60,
                 width: 9,
+                of: 8,
                 after: "sub_1".to_owned(),
             },
         ] {
@@ -160,7 +165,10 @@ mod tests {
         assert!(Progress::decode(&[0, 2], false).is_err());
         let older = [&[0, 0, 0, 0, 0, 0, 0, 8][..], b"sub_1"].concat();
         let of_ids = Progress::decode(&older, true).unwrap();
-        assert_eq!((of_ids.done, of_ids.after.as_str()), (7, "sub_1"));
+        assert_eq!(
+            (of_ids.done, of_ids.of, of_ids.after.as_str()),
+            (7, 8, "sub_1")
+        );
         // What is before 7 is still to be done, and the oldest of it comes next.
         let of_filter = Progress::decode(&older, false).unwrap();
         assert_eq!(

@@ -56,12 +56,20 @@ impl Redelivery {
         for chosen in page.entries {
             let place = chosen.place;
             let is_full = round.chunk.done >= i64::try_from(run.items_max()).unwrap_or(i64::MAX);
-            if is_full || !round.entry(chosen, &mut next.after).await? {
+            if is_full {
                 is_whole = false;
                 break;
             }
+            let mut after = match next.of == place {
+                true => std::mem::take(&mut next.after),
+                false => String::new(),
+            };
+            if !round.entry(chosen, &mut after).await? {
+                is_whole = false;
+                (next.of, next.after) = (place, after);
+                break;
+            }
             next.done = place;
-            next.after.clear();
         }
         let mut chunk = round.stored().await?;
         if is_whole {
