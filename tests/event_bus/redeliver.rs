@@ -16,9 +16,9 @@ use hub_proto::hub::event_bus::v1::{
 use super::consume_shared::pull_of;
 use super::consumer::{ids_of, nack};
 use super::log::switch;
-use super::owner::seeking;
+use super::owner::{Owner, named, seeking};
 use super::retention::removed;
-use super::{Product, numbered, ticket};
+use super::{Product, numbered, of_types, ticket};
 use crate::support::{Backend, TestHub};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -257,6 +257,62 @@ both_databases! {
         let job = ended(&hub, job).await;
         let counted = (job.counters["queued"], job.counters["unchanged"]);
         assert_eq!((job.state(), counted), (JobState::Succeeded, (5, 1)));
+    }
+
+    async fn a_job_that_waited_with_an_event_that_is_gone_leaves_out_nothing_of_the_next(
+        backend: Backend,
+    ) {
+        let window = |limits: &mut Limits| limits.subscription_window_max = 1;
+        let hub = TestHub::options(backend).limits(window).manual_clock().start().await;
+        let (psa, portal) = pair(&hub).await;
+        let owner = Owner::new(&hub, "portal").await;
+        let own = owner.create(named("own", of_types(&["ticket.created"]))).await.subscription_id;
+        let next = async |name: &str| loop {
+            let request = PullRequest { subscription: name.to_owned(), ..pull_of(100, 0) };
+            let events = portal.pull(request).await.events;
+            if !events.is_empty() {
+                portal.acknowledge(name, acked(&events)).await;
+                return ids_of(&events);
+            }
+            hub.clock.advance(Duration::from_secs(1));
+        };
+        let mut published = Vec::new();
+        for id in ["gone", "next", "last"] {
+            published.push(psa.publish(vec![ticket(id)]).await.results[0].clone());
+            assert_eq!([next("portal").await, next("own").await], [[id], [id]]);
+            if id == "gone" {
+                hub.core.journal.write_listing().await.unwrap();
+                hub.clock.advance(DAY * 29);
+            }
+        }
+        let [gone, _, last] = &published[..] else { unreachable!() };
+        let entry = psa.get(Asked::Sequence(gone.sequence)).await.unwrap();
+        let mut mine = entry.deliveries.iter().filter(|one| one.product == "portal");
+        let default = mine.find(|one| one.subscription_id != own).unwrap();
+        // The job comes to the first one first, and finds no room at the second one.
+        let (first, second) = match default.subscription_id < own {
+            true => ("portal", "own"),
+            false => ("own", "portal"),
+        };
+        let full = RedeliverRequest {
+            event_ids: vec![last.event_id.clone()],
+            subscription_id: own.clone().max(default.subscription_id.clone()),
+            ..RedeliverRequest::default()
+        };
+        ended(&hub, redeliver(&hub, full).await.unwrap().job).await;
+        let filter = EventLogFilter {
+            event: Some(of_types(&["ticket.created"])),
+            ..EventLogFilter::default()
+        };
+        let request = RedeliverRequest { filter: Some(filter), ..RedeliverRequest::default() };
+        let job = redeliver(&hub, request).await.unwrap().job;
+        assert_eq!(next(first).await, ["gone"]);
+        hub.clock.advance(DAY * 2);
+        removed(&hub, gone.sequence).await;
+        assert_eq!(next(second).await, ["last"]);
+        assert_eq!([next(first).await, next(second).await], [["next"], ["next"]]);
+        assert_eq!([next(first).await, next(second).await], [["last"], ["last"]]);
+        assert_eq!(ended(&hub, job).await.state(), JobState::Succeeded);
     }
 
     async fn an_event_that_was_not_routed_goes_by_todays_switches(hub: TestHub) {

@@ -4,8 +4,8 @@
 //!
 //! A batch is written every few seconds, so what a process counted is lost for at most that long
 //! if it is killed, and never if it is stopped, unless more waits than there is room for. A batch
-//! that cannot be written waits for the next; one that may be written is sent again as it is, by its
-//! number, and counts once.
+//! that cannot be written waits for the next; one that may be written is sent again as it is, by
+//! its number, and counts once.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
