@@ -168,15 +168,12 @@ impl Group {
         })
     }
 
-    /// Whether another process may have changed the subscription since its row was read: who
-    /// changes it writes an event in the same transaction.
-    pub(crate) fn may_have_changed(&self) -> bool {
-        self.log.head().seq != self.row_read_at.load(Order::Relaxed)
-    }
-
-    /// The head of the log, for [`Group::row_was_read`]: to be asked for before the row is.
-    pub(crate) fn head(&self) -> u64 {
-        self.log.head().seq
+    /// The head of the log, for [`Group::row_was_read`], and whether another process may have
+    /// changed the subscription since its row was read: who changes it writes an event in the same
+    /// transaction.
+    pub(crate) fn may_have_changed(&self) -> (u64, bool) {
+        let head = self.log.head().seq;
+        (head, head != self.row_read_at.load(Order::Relaxed))
     }
 
     /// Its row was read after the log had this head.

@@ -208,9 +208,14 @@ impl Groups {
             .looks
             .fetch_add(1, Ordering::Relaxed)
             .is_multiple_of(LOOKS_PER_ROUND);
-        let asked = open.iter().filter(|group| !group.is_over());
-        let asked = asked.filter(|group| all || group.may_have_changed());
-        let asked: Vec<(&Arc<Group>, u64)> = asked.map(|group| (group, group.head())).collect();
+        let mut asked = Vec::new();
+        for group in open.iter().filter(|group| !group.is_over()) {
+            // Asked for before the row is read.
+            let (head, changed) = group.may_have_changed();
+            if all || changed {
+                asked.push((group, head));
+            }
+        }
         if asked.is_empty() {
             return Ok(());
         }

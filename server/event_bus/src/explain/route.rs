@@ -17,7 +17,7 @@ use super::{Question, delivery};
 use crate::default_subscriptions;
 use crate::filter::Filter;
 use crate::log_entry::HUB;
-use crate::routing::{self, Configuration, Event};
+use crate::routing::{self, Configuration, Destination, Event};
 use crate::store::subscriptions::Stored as Row;
 
 /// Scope by which a key takes events.
@@ -193,9 +193,9 @@ impl Way<'_> {
                 landed.any(|landed| landed.named.product == self.product && landed.was_named())
                     || self.later().is_some()
             }
-            None => self.is_named_by(self.present()),
+            None => self.named_by(self.present()).is_some(),
         };
-        let named_now = self.is_named_by(self.present());
+        let named_now = self.named_by(self.present()).is_some();
         let finding = finding.then(holds(named_then)).now(holds(named_now));
         let (finding, fixes) = match named_then {
             true => (self.named(finding), vec![]),
@@ -207,17 +207,8 @@ impl Way<'_> {
     /// The subscription of the destination that an event like this would go to now, or once the fix
     /// was run; none if that is a new one, which begins with the event.
     fn taking(&self) -> Option<String> {
-        let event = Event {
-            kind: self.kind,
-            source: self.source.unwrap_or_default(),
-        };
-        let takes = |filter: &Filter| {
-            let stored = self.stored.map(|stored| &stored.bytes);
-            stored.is_some_and(|bytes| filter.takes(event, bytes))
-        };
-        let named = routing::destinations(self.present(), event, None, takes);
         let default = || default_subscriptions::id(self.question.log.tenant(), self.product);
-        if let Some(mine) = named.iter().find(|named| named.product == self.product) {
+        if let Some(mine) = self.named_by(self.present()) {
             let own = mine.subscription.map(|own| own.subscription_id.clone());
             return Some(own.unwrap_or_else(default));
         }
@@ -227,7 +218,8 @@ impl Way<'_> {
         }
     }
 
-    fn is_named_by(&self, configuration: &Configuration) -> bool {
+    /// Where the destination would have a new event like this.
+    fn named_by<'a>(&self, configuration: &'a Configuration) -> Option<Destination<'a>> {
         let event = Event {
             kind: self.kind,
             source: self.source.unwrap_or_default(),
@@ -237,7 +229,9 @@ impl Way<'_> {
             None => filter.covers(event.kind, event.source),
         };
         let named = routing::destinations(configuration, event, None, takes);
-        named.iter().any(|named| named.product == self.product)
+        named
+            .into_iter()
+            .find(|named| named.product == self.product)
     }
 
     /// A subscription of the destination that takes such events, and that begins after this one.

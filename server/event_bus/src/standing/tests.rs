@@ -90,6 +90,16 @@ fn range(from: u64, to: u64, state: EventDeliveryState) -> Row {
     }
 }
 
+/// A position, and all that can be stored beside it.
+fn of_each_kind() -> Vec<Row> {
+    vec![
+        position(4, &[saved(3, 0)]),
+        exception(1, Failed, "no"),
+        range(7, 8, Skipped),
+        range(9, 9, Expired),
+    ]
+}
+
 fn standings(at_work: &dyn AtWork, rows: Vec<Row>) -> Standings<'_> {
     let mut known = Known::default();
     for row in rows {
@@ -125,12 +135,7 @@ fn states(
 
 #[test]
 fn what_was_passed_is_delivered_and_what_is_ahead_is_queued() {
-    let rows = vec![
-        position(4, &[saved(3, 0)]),
-        exception(1, Failed, "no"),
-        range(7, 8, Skipped),
-        range(9, 9, Expired),
-    ];
+    let rows = of_each_kind();
     let standings = standings(&NOBODY, rows);
     let expected = [
         Failed, Delivered, Queued, Delivered, Queued, Queued, Skipped, Skipped, Expired, Queued,
@@ -159,12 +164,7 @@ fn what_was_passed_is_delivered_and_what_is_ahead_is_queued() {
 
 #[test]
 fn what_no_subscription_came_to_is_expired_once_it_is_removed() {
-    let rows = vec![
-        position(4, &[saved(3, 0)]),
-        exception(1, Failed, "no"),
-        range(7, 8, Skipped),
-        range(9, 9, Expired),
-    ];
+    let rows = of_each_kind();
     let seqs = [1, 2, 3, 5, 7, 9];
     let told = |standings: &Standings<'_>| seqs.map(|seq| !standings.expired_for(seq).is_empty());
     let nobody = standings(&NOBODY, rows.clone());
